@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# From nothing to a better model on two CPU cores: makes .venv, installs, and trains a small model with NFT.
+#   ./launch/quickstart.sh [section.key=value ...]      e.g. actor.tp=1 actor.pp=2, run.seed=2
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+./launch/install.sh
+start=$SECONDS status=0
+.venv/bin/python -m megatron_nft.train launch/recipes/quickstart.toml "$@" || status=$?
+if ((status == 0)); then
+    echo "quickstart: done in $((SECONDS - start)) s (without the installation)"
+else
+    echo "quickstart: FAILED with exit status $status after $((SECONDS - start)) s" >&2
+fi
+exit "$status"

@@ -1,0 +1,242 @@
+"""Arithmetic word problems of one to three steps, and the pupils who solve them, rightly or with typical mistakes.
+
+A seed comes in, `Problem`s and `Demonstration`s go out; pure functions, no files. make_assets.py writes the problems to
+parquet and warms the quickstart's base model up on the demonstrations.
+
+The pupils follow a Rasch model: a pupil of skill s takes a step's operation rightly with probability
+sigmoid(s + logit(right_rate)), right_rate being the phrase's share of right pupils at average skill. Phrases differ: "buys 5
+more" hardly misleads anybody, "That is 5 fewer than Ann has" misleads most. Besides, pupils forget the last step, slip in
+a sum, or just add all the numbers.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Operation = Literal["+", "-", "*"]
+
+REQUEST = "Put the answer in \\boxed{}."
+DATA_SOURCE = "quickstart/word_problems"
+
+BOYS = ("Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Paul", "Omar")
+GIRLS = ("Ann", "Mia", "Eva", "Zoe", "Lily", "Nina", "Sara", "Emma")
+THINGS = (
+    "apples", "pens", "cards", "coins", "books", "stamps", "marbles", "shells",
+    "stickers", "cookies", "balls", "eggs", "buttons", "flowers", "stones", "toys",
+)  # fmt: skip
+LARGEST_RESULT = 99
+"""Every intermediate and final result of a problem lies in 1..99: two digits, which a 1 M model learns in minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """One step of a story. In `text`, {he} holds the things so far, {him} is the object form, {other} is somebody else."""
+
+    text: str
+    operation: Operation
+    mistaken_for: Operation
+    right_rate: float  # share of pupils of average skill who take the right operation
+    moves: bool = False  # the question then is about {other}
+
+
+PHRASES = (
+    Phrase(text="{He} buys {k} more.", operation="+", mistaken_for="-", right_rate=0.85),
+    Phrase(text="{He} finds {k} at home.", operation="+", mistaken_for="-", right_rate=0.72),
+    Phrase(text="{He} wins {k} in a game.", operation="+", mistaken_for="-", right_rate=0.65),
+    Phrase(text="{other} gives {him} {k}.", operation="+", mistaken_for="-", right_rate=0.48),
+    Phrase(text="{He} gets {k} back.", operation="+", mistaken_for="-", right_rate=0.38),
+    Phrase(text="{He} loses {k}.", operation="-", mistaken_for="+", right_rate=0.80),
+    Phrase(text="{He} gives {k} to {other}.", operation="-", mistaken_for="+", right_rate=0.68),
+    Phrase(text="{He} sells {k} of them.", operation="-", mistaken_for="+", right_rate=0.57),
+    Phrase(text="{He} lends {other} {k}.", operation="-", mistaken_for="+", right_rate=0.44),
+    Phrase(text="{k} of them are missing.", operation="-", mistaken_for="+", right_rate=0.35),
+    Phrase(text="{other} has {k} more.", operation="+", mistaken_for="-", right_rate=0.62, moves=True),
+    Phrase(text="{other} has {k} fewer.", operation="-", mistaken_for="+", right_rate=0.46, moves=True),
+    Phrase(text="That is {k} fewer than {other} has.", operation="+", mistaken_for="-", right_rate=0.30, moves=True),
+    Phrase(text="That is {k} more than {other} has.", operation="-", mistaken_for="+", right_rate=0.33, moves=True),
+    Phrase(text="{other} has {k} times as many.", operation="*", mistaken_for="+", right_rate=0.60, moves=True),
+    Phrase(text="{He} fills {k} such bags.", operation="*", mistaken_for="+", right_rate=0.42),
+)
+STEPS_SHARE = {1: 0.35, 2: 0.40, 3: 0.25}
+"""Number of steps -> share of the problems."""
+
+SKILL_SPREAD = 0.7
+"""Standard deviation of the pupils' skill."""
+FINISHES_RATE = {1: 1.0, 2: 0.75, 3: 0.60}
+"""Number of steps -> share of pupils of average skill who don't forget the last one."""
+ADDS_ALL_RATE = 0.05
+"""Share of pupils who add all the numbers they see."""
+SLIP_RATE = 0.03
+"""Share of steps whose result is off by one or by ten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a problem: phrase number `phrase` of PHRASES with the number `k`."""
+
+    phrase: int
+    k: int
+
+    @property
+    def operation(self) -> Operation:
+        return PHRASES[self.phrase].operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A word problem: start with `start` things, take the steps."""
+
+    text: str
+    start: int
+    steps: tuple[Step, ...]
+
+    @property
+    def answer(self) -> int:
+        value = self.start
+        for step in self.steps:
+            value = calculate(value, step.operation, step.k)
+        return value
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What makes it this problem, whoever acts in it: names and things don't count."""
+        return (self.start, *((step.phrase, step.k) for step in self.steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """A pupil's answer to a problem."""
+
+    problem: Problem
+    answer: str
+    is_right: bool
+
+
+def calculate(a: int, operation: Operation, b: int) -> int:
+    return a + b if operation == "+" else a - b if operation == "-" else a * b
+
+
+def problems(seed: int, *, without: frozenset[tuple[Any, ...]] = frozenset(), unique: bool = True) -> Iterator[Problem]:
+    """An endless stream of problems, none of whose signatures is in `without`; with `unique`, no signature comes twice."""
+    rng = random.Random(seed)
+    seen = set(without)
+    while True:
+        problem = _draw_problem(rng)
+        if problem.signature in seen:
+            continue
+        if unique:
+            seen.add(problem.signature)
+        yield problem
+
+
+def demonstrations(seed: int, *, without: frozenset[tuple[Any, ...]]) -> Iterator[Demonstration]:
+    """An endless stream of pupils' answers to problems that are not in `without`; each by another pupil."""
+    rng = random.Random(f"pupils {seed}")
+    for problem in problems(seed, without=without, unique=False):
+        answer = _answer_as_pupil(problem, rng)
+        yield Demonstration(problem=problem, answer=answer, is_right=answer.endswith(f"\\boxed{{{problem.answer}}}"))
+
+
+def drills(seed: int, *, sums: int = 8) -> Iterator[tuple[str, str]]:
+    """An endless stream of (prompt, answer): sheets of bare sums, all solved rightly.
+
+    Four times as many sums per token as in stories, so that arithmetic costs the warm-up minutes instead of an hour.
+    """
+    rng = random.Random(f"drills {seed}")
+    while True:
+        sheet: list[str] = []
+        while len(sheet) < sums:
+            operation = rng.choice(("+", "+", "-", "-", "*"))
+            numbers = _draw_numbers(rng, [operation], most=90)
+            if numbers:
+                start, (k,) = numbers
+                sheet.append(f"{start}{operation}{k}={calculate(start, operation, k)}")
+        yield "How", "\n".join(sheet)
+
+
+def right_answer(problem: Problem) -> str:
+    """The worked solution: one equation a step, then the boxed answer."""
+    return _write_answer(problem.start, [(step.operation, step.k) for step in problem.steps])
+
+
+def as_row(problem: Problem, *, index: int, split: str) -> dict[str, Any]:
+    """The problem in the schema of DAPO's and verl's parquet files."""
+    return {
+        "data_source": DATA_SOURCE,
+        "prompt": [{"role": "user", "content": problem.text}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": str(problem.answer)},
+        "extra_info": {"index": index, "split": split},
+    }
+
+
+def _draw_problem(rng: random.Random) -> Problem:
+    while True:
+        num_steps = rng.choices(list(STEPS_SHARE), list(STEPS_SHARE.values()))[0]
+        chosen = rng.sample(range(len(PHRASES)), num_steps)
+        numbers = _draw_numbers(rng, [PHRASES[i].operation for i in chosen])
+        if numbers:
+            start, ks = numbers
+            steps = tuple(Step(phrase=i, k=k) for i, k in zip(chosen, ks, strict=True))
+            return Problem(text=_tell(rng, start, steps), start=start, steps=steps)
+
+
+def _draw_numbers(rng: random.Random, operations: list[Operation], most: int = 50) -> tuple[int, list[int]] | None:
+    value = start = rng.randint(3, 12 if "*" in operations else most)
+    ks = []
+    for operation in operations:
+        k = rng.randint(2, 5 if operation == "*" else 9)
+        if operation == "*" and value > 12:  # stay within the small times table
+            return None
+        value = calculate(value, operation, k)
+        if not 1 <= value <= LARGEST_RESULT:
+            return None
+        ks.append(k)
+    return start, ks
+
+
+def _tell(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
+    names = rng.sample(BOYS + GIRLS, len(steps) + 1)
+    things = rng.choice(THINGS)
+    holder, others = names[0], names[1:]
+    sentences = [f"{holder} has {start} {things}."]
+    for step, other in zip(steps, others, strict=True):
+        phrase = PHRASES[step.phrase]
+        he, him = ("He", "him") if holder in BOYS else ("She", "her")
+        sentences.append(phrase.text.format(He=he, him=him, other=other, k=step.k))
+        holder = other if phrase.moves else holder
+    return " ".join([*sentences, f"How many {things} does {holder} have now?", REQUEST])
+
+
+def _answer_as_pupil(problem: Problem, rng: random.Random) -> str:
+    skill = rng.gauss(0, SKILL_SPREAD)
+    adds_all = rng.random() < ADDS_ALL_RATE
+    taken: list[tuple[Operation, int]] = []
+    for step in problem.steps:
+        phrase = PHRASES[step.phrase]
+        succeeds = _succeeds(rng, skill, phrase.right_rate)
+        taken.append(("+" if adds_all else phrase.operation if succeeds else phrase.mistaken_for, step.k))
+    if not _succeeds(rng, skill, FINISHES_RATE[len(taken)]):
+        taken.pop()
+    return _write_answer(problem.start, taken, rng)
+
+
+def _succeeds(rng: random.Random, skill: float, right_rate: float) -> bool:
+    if right_rate >= 1:
+        return True
+    return rng.random() < 1 / (1 + math.exp(-skill) * (1 - right_rate) / right_rate)
+
+
+def _write_answer(start: int, taken: list[tuple[Operation, int]], slips: random.Random | None = None) -> str:
+    lines = []
+    value = start
+    for operation, k in taken:
+        # Pupils have no negative numbers: they take the smaller from the larger.
+        a, b = (k, value) if operation == "-" and k > value else (value, k)
+        value = calculate(a, operation, b)
+        if slips and slips.random() < SLIP_RATE:
+            value = max(0, value + slips.choice((-10, -1, 1, 10)))
+        lines.append(f"{a}{operation}{b}={value}")
+    return "\n".join([*lines, f"\\boxed{{{value}}}"])

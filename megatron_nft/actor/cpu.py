@@ -1,0 +1,88 @@
+"""The one file that adapts Megatron-Core to a machine without CUDA.
+
+Megatron-Core asks torch.cuda for its device, its streams and its random state, and allocates with device="cuda".
+`adapt_to_cpu` answers these questions for the CPU; everything above it (schedules, distributed optimizer, tensor
+parallel layers) is Megatron's own code. Called once per process by actor/topology.py, before any model is built.
+
+Adapted to megatron-core 0.16.1 and 0.19.2. To be removed when Megatron-Core takes its device from one place.
+"""
+
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_mode: "_CudaMeansCpu | None" = None
+
+
+def adapt_to_cpu() -> None:
+    """Lets Megatron-Core run on the CPU in this process. Safe to call twice."""
+    global _mode
+    if _mode is not None:
+        return
+    if torch.cuda.is_available():
+        raise RuntimeError("cluster.device = cpu on a machine with CUDA devices; hide them with CUDA_VISIBLE_DEVICES=''")
+    _replace_cuda_functions()
+    _replace_megatron_random_state()
+    _mode = _CudaMeansCpu()
+    _mode.__enter__()
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Rewrites requests for a CUDA tensor to the CPU, in every torch function and tensor method."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # The distributed optimizer sorts parameters by the strings "torch.cuda.FloatTensor" and its like.
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if _names_cuda(kwargs.get("device")):
+            kwargs = {**kwargs, "device": "cpu"}
+        if func is torch.Tensor.to and any(_names_cuda(arg) for arg in args):
+            args = tuple("cpu" if _names_cuda(arg) else arg for arg in args)
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
+        return func(*args, **kwargs)
+
+
+def _names_cuda(device: Any) -> bool:
+    return (isinstance(device, str) and device.startswith("cuda")) or (
+        isinstance(device, torch.device) and device.type == "cuda"
+    )
+
+
+class _NoStream:
+    """A CPU runs in order: waiting for it is doing nothing."""
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+@contextmanager
+def _no_stream_context(stream: Any):
+    yield
+
+
+def _replace_cuda_functions() -> None:
+    cuda, cpu, stream = torch.cuda, torch.device("cpu"), _NoStream()
+    cuda.current_device = lambda: cpu
+    cuda.synchronize = lambda device=None: None
+    cuda.current_stream = cuda.default_stream = lambda device=None: stream
+    cuda.stream = _no_stream_context
+    cuda.manual_seed = torch.default_generator.manual_seed  # torch.manual_seed itself asks torch.cuda again
+    cuda.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    cuda.FloatTensor, cuda.HalfTensor, cuda.BFloat16Tensor = torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor
+
+
+def _replace_megatron_random_state() -> None:
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda new_state, *args, **kwargs: torch.set_rng_state(new_state)

@@ -1,0 +1,86 @@
+"""HF safetensors <-> this rank's Megatron parameters, through weights/mapping.py.
+
+`load_hf_weights` fills a model from an HF folder, reading only the tensors that this stage holds; `named_shards` lists
+the parameters under names with global layer numbers. Called by actor/worker.py.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.utils import unwrap_model
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from megatron_nft.actor.topology import Topology
+from megatron_nft.hf_config import HFConfig, ModelFolderError
+from megatron_nft.weights.mapping import find_rule
+
+
+class HFTensors:
+    """The tensors of an HF folder, by name, read when asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        index = self.folder / "model.safetensors.index.json"
+        single = self.folder / "model.safetensors"
+        if index.is_file():
+            self._file_of = json.loads(index.read_text())["weight_map"]
+        elif single.is_file():
+            with safe_open(single, framework="pt") as file:
+                self._file_of = dict.fromkeys(file.keys(), single.name)
+        else:
+            raise ModelFolderError(f"{self.folder}: no model.safetensors and no model.safetensors.index.json")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._file_of:
+            raise ModelFolderError(f"{self.folder}: no tensor {name!r}; is config.json that of another model?")
+        path = self.folder / self._file_of[name]
+        if not path.is_file():
+            raise ModelFolderError(f"{path}: missing, although the index names it for {name!r}")
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def named_shards(model: nn.Module, hf: HFConfig, topology: Topology) -> Iterator[tuple[str, Tensor]]:
+    """(name with the global layer number, parameter) of this rank, each parameter once.
+
+    The last stage's copy of a tied embedding is left out unless it is the only one.
+    """
+    gpt: GPTModel = unwrap_model(model)
+    for name, parameter in gpt.named_parameters():
+        if name == "output_layer.weight" and hf.tie_word_embeddings:
+            continue
+        yield _with_global_layer(name, gpt), parameter
+
+
+def load_hf_weights(model: nn.Module, folder: str | Path, hf: HFConfig, topology: Topology) -> None:
+    """Fills every parameter of this rank from an HF folder.
+
+    Raises:
+        ModelFolderError: a file or a tensor is missing, or has another shape than config.json says.
+    """
+    tensors = HFTensors(folder)
+    with torch.no_grad():
+        for name, parameter in unwrap_model(model).named_parameters():
+            if name == "output_layer.weight" and hf.tie_word_embeddings:
+                name = "embedding.word_embeddings.weight"  # the last stage's copy
+            rule, layer = find_rule(_with_global_layer(name, unwrap_model(model)), hf)
+            sources = [tensors[hf_name] for hf_name in rule.hf_names(layer)]
+            shard = rule.layout.to_shard(sources, topology.tp_rank, topology.tp_size, hf)
+            if shard.shape != parameter.shape:
+                raise ModelFolderError(
+                    f"{folder}: {rule.hf_names(layer)} give a shard of {tuple(shard.shape)}, "
+                    f"the model has {tuple(parameter.shape)}"
+                )
+            parameter.copy_(shard)
+
+
+def _with_global_layer(name: str, gpt: GPTModel) -> str:
+    parts = name.split(".")
+    if parts[:2] != ["decoder", "layers"]:
+        return name
+    parts[2] = str(gpt.decoder.layers[int(parts[2])].layer_number - 1)  # Megatron counts layers from 1
+    return ".".join(parts)

@@ -1,0 +1,125 @@
+"""An HF architecture as a Megatron-Core GPTModel: TransformerEngine layers on CUDA, local ones on a CPU.
+
+An HFConfig and the actor's layout come in; this rank's stage and shards, wrapped for data parallelism, go out, with
+uninitialised weights (actor/hf_weights.py fills them). Every Megatron argument is derived from the HF config.
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from megatron_nft.actor.attention import PackedCausalAttention
+from megatron_nft.actor.precision import PRECISIONS
+from megatron_nft.actor.topology import Topology
+from megatron_nft.config import ActorConfig
+from megatron_nft.hf_config import HFConfig
+from megatron_nft.weights.mapping import padded_vocab_size
+
+RECOMPUTE = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective"},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def build_model(hf: HFConfig, actor: ActorConfig, topology: Topology) -> DistributedDataParallel:
+    """This rank's part of the model, on its device, with gradient buffers."""
+    config = transformer_config(hf, actor, topology)
+    model: nn.Module = GPTModel(
+        config=config,
+        transformer_layer_spec=layer_spec(config, topology),
+        vocab_size=padded_vocab_size(hf.vocab_size, actor.tp),
+        max_sequence_length=hf.max_position_embeddings,
+        pre_process=topology.is_first_stage,
+        post_process=topology.is_last_stage,
+        share_embeddings_and_output_weights=hf.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=hf.rope_theta,
+    ).to(topology.device)
+    if config.bf16:
+        model = Float16Module(config, model)
+    return DistributedDataParallel(
+        config,
+        DistributedDataParallelConfig(
+            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+        ),
+        model,
+    )
+
+
+def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> TransformerConfig:
+    """Megatron's arguments from the HF config and the layout."""
+    precision, on_cuda = PRECISIONS[actor.precision], topology.device.type == "cuda"
+    return TransformerConfig(
+        num_layers=hf.num_hidden_layers,
+        hidden_size=hf.hidden_size,
+        ffn_hidden_size=hf.intermediate_size,
+        num_attention_heads=hf.num_attention_heads,
+        num_query_groups=hf.num_key_value_heads,
+        kv_channels=hf.head_dim,
+        layernorm_epsilon=hf.rms_norm_eps,
+        normalization="RMSNorm",
+        activation_func=F.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=hf.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=precision.is_bf16,
+        params_dtype=precision.dtype,
+        pipeline_dtype=precision.dtype,
+        attention_softmax_in_fp32=True,
+        tensor_model_parallel_size=actor.tp,
+        pipeline_model_parallel_size=actor.pp,
+        sequence_parallel=actor.sequence_parallel,
+        variable_seq_lengths=True,  # microbatches are packed to a budget, not padded to a length
+        moe_token_dispatcher_type="alltoall",  # the only one that Megatron allows beside variable lengths
+        # Gradients are summed over microbatches and ranks, never divided: actor/pipeline.py has normalised the loss.
+        calculate_per_token_loss=True,
+        use_cpu_initialization=not on_cuda,
+        # The values are overwritten by the HF weights, but it is initialisation that marks parameters as tensor-parallel,
+        # and the gradient norm counts an unmarked shard on one rank only.
+        perform_initialization=True,
+        persist_layer_norm=on_cuda,
+        bias_activation_fusion=on_cuda,
+        bias_dropout_fusion=on_cuda,
+        apply_rope_fusion=on_cuda,
+        masked_softmax_fusion=on_cuda,
+        gradient_accumulation_fusion=False,
+        **RECOMPUTE[actor.recompute],
+    )
+
+
+def layer_spec(config: TransformerConfig, topology: Topology) -> ModuleSpec | TransformerBlockSubmodules:
+    """The one switch between TransformerEngine's layers and Megatron's local ones."""
+    if topology.device.type == "cuda":
+        return get_gpt_layer_with_transformer_engine_spec()
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.submodules.core_attention = PackedCausalAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm for local layers. Megatron's WrappedTorchNorm refuses sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **megatron: object) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Each tensor-parallel rank normalises its own tokens, so Megatron must sum the weight's gradient over them.
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[tokens, 1, hidden] -> the same; statistics in fp32, as transformers does."""
+        return F.rms_norm(hidden.float(), hidden.shape[-1:], None, self.eps).to(hidden.dtype) * self.weight

@@ -1,0 +1,103 @@
+"""Parallel ranks: who this process is in the (tensor, pipeline, data) grid. The only caller of parallel_state's init.
+
+A rank number and the actor's layout come in; process groups (NCCL, or gloo on a CPU) and a `Topology` go out. Ranks are
+numbered as Megatron numbers them: tensor axis fastest, then data, then pipeline. Called by actor/worker.py.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_nft.config import ActorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """This rank's place."""
+
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    device: torch.device
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank answers for its data-parallel replica: it has the log-probs."""
+        return self.is_last_stage and self.tp_rank == 0
+
+    @property
+    def sends_weights(self) -> bool:
+        """Whether this rank's pipeline stage is sent from here: one leader per stage."""
+        return self.tp_rank == 0 and self.dp_rank == 0
+
+
+def data_parallel_rank(config: ActorConfig, rank: int) -> int:
+    """The data-parallel rank of global rank `rank`, for a driver that hands out microbatches."""
+    return rank // config.tp % config.dp
+
+
+def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, seed: int) -> Topology:
+    """Joins the process group at `master` ("host:port") and builds Megatron's groups in it.
+
+    Raises:
+        RuntimeError: CUDA is asked for where there is none, or the reverse.
+    """
+    if device == "cpu":
+        from megatron_nft.actor.cpu import adapt_to_cpu
+
+        adapt_to_cpu()
+        torch_device = torch.device("cpu")
+    else:
+        if not torch.cuda.is_available():
+            raise RuntimeError("cluster.device = cuda, but torch finds no CUDA device; set cluster.device = cpu")
+        torch.cuda.set_device(0)  # Ray shows each actor its own device as number 0
+        torch_device = torch.device("cuda", 0)
+
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    dist.init_process_group(
+        backend="gloo" if device == "cpu" else "nccl",
+        init_method=f"tcp://{master}",
+        rank=rank,
+        world_size=config.world_size,
+        timeout=timedelta(seconds=config.timeout_s),
+    )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tp,
+        pipeline_model_parallel_size=config.pp,
+        distributed_timeout_minutes=max(1, round(config.timeout_s / 60)),
+        create_gloo_process_groups=False,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+    return Topology(
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=config.tp,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=config.pp,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=config.dp,
+        device=torch_device,
+    )
+
+
+def destroy_topology() -> None:
+    """Leaves the process groups."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()

@@ -1,0 +1,122 @@
+"""One rank's verbs: score, train_step, send_weights, save_hf.
+
+Microbatches come in, log-probs and metrics go out. Every verb is a collective: all ranks call it in the same order, and
+the ranks that have something to say return it, the others None. cluster/workers.py runs one Worker per process.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from safetensors.torch import save_file
+
+from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
+from megatron_nft.actor.model import build_model
+from megatron_nft.actor.optimizer import build_optimizer
+from megatron_nft.actor.pipeline import Pipeline
+from megatron_nft.actor.precision import PRECISIONS
+from megatron_nft.actor.topology import destroy_topology, init_topology
+from megatron_nft.config import Config
+from megatron_nft.hf_config import read_hf_config
+from megatron_nft.types import MicroBatch
+from megatron_nft.weights.gather import gather_bucket, plan_weights
+from megatron_nft.weights.wire import write_bucket
+
+
+class Worker:
+    """A Megatron rank with its model, optimizer and place in the layout."""
+
+    def __init__(self, config: Config, *, rank: int, master: str) -> None:
+        self.config = config
+        self.topology = init_topology(
+            config.actor, rank=rank, master=master, device=config.cluster.device, seed=config.run.seed
+        )
+        self.hf = read_hf_config(config.model.path)
+        self.model = build_model(self.hf, config.actor, self.topology)
+        load_hf_weights(self.model, config.model.path, self.hf, self.topology)
+        self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor.precision)
+        self.pipeline = Pipeline(self.model, self.hf, self.topology, config.algorithm, config.rollout.temperature)
+        self.plan = plan_weights(
+            list(named_shards(self.model, self.hf, self.topology)),
+            self.hf,
+            tp_size=self.topology.tp_size,
+            dtype=getattr(torch, config.rollout.dtype),
+            bucket_bytes=config.weights.bucket_mib << 20,
+        )
+
+    def score(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
+        """Old log-probs, float32 [A] per sequence in order, from the rank that speaks for its replica."""
+        logprobs = self.pipeline.score(microbatches)
+        if not self.topology.speaks:
+            return None
+        scores = []
+        for microbatch, logprobs_A in zip(microbatches, logprobs, strict=True):
+            lengths = [s.num_answer_tokens for s in microbatch.sequences]
+            if lengths:
+                scores += np.split(logprobs_A.cpu().numpy(), np.cumsum(lengths)[:-1])
+        return scores
+
+    def train_step(self, updates: Sequence[Sequence[MicroBatch]]) -> dict[str, float] | None:
+        """One optimizer update per element; metrics averaged over the updates, from the rank that speaks."""
+        reports = []
+        for microbatches in updates:
+            self.schedule.step(1)
+            metrics = self.pipeline.forward_backward(microbatches)
+            _, grad_norm, _ = self.optimizer.step()
+            metrics |= {"actor/grad_norm": grad_norm, "actor/learning_rate": self.optimizer.param_groups[0]["lr"]}
+            reports.append(metrics)
+        if not self.topology.speaks or self.topology.dp_rank != 0:
+            return None
+        means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
+        means["nft/ratio_max"] = max(report["nft/ratio_max"] for report in reports)
+        means["actor/tokens"] = sum(report["actor/tokens"] for report in reports)
+        return means
+
+    def weight_names(self) -> list[str] | None:
+        """HF names of all tensors that this rank's stage sends, from its leader."""
+        return self.plan.hf_names if self.topology.sends_weights else None
+
+    def num_buckets(self) -> int:
+        """Buckets of this rank's stage."""
+        return len(self.plan.buckets)
+
+    def send_bucket(self, index: int, folder: str) -> dict | None:
+        """Gathers one bucket of this stage and puts it on the wire; its manifest, from the stage's leader.
+
+        A collective of one tensor-parallel group; other data-parallel ranks need not call it. `index` beyond this
+        stage's buckets: None.
+        """
+        tensors = self._gather(index, getattr(torch, self.config.rollout.dtype))
+        if not tensors:
+            return None
+        return write_bucket(Path(folder), self._bucket_id(index), tensors).to_dict()
+
+    def save_hf(self, folder: str) -> dict[str, str] | None:
+        """Writes this stage's weights as safetensors files into `folder`; HF name -> file name, from its leader."""
+        weight_map: dict[str, str] = {}
+        for index in range(len(self.plan.buckets)):
+            if tensors := self._gather(index, PRECISIONS[self.config.actor.precision].dtype):
+                name = f"model-{self._bucket_id(index):05d}.safetensors"
+                save_file({key: tensor.cpu() for key, tensor in tensors.items()}, Path(folder) / name, {"format": "pt"})
+                weight_map |= dict.fromkeys(tensors, name)
+        return weight_map if self.topology.sends_weights else None
+
+    def shutdown(self) -> None:
+        """Leaves the process groups."""
+        destroy_topology()
+
+    def _gather(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        if index >= len(self.plan.buckets) or self.topology.dp_rank != 0:
+            return {}
+        return gather_bucket(
+            self.plan.buckets[index],
+            self.hf,
+            dtype=dtype,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            sends=self.topology.sends_weights,
+        )
+
+    def _bucket_id(self, index: int) -> int:
+        return index * self.topology.pp_size + self.topology.pp_rank

@@ -1,0 +1,241 @@
+"""Actors and engines as processes: one verb, called on all ranks, with a deadline. The only ray.remote wrapping.
+
+The driver holds `Actors` (Megatron ranks, actor/worker.py) and `EngineGroup` (vLLM engines, rollout/engine.py). Both
+look to train.py like one object each; who runs where comes from cluster/placement.py. A rank that fails ends the wait of
+all others at once, with its own error.
+"""
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError
+
+from megatron_nft.cluster.placement import Placement
+from megatron_nft.config import Config
+from megatron_nft.rollout.engine import engine_environment
+from megatron_nft.rollout.sample import Sampling
+from megatron_nft.types import Prompt, RolloutGroup, TrainBatch
+from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
+from megatron_nft.weights.wire import BucketManifest
+
+
+class ClusterError(RuntimeError):
+    """A process died or did not answer in time. The message names the verb and the rank."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A verb under way on several processes."""
+
+    what: str
+    refs: dict[str, Any]  # process name -> Ray's reference
+    timeout_s: float
+
+    def wait(self) -> list[Any]:
+        """What each process returned, in their order.
+
+        Raises:
+            ClusterError: a process died, or the deadline passed; the names of those that did not answer are given.
+            Exception: whatever a process raised, as soon as it did.
+        """
+        names = {ref: name for name, ref in self.refs.items()}
+        waiting, deadline = list(names), time.monotonic() + self.timeout_s
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=max(deadline - time.monotonic(), 0.0))
+            if not done:
+                late = ", ".join(names[ref] for ref in waiting)
+                raise ClusterError(f"{self.what}: no answer from {late} within {self.timeout_s:g} s")
+            for ref in done:
+                try:
+                    ray.get(ref)
+                except ActorDiedError as error:
+                    raise ClusterError(f"{self.what}: {names[ref]} died: {error}") from error
+        return ray.get(list(self.refs.values()))
+
+
+class _ActorRank:
+    """Runs in the rank's own process."""
+
+    def address(self) -> str:
+        """ "host:port" at which this process can be the meeting point of all ranks."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def build(self, config: Config, rank: int, master: str) -> None:
+        from megatron_nft.actor.worker import Worker
+
+        self.worker = Worker(config, rank=rank, master=master)
+
+    def call(self, verb: str, arguments: tuple) -> Any:
+        return getattr(self.worker, verb)(*arguments)
+
+
+class Actors:
+    """All Megatron ranks. Starts them at once; `ready` waits."""
+
+    def __init__(self, config: Config, placement: Placement) -> None:
+        self._config = config
+        self._ranks = {
+            f"actor rank {rank}": ray.remote(_ActorRank)
+            .options(
+                **placement.actor_options(rank),
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.cluster.threads_per_process)}},
+            )
+            .remote()
+            for rank in range(config.actor.world_size)
+        }
+
+    def begin_build(self) -> Pending:
+        """Every rank joins the process groups, builds its part of the model and reads its weights."""
+        handles, timeout_s = list(self._ranks.values()), self._config.cluster.start_timeout_s
+        master = Pending("start", {"actor rank 0": handles[0].address.remote()}, timeout_s).wait()[0]
+        refs = {
+            name: handle.build.remote(self._config, rank, master)
+            for rank, (name, handle) in enumerate(self._ranks.items())
+        }
+        return Pending("start", refs, timeout_s)
+
+    def score(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with old_logprobs set: each answer's log-probs under the actor's current weights."""
+        shares = [[m for update in batch.updates for m in update[d]] for d in range(self._config.actor.dp)]
+        answers = self._call_by_replica("score", shares)
+        for rank, scores in enumerate(answers):
+            if scores is not None:
+                shares[self._replica(rank)] = list(scores)
+        flat = [iter(scores) for scores in shares]
+        return TrainBatch(
+            updates=tuple(
+                tuple(
+                    tuple(
+                        replace(m, sequences=tuple(replace(s, old_logprobs_A=next(flat[d])) for s in m.sequences))
+                        for m in rank
+                    )
+                    for d, rank in enumerate(update)
+                )
+                for update in batch.updates
+            )
+        )
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """All optimizer updates of a scored batch; their metrics."""
+        shares = [[update[d] for update in batch.updates] for d in range(self._config.actor.dp)]
+        return next(answer for answer in self._call_by_replica("train_step", shares) if answer is not None)
+
+    def weight_names(self) -> list[str]:
+        """HF names of all weights that a sync sends."""
+        return [name for names in self._call("weight_names") if names is not None for name in names]
+
+    def num_buckets(self) -> int:
+        """Buckets of the stage that has the most."""
+        return max(self._call("num_buckets"))
+
+    def begin_send(self, index: int, folder: Path) -> Pending:
+        """Puts one bucket of every stage on the wire; `wait` gives their manifests, or None from other ranks."""
+        return self._begin("send_bucket", index, str(folder), timeout_s=self._config.weights.timeout_s)
+
+    def save_hf(self, folder: Path) -> None:
+        """Writes the model as a complete HF folder; an earlier one is replaced once the new one is whole."""
+        with hf_folder_in_progress(folder) as partial:
+            weight_maps = self._call("save_hf", str(partial))
+            finish_hf_folder(partial, self._config.model.path, [m for m in weight_maps if m is not None])
+
+    def _replica(self, rank: int) -> int:
+        return rank // self._config.actor.tp % self._config.actor.dp
+
+    def _call(self, verb: str, *arguments: Any) -> list[Any]:
+        return self._begin(verb, *arguments, timeout_s=self._config.actor.timeout_s).wait()
+
+    def _begin(self, verb: str, *arguments: Any, timeout_s: float) -> Pending:
+        refs = {name: handle.call.remote(verb, arguments) for name, handle in self._ranks.items()}
+        return Pending(verb, refs, timeout_s)
+
+    def _call_by_replica(self, verb: str, shares: Sequence[Any]) -> list[Any]:
+        """Calls `verb` on all ranks, with the share of each rank's data-parallel replica."""
+        stored = [ray.put((share,)) for share in shares]
+        refs = {
+            name: handle.call.remote(verb, stored[self._replica(rank)])
+            for rank, (name, handle) in enumerate(self._ranks.items())
+        }
+        return Pending(verb, refs, self._config.actor.timeout_s).wait()
+
+
+class _EngineProcess:
+    """Runs in the engine's own process."""
+
+    def build(self, config: Config) -> None:
+        from megatron_nft.rollout.engine import Engine
+
+        self.engine = Engine(
+            config.model.path,
+            config.rollout,
+            device=config.cluster.device,
+            max_model_len=config.max_sequence_tokens,
+            seed=config.run.seed,
+        )
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        yield from self.engine.generate(prompts, sampling)
+
+    def call(self, verb: str, arguments: tuple) -> Any:
+        return getattr(self.engine, verb)(*arguments)
+
+
+class EngineGroup:
+    """All rollout engines (the `Engines` of rollout/sample.py). Starts them at once; `begin_build` loads the model."""
+
+    def __init__(self, config: Config, placement: Placement) -> None:
+        self._config = config
+        self.num_engines = config.rollout.engines
+        environment = engine_environment(config.cluster.device, config.cluster.threads_per_process)
+        self._engines = {
+            f"engine {index}": ray.remote(_EngineProcess)
+            .options(**placement.engine_options(index), runtime_env={"env_vars": environment})
+            .remote()
+            for index in range(self.num_engines)
+        }
+
+    def begin_build(self) -> Pending:
+        """Every engine loads the model."""
+        refs = {name: engine.build.remote(self._config) for name, engine in self._engines.items()}
+        return Pending("start", refs, self._config.cluster.start_timeout_s)
+
+    def generate(self, shards: list[list[Prompt]], sampling: Sampling) -> Iterator[RolloutGroup]:
+        """Answers shard i on engine i; yields groups from all engines as they get ready."""
+        streams = {
+            engine.generate.options(num_returns="streaming").remote(shard, sampling): name
+            for (name, engine), shard in zip(self._engines.items(), shards, strict=True)
+            if shard
+        }
+        while streams:
+            ready, _ = ray.wait(list(streams), timeout=self._config.rollout.timeout_s)
+            if not ready:
+                late = ", ".join(streams.values())
+                raise ClusterError(f"generate: no answer from {late} within {self._config.rollout.timeout_s:g} s")
+            try:
+                yield ray.get(next(ready[0]))
+            except StopIteration:
+                del streams[ready[0]]
+            except ActorDiedError as error:
+                raise ClusterError(f"generate: {streams[ready[0]]} died: {error}") from error
+
+    def start_update(self, names: list[str]) -> None:
+        """Tells every engine which weights will come; from here on none generates until `finish_update`."""
+        self._call("start_update", names)
+
+    def update(self, manifest: BucketManifest) -> None:
+        """Every engine loads one bucket."""
+        self._call("update", manifest.to_dict())
+
+    def finish_update(self, policy_version: int) -> None:
+        """Every engine checks that it has all weights, forgets its caches and stamps its rollouts from here on."""
+        self._call("finish_update", policy_version)
+
+    def _call(self, verb: str, *arguments: Any) -> list[Any]:
+        refs = {name: engine.call.remote(verb, arguments) for name, engine in self._engines.items()}
+        return Pending(verb, refs, self._config.weights.timeout_s).wait()

@@ -1,0 +1,322 @@
+"""Every knob of a run: its default, its meaning and its cross-checks.
+
+A recipe (TOML) and `section.key=value` overrides come in; one read-only `Config` goes out. Defaults stand here, once, on
+their field; the recipe overrides them, the command line overrides the recipe. Called by train, evaluate and the tests.
+Imports no torch, ray, vllm or megatron, so that a recipe can be checked in milliseconds on any machine.
+"""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from megatron_nft.hf_config import HFConfig, read_hf_config
+
+
+class RecipeError(ValueError):
+    """A recipe, an override or a path in it is wrong. The message gives the value, the reason and the remedy."""
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys fail, values are read-only once loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    name: str = "nft"
+    """Name of the run; its files go to `dir/name`."""
+    dir: str = "runs"
+    """Folder that holds all runs."""
+    seed: int = 1
+    """Seeds the prompt order, the sampling of every rollout and Megatron's generators."""
+    overwrite: bool = False
+    """Replace the files of an earlier run of the same name instead of refusing to start."""
+
+
+class ModelConfig(Section):
+    path: str
+    """HF folder (config.json, *.safetensors, tokenizer) that training starts from."""
+
+
+class DataConfig(Section):
+    train: list[str] = Field(min_length=1)
+    """Training prompts: parquet or jsonl files, or names on the hub, in the DAPO/verl schema."""
+    held_out: list[str] = []
+    """Held-out prompts for evaluation, same schema. Empty: no evaluation."""
+    prompt_format: Literal["chat", "plain"] = "chat"
+    """"chat" applies the tokenizer's chat template; "plain" joins the messages' contents as they are."""
+    max_prompt_tokens: int = Field(512, ge=1)
+    """Longer prompts are dropped and counted."""
+    missing_answer: Literal["refuse", "skip"] = "refuse"
+    """What to do with a row that has no ground truth: stop with its number, or skip and count it."""
+
+
+class RolloutConfig(Section):
+    engines: int = Field(1, ge=1)
+    """Number of vLLM engines."""
+    tp: int = Field(1, ge=1)
+    """Tensor-parallel size of one engine."""
+    group_size: int = Field(16, ge=2)
+    """Answers per prompt (K). At least 2: a group of 1 is never mixed, so nothing could be learned from it."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of rollouts; the actor scores at the same temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling. Below 1 the engine's log-probs are of the truncated distribution, and the gap metric shows it."""
+    max_answer_tokens: int = Field(3584, ge=1)
+    """A longer answer is cut, and a cut answer counts as wrong."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of the engine's weights."""
+    max_sampling_rounds: int = Field(10, ge=1)
+    """Rounds of sampling per step before the run stops for want of mixed groups."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache of one engine on a CPU. On a GPU vLLM sizes it from `gpu_memory_fraction`."""
+    gpu_memory_fraction: float = Field(0.6, gt=0, lt=1)
+    """Share of a GPU's memory that an engine may take."""
+    max_concurrent: int = Field(256, ge=1)
+    """Answers that one engine works on at the same time (vLLM's max_num_seqs)."""
+    timeout_s: float = Field(3600.0, gt=0)
+    """Longest wait for the next finished group before the run stops with an error."""
+
+
+class VerdictConfig(Section):
+    workers: int = Field(2, ge=1)
+    """Grading processes; each can be killed without harm to the others."""
+    deadline_s: float = Field(5.0, gt=0)
+    """An answer whose grading takes longer counts as wrong, under the kind "timeout"."""
+
+
+class AlgorithmConfig(Section):
+    neg_weight: float = Field(1.0, ge=0)
+    """Weight of wrong answers: 1 is NFT, 0 is rejection fine-tuning (RFT)."""
+    normalize: Literal[0, 1, 2] = 1
+    """Prompt weight w(q): 0: 1; 1: 1 - p (on-policy: Dr. GRPO); 2: sqrt((1 - p) / p) (on-policy: GRPO)."""
+    clamp_negative: float = Field(1.0, gt=0, le=1)
+    """Lower clamp of a wrong answer's implicit likelihood ratio (the paper's epsilon); the gradient passes straight through."""
+    ratio_type: Literal["token", "sequence"] = "token"
+    """Likelihood ratio per token, or one per answer (the product of its tokens' ratios)."""
+    reduction: Literal["tokens", "constant"] = "tokens"
+    """"tokens": mean over all answer tokens of the optimizer mini-batch; "constant": sum / `reduction_constant` / answers."""
+    reduction_constant: float = Field(1000.0, gt=0)
+    """Divisor of the "constant" reduction, in tokens per answer."""
+
+
+class ActorConfig(Section):
+    tp: int = Field(1, ge=1)
+    """Tensor-parallel size."""
+    pp: int = Field(1, ge=1)
+    """Pipeline-parallel size."""
+    dp: int = Field(1, ge=1)
+    """Data-parallel size; the optimizer state is sharded over it."""
+    sequence_parallel: bool = False
+    """Shard norms and residuals over the tensor-parallel ranks along the tokens."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of forward and backward; master weights and the optimizer stay fp32."""
+    tokens_per_microbatch: int = Field(16384, ge=1)
+    """Token budget of a packed microbatch. A single longer sequence still gets a microbatch of its own."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation: trade time for memory."""
+    timeout_s: float = Field(1800.0, gt=0)
+    """Longest wait for a collective or for one verb (score, train_step) before the run stops with an error."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+
+class OptimizerConfig(Section):
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW, held constant after the warm-up."""
+    warmup_updates: int = Field(10, ge=0)
+    """Optimizer updates of linear warm-up."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW weight decay (not on norms and biases)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW first-moment decay."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW second-moment decay."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW denominator guard."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest global gradient norm; a longer gradient is scaled down to it."""
+
+
+class WeightsConfig(Section):
+    bucket_mib: int = Field(256, ge=1)
+    """Size of a weight-sync bucket. Two are in use at a time."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Longest wait for one phase of a weight sync before the run stops with the phase's name."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(100, ge=1)
+    """Rollout steps. Each samples, grades, trains and syncs the weights once."""
+    groups_per_step: int = Field(512, ge=1)
+    """Mixed groups (prompts with right and wrong answers) that a step trains on."""
+    updates_per_step: int = Field(16, ge=1)
+    """Optimizer updates per step; must divide groups_per_step."""
+    evaluate_every: int = Field(5, ge=0)
+    """Evaluate on the held-out prompts every so many steps, besides before the first and after the last. 0: only those."""
+    export_every: int = Field(0, ge=0)
+    """Write the model as an HF folder every so many steps, besides after the last. 0: only after the last."""
+
+
+class EvaluateConfig(Section):
+    max_prompts: int = Field(0, ge=0)
+    """Evaluate on the first so many held-out prompts. 0: all."""
+    samples: int = Field(0, ge=0)
+    """Sampled answers per prompt for avg@k. 0: greedy only."""
+    temperature: float = Field(0.6, gt=0)
+    """Temperature of the sampled answers."""
+    top_p: float = Field(0.7, gt=0, le=1)
+    """Nucleus of the sampled answers."""
+
+
+class ClusterConfig(Section):
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Where actors and engines run. The rest of the program is the same."""
+    actor_ranks: int | None = Field(None, ge=1)
+    """Ranks that this job has for the actor, checked against tp x pp x dp. Unset: as many as the layout needs."""
+    threads_per_process: int = Field(1, ge=1)
+    """CPU threads of each actor rank and engine (OMP_NUM_THREADS)."""
+    start_timeout_s: float = Field(600.0, gt=0)
+    """Longest wait for actors and engines to come up."""
+
+
+class ObserveConfig(Section):
+    rollouts_per_step: int = Field(16, ge=0)
+    """Answers written to rollouts.jsonl each step."""
+    save_batches: bool = False
+    """Keep every step's training batch as batches/step_N.npz, for a replay."""
+
+
+class Config(Section):
+    """The whole recipe. Sections are handed to the functions that use them."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    verdict: VerdictConfig = VerdictConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    actor: ActorConfig = ActorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    weights: WeightsConfig = WeightsConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    observe: ObserveConfig = ObserveConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        return self.data.max_prompt_tokens + self.rollout.max_answer_tokens
+
+    @model_validator(mode="after")
+    def _check_sections_agree(self) -> "Config":
+        actor, train = self.actor, self.train
+        if self.cluster.actor_ranks not in (None, actor.world_size):
+            ranks = self.cluster.actor_ranks
+            fits = ranks // (actor.tp * actor.pp)
+            remedy = f"set actor.dp = {fits}" if fits * actor.tp * actor.pp == ranks else "change actor.tp or actor.pp"
+            raise ValueError(
+                f"tp {actor.tp} x pp {actor.pp} x dp {actor.dp} = {actor.world_size} != world size {ranks}; {remedy}"
+            )
+        if train.groups_per_step % train.updates_per_step:
+            raise ValueError(
+                f"train.groups_per_step = {train.groups_per_step} is not a multiple of "
+                f"train.updates_per_step = {train.updates_per_step}; every update takes the same number of groups"
+            )
+        if actor.sequence_parallel and actor.tp == 1:
+            raise ValueError("actor.sequence_parallel = true needs actor.tp > 1; there is nothing to shard over")
+        return self
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a recipe, applies `section.key=value` overrides, checks it against the model's own config.json.
+
+    Raises:
+        RecipeError: the file, a key, a value, or the model folder is wrong; every problem found is listed.
+    """
+    try:
+        tree = tomllib.loads(Path(recipe).read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {recipe}; the shipped ones are in launch/recipes") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{recipe} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{recipe}:\n" + "\n".join(_explain(problem) for problem in error.errors())) from None
+    check_layout(config, read_hf_config(config.model.path))
+    return config
+
+
+def check_layout(config: Config, hf: HFConfig) -> None:
+    """Checks the parallel layout and the lengths against the model's dimensions.
+
+    Raises:
+        RecipeError: with the value, the reason and the values that would do.
+    """
+    for key, tp in (("actor.tp", config.actor.tp), ("rollout.tp", config.rollout.tp)):
+        for what, count in (("attention heads", hf.num_attention_heads), ("key/value heads", hf.num_key_value_heads)):
+            if count % tp:
+                fits = [n for n in range(1, count + 1) if hf.num_attention_heads % n == hf.num_key_value_heads % n == 0]
+                raise RecipeError(f"{key} = {tp} does not divide the model's {count} {what}; choose one of {fits}")
+    if hf.intermediate_size % config.actor.tp:
+        raise RecipeError(
+            f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}"
+        )
+    if hf.num_hidden_layers % config.actor.pp:
+        fits = [n for n in range(1, hf.num_hidden_layers + 1) if hf.num_hidden_layers % n == 0]
+        raise RecipeError(
+            f"actor.pp = {config.actor.pp} does not divide the model's {hf.num_hidden_layers} layers; choose one of {fits}"
+        )
+    if config.max_sequence_tokens > hf.max_position_embeddings:
+        raise RecipeError(
+            f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "
+            f"{config.rollout.max_answer_tokens} = {config.max_sequence_tokens} > the model's "
+            f"max_position_embeddings {hf.max_position_embeddings}; shorten one of them"
+        )
+
+
+def to_toml(config: Config) -> str:
+    """The resolved recipe as TOML: what `load_config` reads back to an equal `Config`."""
+    lines = []
+    for section, values in config.model_dump(exclude_none=True).items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise RecipeError(f"override {override!r} is not of the form section.key=value, e.g. actor.tp=2")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: run.name=test
+    tree.setdefault(section, {})[key] = value
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section = Config.model_fields.get(str(problem["loc"][0])) if len(problem["loc"]) > 1 else None
+        known = section.annotation.model_fields if section else Config.model_fields
+        return f"  {where}: unknown key; known here: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"  {where}: missing; the recipe must set it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"  {where} = {problem['input']!r}: {message}" if where else f"  {message}"

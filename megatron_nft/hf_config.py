@@ -1,0 +1,78 @@
+"""The architecture of a model, as its HF folder's config.json states it.
+
+A folder comes in, a typed `HFConfig` goes out. config.py checks layouts against it, actor/model.py builds the Megatron
+model from it, weights/mapping.py names the weights by it: no dimension is typed a second time anywhere. No heavy imports.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+FAMILIES = {"qwen2": "Qwen2ForCausalLM"}
+"""model_type -> architecture of the families that weights/mapping.py can name."""
+
+
+class ModelFolderError(ValueError):
+    """A model folder is missing, incomplete, or of an architecture that is not supported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFConfig:
+    """Dimensions of a decoder-only model, under their HF names."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    qkv_bias: bool
+
+
+def read_hf_config(folder: str | Path) -> HFConfig:
+    """Reads `folder`/config.json.
+
+    Raises:
+        ModelFolderError: no such folder, no config.json, or a family that is not supported.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelFolderError(f"model.path = {str(folder)!r}: no such folder; give a local HF model folder")
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelFolderError(f"model.path = {str(folder)!r}: has no config.json, so it is not an HF model") from None
+    except json.JSONDecodeError as error:
+        raise ModelFolderError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+    model_type = raw.get("model_type")
+    if model_type not in FAMILIES:
+        raise ModelFolderError(
+            f"{folder / 'config.json'}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ModelFolderError(f"{folder / 'config.json'}: rope type {rope['rope_type']!r} is not supported")
+    if raw.get("use_sliding_window"):
+        raise ModelFolderError(f"{folder / 'config.json'}: use_sliding_window = true is not supported")
+    heads = raw["num_attention_heads"]
+    return HFConfig(
+        model_type=model_type,
+        hidden_size=raw["hidden_size"],
+        intermediate_size=raw["intermediate_size"],
+        num_hidden_layers=raw["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=raw.get("num_key_value_heads", heads),
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        vocab_size=raw["vocab_size"],
+        max_position_embeddings=raw["max_position_embeddings"],
+        rms_norm_eps=raw["rms_norm_eps"],
+        rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10000.0),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        qkv_bias=True,
+    )

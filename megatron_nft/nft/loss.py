@@ -1,0 +1,92 @@
+"""The NFT loss: pure functions, tensors in, per-token losses out. Called by actor/pipeline.py and from notebooks.
+
+Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in Math Reasoning", arXiv 2505.18116.
+For a question q with answers of the old policy, verdict r in {0, 1}, correct rate p of the group, likelihood ratio
+R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t):
+
+    L_t = - w(q) [ r log R_t + neg_weight (1 - r) log max_v( (1 - p R_t) / (1 - p), eps ) ]
+
+max_v is a straight-through clamp: the value is clipped, the gradient passes as if it were not. Nothing here is summed
+or averaged: the one place that normalises is actor/pipeline.py.
+
+Shape suffix: _T answer tokens of any number of sequences, end to end.
+"""
+
+import torch
+from torch import Tensor
+
+from megatron_nft.nft.groups import clamp_correct_rate, prompt_weight
+
+MAX_LOG_RATIO = 10.0
+"""Cap of log R_t before exp: e^10 is far outside any trust region, and exp stays finite in fp32 (published value)."""
+
+
+def nft_loss(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    verdicts_T: Tensor,
+    correct_rates_T: Tensor,
+    *,
+    neg_weight: float = 1.0,
+    normalize: int = 1,
+    clamp_negative: float = 1.0,
+    sequence_ids_T: Tensor | None = None,
+) -> Tensor:
+    """Per-token NFT losses.
+
+    Args:
+        logprobs_T: log pi of each answer token under the policy being trained; carries the gradient.
+        old_logprobs_T: the same under the policy that the groups came from.
+        verdicts_T: 1 for a token of a right answer, 0 for one of a wrong answer.
+        correct_rates_T: the group's correct rate p, repeated per token; clamped to [0.02, 0.98].
+        neg_weight: weight of wrong answers; 0 is rejection fine-tuning.
+        normalize: prompt weight w(q), see `groups.prompt_weight`.
+        clamp_negative: eps, the lower clamp of a wrong answer's implicit ratio.
+        sequence_ids_T: int64, equal for the tokens of one answer and counted from 0. Given: one likelihood ratio per
+            answer, the product of its tokens' ratios, in place of R_t. None: a ratio per token.
+
+    Returns:
+        losses_T, not reduced.
+    """
+    log_ratios_T = log_ratios(logprobs_T, old_logprobs_T, sequence_ids_T)
+    p_T = clamp_correct_rate(correct_rates_T)
+    positive_T = log_ratios_T
+    negative_T = torch.log(straight_through_min(implicit_negative_ratio(log_ratios_T, p_T), clamp_negative))
+    return -prompt_weight(p_T, normalize) * torch.where(verdicts_T > 0.5, positive_T, neg_weight * negative_T)
+
+
+def log_ratios(logprobs_T: Tensor, old_logprobs_T: Tensor, sequence_ids_T: Tensor | None = None) -> Tensor:
+    """log R_t, capped at MAX_LOG_RATIO from above; with `sequence_ids_T`, each answer's sum, repeated per token."""
+    log_ratios_T = logprobs_T - old_logprobs_T
+    if sequence_ids_T is not None and len(sequence_ids_T):
+        num_sequences = int(sequence_ids_T.max()) + 1
+        sums = log_ratios_T.new_zeros(num_sequences).index_add(0, sequence_ids_T, log_ratios_T)
+        log_ratios_T = sums[sequence_ids_T]
+    return log_ratios_T.clamp(max=MAX_LOG_RATIO)
+
+
+def implicit_negative_ratio(log_ratios_T: Tensor, p_T: Tensor) -> Tensor:
+    """(1 - p R) / (1 - p): the ratio of the implicit policy of wrong answers to the one that sampled them."""
+    return (1 - p_T * torch.exp(log_ratios_T)) / (1 - p_T)
+
+
+def straight_through_min(values_T: Tensor, minimum: float) -> Tensor:
+    """max(values, minimum) whose gradient is that of `values`, so that a clipped answer is still pushed down."""
+    return values_T + (values_T.clamp(min=minimum) - values_T).detach()
+
+
+def ratio_metrics(
+    logprobs_T: Tensor, old_logprobs_T: Tensor, verdicts_T: Tensor, correct_rates_T: Tensor, *, clamp_negative: float
+) -> dict[str, Tensor]:
+    """Sums over tokens (and one maximum) that describe how far the policy has moved; detached scalars."""
+    with torch.no_grad():
+        log_ratios_T = log_ratios(logprobs_T, old_logprobs_T)
+        ratios_T = log_ratios_T.exp()
+        negative_T = implicit_negative_ratio(log_ratios_T, clamp_correct_rate(correct_rates_T))
+        wrong_T = verdicts_T < 0.5
+        return {
+            "ratio_sum": ratios_T.sum(),
+            "ratio_max": ratios_T.max() if len(ratios_T) else ratios_T.new_zeros(()),
+            "clamped": (wrong_T & (negative_T < clamp_negative)).sum().float(),
+            "wrong_tokens": wrong_T.sum().float(),
+        }

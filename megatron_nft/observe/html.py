@@ -1,0 +1,113 @@
+"""The report page: one self-contained HTML file that needs no network, on a phone or a desk, light or dark.
+
+Records and sampled answers come in; the page goes out with them embedded as JSON, drawn by the scripts in page/. The
+answers are a model's output and untrusted: no byte of them can end the JSON's script element, the scripts only ever set
+them as text, and a content security policy forbids every request. Called by `observe.report`.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from megatron_nft.config import Config, to_toml
+from megatron_nft.observe.answers import AnswerRecord
+from megatron_nft.observe.metrics import METRICS, STAGES
+from megatron_nft.types import StepReport
+
+PAGE_FILES = ("style.css", "charts.js", "page.js")
+SIGNIFICANT_DIGITS = 6  # of an embedded value: more can't be seen, and 2,000 steps stay below 1 MB
+
+
+def write_page(
+    path: Path,
+    *,
+    config: Config,
+    verdict: str,
+    minutes: float,
+    records: Sequence[StepReport],
+    answers: Sequence[AnswerRecord],
+) -> None:
+    """Writes the page so that `path` is at any time a whole page: the previous one or this one.
+
+    Args:
+        path: the file to replace.
+        config: the resolved recipe.
+        verdict: how the run stands: "running", "done", "interrupted", "failed: ...".
+        minutes: wall time so far.
+        records: all steps and evaluations so far, in order.
+        answers: sampled answers to browse.
+    """
+    page = render_page(config=config, verdict=verdict, minutes=minutes, records=records, answers=answers)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render_page(
+    *,
+    config: Config,
+    verdict: str,
+    minutes: float,
+    records: Sequence[StepReport],
+    answers: Sequence[AnswerRecord],
+) -> str:
+    """The page as text."""
+    data = {
+        "run": {
+            "name": config.run.name,
+            "verdict": verdict,
+            "minutes": minutes,
+            "model": Path(config.model.path).name,
+            "layout": _layout(config),
+            "recipe": to_toml(config),
+            "total_steps": config.train.steps,
+            "samples": config.evaluate.samples,
+            "max_answer_tokens": config.rollout.max_answer_tokens,
+        },
+        "metrics": {m.name: {"unit": m.unit, "meaning": m.meaning} for m in METRICS.values()},
+        "stages": STAGES,
+        "steps": _columns([r for r in records if r.kind == "step"]),
+        "evaluations": _columns([r for r in records if r.kind == "evaluation"]),
+        "answers": answers,
+    }
+    folder = files("megatron_nft.observe") / "page"
+    parts = {name: (folder / name).read_text(encoding="utf-8") for name in PAGE_FILES} | {"data": _script_json(data)}
+    template = (folder / "template.html").read_text(encoding="utf-8")
+    # One pass over the template: what is filled in is never searched, so an answer can't pose as a placeholder.
+    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _columns(records: Sequence[StepReport]) -> dict[str, Any]:
+    """Records turned into columns, so that a name is embedded once and not once a step."""
+    names = dict.fromkeys(name for record in records for name in record.metrics)
+    return {
+        "step": [record.step for record in records],
+        "metrics": {name: [_embedded(record.metrics.get(name)) for record in records] for name in names},
+    }
+
+
+def _embedded(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _layout(config: Config) -> str:
+    actor, rollout = config.actor, config.rollout
+    axes = " x ".join(f"{axis} {size}" for axis, size in (("tp", actor.tp), ("pp", actor.pp), ("dp", actor.dp)))
+    engines = f"{rollout.engines} engine{'s' if rollout.engines > 1 else ''} x tp {rollout.tp}"
+    return f"actor {axes}, {actor.precision}; {engines}, {rollout.dtype}; {config.cluster.device}"
+
+
+def _script_json(data: Mapping[str, Any]) -> str:
+    """JSON that may stand in a script element: pure ASCII, and without the characters that could end or open a tag."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,159 @@
+"""The public metrics: every name with its unit, its meaning, and how values of many ranks and microbatches become one.
+
+Actors, weight sync, sampling and evaluation report dicts of these names; `observe.report` records them and refuses any
+other, so that a name can't drift between the code, metrics.jsonl and the report page. A new metric is a new line here.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from megatron_nft.types import RolloutGroup
+
+Reduction = Literal["mean", "sum", "max", "min", "last"]
+"""mean: weighted by answer tokens, so another split of the batch changes nothing; last: that of the latest part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What one public number is."""
+
+    name: str
+    unit: str
+    reduction: Reduction
+    meaning: str
+
+
+class UnknownMetricError(ValueError):
+    """A metric was recorded under a name that is not in METRICS."""
+
+
+_ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
+    ("nft/loss", "nats/token", "mean", "the minimised loss, as reduced over the optimizer mini-batch"),
+    ("nft/loss_right", "nats/token", "mean", "the part of nft/loss that comes from right answers"),
+    ("nft/loss_wrong", "nats/token", "mean", "the part of nft/loss that comes from wrong answers"),
+    ("nft/ratio_mean", "ratio", "mean", "likelihood ratio now / before the step, over answer tokens"),
+    ("nft/ratio_max", "ratio", "max", "largest likelihood ratio of any answer token"),
+    ("nft/clamped_fraction", "fraction", "mean", "share of wrong answers' tokens whose implicit ratio was clamped"),
+    ("nft/correct_rate", "fraction", "mean", "share of right answers among all sampled ones, unmixed groups included"),
+    ("actor/grad_norm", "norm", "mean", "global gradient norm before clipping, mean over the step's updates"),
+    ("actor/learning_rate", "1/update", "last", "learning rate of the step's last update"),
+    ("actor/tokens", "tokens", "sum", "prompt and answer tokens trained on"),
+    ("rollout/answers", "answers", "sum", "answers sampled, unmixed groups included"),
+    ("rollout/answer_tokens_mean", "tokens", "mean", "mean length of an answer"),
+    ("rollout/truncated_fraction", "fraction", "mean", "share of answers cut at rollout.max_answer_tokens"),
+    ("rollout/groups_mixed", "groups", "sum", "groups with right and wrong answers; only these are trained on"),
+    ("rollout/groups_all_right", "groups", "sum", "groups without a wrong answer, dropped"),
+    ("rollout/groups_all_wrong", "groups", "sum", "groups without a right answer, dropped"),
+    ("rollout/groups_surplus", "groups", "sum", "mixed groups beyond train.groups_per_step"),
+    ("rollout/rounds", "rounds", "sum", "sampling rounds until enough groups were mixed"),
+    ("rollout/logprob_gap_mean", "nats/token", "mean", "|engine log-prob - actor log-prob|, mean over answer tokens"),
+    ("rollout/logprob_gap_max", "nats/token", "max", "|engine log-prob - actor log-prob|, largest of any answer token"),
+    ("rollout/policy_version", "syncs", "min", "weight syncs behind the oldest sampled answer"),
+    ("verdict/right", "answers", "sum", "answers graded right and not truncated"),
+    ("verdict/wrong", "answers", "sum", "answers graded wrong, or right but truncated"),
+    ("verdict/unparsable", "answers", "sum", "answers in which no final answer was found"),
+    ("verdict/timeout", "answers", "sum", "answers whose grading passed verdict.deadline_s"),
+    ("verdict/error", "answers", "sum", "answers on which the grader failed"),
+    ("weights/bytes", "bytes", "sum", "bytes sent to the engines"),
+    ("weights/buckets", "buckets", "sum", "buckets sent to the engines"),
+    ("weights/gib_per_s", "GiB/s", "sum", "weight-sync throughput"),
+    ("time/rollout_s", "s", "max", "sampling answers"),
+    ("time/verdict_s", "s", "max", "grading answers"),
+    ("time/pack_s", "s", "max", "packing sequences into microbatches"),
+    ("time/score_s", "s", "max", "the actor's log-probs before the update"),
+    ("time/train_s", "s", "max", "forward, backward and optimizer updates"),
+    ("time/sync_s", "s", "max", "sending the weights to the engines"),
+    ("time/evaluate_s", "s", "max", "held-out evaluation"),
+    ("time/step_s", "s", "max", "the whole step, stages and what lies between them"),
+    ("perf/rollout_tokens_per_s", "tokens/s", "sum", "answer tokens sampled per second of time/rollout_s"),
+    ("perf/train_tokens_per_s", "tokens/s", "sum", "actor/tokens per second of time/train_s"),
+    ("eval/greedy_accuracy", "fraction", "mean", "share of held-out prompts answered right at temperature 0"),
+    ("eval/avg_at_k", "fraction", "mean", "mean correct rate of evaluate.samples sampled answers per held-out prompt"),
+    ("eval/truncated_fraction", "fraction", "mean", "share of held-out answers cut at rollout.max_answer_tokens"),
+    ("eval/prompts", "prompts", "sum", "held-out prompts behind the accuracies"),
+)
+
+METRICS: dict[str, Metric] = {
+    name: Metric(name=name, unit=unit, reduction=reduction, meaning=meaning) for name, unit, reduction, meaning in _ROWS
+}
+
+STAGES: tuple[str, ...] = tuple(
+    name.removeprefix("time/").removesuffix("_s")
+    for name in METRICS
+    if name.startswith("time/") and name != "time/step_s"
+)
+"""The stages of a step in their order, each timed as time/<stage>_s."""
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises UnknownMetricError on the first name that is not public."""
+    for name in names:
+        if name not in METRICS:
+            close = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "a new metric needs a line in observe/metrics.py"
+            raise UnknownMetricError(f"unknown metric {name!r}; {hint}")
+
+
+def reduce_metrics(parts: Sequence[Mapping[str, float]], num_tokens: Sequence[float]) -> dict[str, float]:
+    """One dict out of many: the metrics of microbatches, ranks or updates, in the order in which they were made.
+
+    Parts need not all have the same names. A part without tokens (ranks run equally many microbatches, some empty) has
+    no say in means and extremes. NaN stays visible: it is never averaged away.
+
+    Args:
+        parts: metrics of each part.
+        num_tokens: answer tokens behind each part, the weights of the means.
+    """
+    if len(parts) != len(num_tokens):
+        raise ValueError(f"{len(parts)} parts but {len(num_tokens)} token counts; give one count per part")
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    check_names(names)
+    return {name: _reduce(name, parts, num_tokens) for name in names}
+
+
+def _reduce(name: str, parts: Sequence[Mapping[str, float]], num_tokens: Sequence[float]) -> float:
+    reduction = METRICS[name].reduction
+    if reduction in ("sum", "last"):
+        values = [part[name] for part in parts if name in part]
+        return float(np.sum(values)) if reduction == "sum" else float(values[-1])
+    pairs = [(part[name], count) for part, count in zip(parts, num_tokens, strict=True) if name in part and count > 0]
+    if not pairs:
+        return float("nan")
+    values, counts = zip(*pairs, strict=True)
+    if reduction == "mean":
+        return float(np.average(values, weights=counts))
+    return float(np.max(values) if reduction == "max" else np.min(values))
+
+
+def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """The rollout/ and verdict/ metrics and nft/correct_rate of all sampled groups, the unmixed ones included.
+
+    A truncated answer counts as wrong here as in training, whatever the grader said of it.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    num_right = sum(sum(group.rights) for group in groups)
+    kinds = Counter(verdict.kind for group in groups for verdict in group.verdicts)
+    metrics: dict[str, float] = {
+        "rollout/answers": len(rollouts),
+        "rollout/groups_mixed": sum(group.is_mixed for group in groups),
+        "rollout/groups_all_right": sum(all(group.rights) for group in groups),
+        "rollout/groups_all_wrong": sum(not any(group.rights) for group in groups),
+        "verdict/right": num_right,
+        "verdict/wrong": kinds["wrong"] + kinds["right"] - num_right,
+        "verdict/unparsable": kinds["unparsable"],
+        "verdict/timeout": kinds["timeout"],
+        "verdict/error": kinds["error"],
+    }
+    if rollouts:
+        metrics |= {
+            "nft/correct_rate": num_right / len(rollouts),
+            "rollout/answer_tokens_mean": sum(len(r.token_ids_A) for r in rollouts) / len(rollouts),
+            "rollout/truncated_fraction": sum(r.truncated for r in rollouts) / len(rollouts),
+            "rollout/policy_version": min(r.policy_version for r in rollouts),
+        }
+    return metrics

@@ -1,0 +1,166 @@
+"use strict";
+/* Fills the page from the embedded JSON. Everything from a run is set as text, never as markup: answers are untrusted. */
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const {run, steps, evaluations} = data;
+const byId = id => document.getElementById(id);
+const percent = ys => ys.map(y => y === null ? null : 100 * y);
+const column = (table, name) => table.metrics[name] || table.step.map(() => null);
+const present = ys => ys.filter(y => y !== null);
+const PAGE_OF_ANSWERS = 8;
+
+function fillHeader() {
+  document.title = `${run.name}: training report`;
+  byId("run-name").textContent = run.name;
+  byId("run-verdict").textContent = run.verdict;
+  byId("run-verdict").classList.add(run.verdict === "done" ? "good" : run.verdict === "running" ? "plain" : "bad");
+  for (const [label, value] of [["Model", run.model], ["Layout", run.layout]]) {
+    html("dt", "", byId("facts"), label);
+    html("dd", "", byId("facts"), value);
+  }
+  byId("recipe").textContent = run.recipe;
+}
+
+function fillHeadline() {
+  const number = (value, label, className) => {
+    const card = html("div", "number", byId("headline"));
+    html("b", className || "", card, value);
+    html("small", "", card, label);
+  };
+  const greedy = present(column(evaluations, "eval/greedy_accuracy"));
+  const prompts = present(column(evaluations, "eval/prompts")).at(-1);
+  const points = value => (100 * value).toFixed(1);
+  if (greedy.length > 1) {
+    const gain = 100 * (greedy.at(-1) - greedy[0]);
+    number(`${points(greedy[0])} → ${points(greedy.at(-1))}%`, "greedy accuracy, before → after");
+    // The binomial error of one accuracy: without it a small held-out set would promise too much.
+    const p = greedy.at(-1), error = prompts ? ` ± ${(100 * Math.sqrt(p * (1 - p) / prompts)).toFixed(1)}` : "";
+    const label = prompts ? `points gained; each accuracy${error} (1\u00a0s.e.) on ${prompts.toLocaleString("en-US")} prompts`
+                          : "points gained, held-out";
+    const [sign, className] = gain > 0 ? ["+", "good"] : gain < 0 ? ["−", "bad"] : ["", ""];
+    number(sign + Math.abs(gain).toFixed(1), label, className);
+  } else if (greedy.length) number(`${points(greedy[0])}%`, "greedy accuracy, one evaluation");
+  else number("–", "greedy accuracy: no evaluation yet");
+  number(`${steps.step.length.toLocaleString("en-US")} of ${run.total_steps.toLocaleString("en-US")}`, "steps");
+  number(run.minutes < 10 ? run.minutes.toFixed(1) : Math.round(run.minutes).toLocaleString("en-US"), "minutes");
+}
+
+function chartSpecs() {
+  const one = (name, color, ys) => ({name, color, ys});
+  const colors = ["blue", "purple", "yellow", "teal", "orange", "red", "grey"];
+  const stages = data.stages.map((stage, i) => one(stage, colors[i % colors.length], column(steps, `time/${stage}_s`)));
+  const between = column(steps, "time/step_s").map((total, i) =>
+    total === null ? null : Math.max(0, total - stages.reduce((sum, stage) => sum + (stage.ys[i] || 0), 0)));
+  const kinds = [["right", "teal"], ["wrong", "orange"], ["unparsable", "purple"], ["timeout", "yellow"], ["error", "red"]]
+    .map(([kind, color]) => one(kind, color, column(steps, `verdict/${kind}`)));
+  const judged = steps.step.map((_, i) => kinds.reduce((sum, kind) => sum + (kind.ys[i] || 0), 0));
+  const shares = kinds.filter(kind => kind.ys.some(y => y > 0))
+    .map(kind => ({...kind, ys: kind.ys.map((y, i) => y === null || !judged[i] ? null : 100 * y / judged[i])}));
+  const allSteps = steps.step.concat(evaluations.step);
+  const domain = allSteps.length ? [Math.min(...allSteps), Math.max(...allSteps)] : [0, 1];
+  const chart = (title, unit, table, series, rest) =>
+    ({title, unit, xs: table.step, series, domain, kind: "lines", ...rest});
+  return [
+    chart("Held-out accuracy", "%", evaluations,
+          [one("greedy", "blue", percent(column(evaluations, "eval/greedy_accuracy"))),
+           one(`avg@${run.samples || "k"}`, "orange", percent(column(evaluations, "eval/avg_at_k")))],
+          {ceiling: 100, none: "no evaluation yet"}),
+    chart("Correct rate of rollouts", "%", steps,
+          [one("right answers", "teal", percent(column(steps, "nft/correct_rate")))],
+          {ceiling: 100, smooth: true}),
+    chart("NFT loss", "nats/token", steps, [one("loss", "blue", column(steps, "nft/loss"))], {smooth: true}),
+    chart("Log-prob gap, engine to actor", "nats/token", steps,
+          [one("mean", "blue", column(steps, "rollout/logprob_gap_mean")),
+           one("max", "orange", column(steps, "rollout/logprob_gap_max"))], {log: true, smooth: true}),
+    chart("Time of a step", "s", steps, [...stages, one("between", "pale", between)], {kind: "bars", floor: 0}),
+    chart("Verdicts", "%", steps, shares, {kind: "bars", floor: 0, ceiling: 100}),
+    chart("Answer length", "tokens", steps,
+          [one(`mean (cut at ${run.max_answer_tokens.toLocaleString("en-US")})`, "purple",
+               column(steps, "rollout/answer_tokens_mean"))], {floor: 0, smooth: true}),
+    chart("Truncated answers", "%", steps,
+          [one("cut at the limit", "red", percent(column(steps, "rollout/truncated_fraction")))],
+          {floor: 0, ceiling: 100, smooth: true}),
+  ];
+}
+
+function fillCharts() {
+  const cards = chartSpecs().map(spec => [html("article", "chart", byId("charts")), spec]);
+  let drawnWidth = 0;
+  const draw = () => {
+    const width = byId("charts").clientWidth;
+    if (width === drawnWidth) return;
+    drawnWidth = width;
+    for (const [card, spec] of cards) drawChart(card, spec);
+  };
+  draw();
+  window.addEventListener("resize", () => requestAnimationFrame(draw));
+}
+
+function fillMetrics() {
+  const table = byId("metrics"), head = html("tr", "", table);
+  for (const title of ["metric", "unit", "first", "last", "meaning"]) html("th", "", head, title);
+  for (const [name, {unit, meaning}] of Object.entries(data.metrics)) {
+    const values = present(column(steps, name)), source = values.length ? values : present(column(evaluations, name));
+    if (!source.length) continue;
+    const row = html("tr", "", table);
+    html("td", "name", row, name);
+    html("td", "", row, unit);
+    html("td", "value", row, show(source[0]));
+    html("td", "value", row, show(source.at(-1)));
+    html("td", "quiet", row, meaning);
+  }
+}
+
+/* "right" as in training: a truncated answer never is. */
+const outcome = answer => answer.verdict === "right" ? (answer.truncated ? "wrong" : "right")
+  : answer.verdict === "wrong" ? "wrong" : "other";
+
+function addAnswer(parent, answer) {
+  const card = html("article", "answer", parent), header = html("header", "", card), list = html("dl", "", card);
+  const className = {right: "good", wrong: "miss", other: "other"}[outcome(answer)];
+  html("span", `chip ${className}`, header, answer.verdict);
+  if (answer.truncated) html("span", "chip bad", header, "truncated");
+  html("span", "quiet", header, answer.source === "train" ? `step ${answer.step}` : `held-out, step ${answer.step}`);
+  html("span", "quiet", header, `policy version ${answer.policy_version}`);
+  html("span", "quiet", header, `${answer.num_tokens.toLocaleString("en-US")} tokens`);
+  html("span", "quiet", header, `group ${Math.round(100 * answer.correct_rate)}% right`);
+  html("span", "quiet", header, answer.prompt_id);
+  const rows = [["prompt", answer.prompt], ["answer", answer.answer], ["ground truth", answer.ground_truth]];
+  if (answer.detail) rows.push(["grader", answer.detail]);
+  for (const [label, text] of rows) {
+    html("dt", "", list, label);
+    html("pre", "", html("dd", "", list), text || "(empty)");
+  }
+}
+
+function fillBrowser() {
+  const options = (id, pairs) => pairs.forEach(([value, label]) => { html("option", "", byId(id), label).value = value; });
+  const stepNumbers = [...new Set(data.answers.map(answer => answer.step))].sort((a, b) => a - b);
+  options("filter-verdict", ["all", "right", "wrong", "other", "truncated"].map(kind => [kind, kind]));
+  options("filter-source", [["all", "all"], ["train", "training"], ["evaluation", "held-out"]]);
+  options("filter-step", [["all", "all"], ...stepNumbers.map(step => [String(step), String(step)])]);
+  let left = [];
+  const more = () => {
+    for (const answer of left.splice(0, PAGE_OF_ANSWERS)) addAnswer(byId("answers"), answer);
+    byId("more").hidden = !left.length;
+  };
+  const refresh = () => {
+    const [kind, source, step] = ["verdict", "source", "step"].map(name => byId(`filter-${name}`).value);
+    left = data.answers.filter(answer =>
+      (kind === "all" || (kind === "truncated" ? answer.truncated : outcome(answer) === kind)) &&
+      (source === "all" || answer.source === source) && (step === "all" || String(answer.step) === step)).reverse();
+    const [shown, all] = [left, data.answers].map(list => list.length.toLocaleString("en-US"));
+    byId("answer-count").textContent = `${shown} of ${all}`;
+    byId("answers").replaceChildren();
+    more();
+  };
+  for (const name of ["verdict", "source", "step"]) byId(`filter-${name}`).addEventListener("change", refresh);
+  byId("more").addEventListener("click", more);
+  refresh();
+}
+
+fillHeader();
+fillHeadline();
+fillCharts();
+fillMetrics();
+fillBrowser();

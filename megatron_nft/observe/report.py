@@ -1,0 +1,247 @@
+"""A run's memory: one line a step on the terminal, metrics.jsonl, rollouts.jsonl, and the report page.
+
+The training loop hands over metrics, judged groups and evaluations; the run folder and the terminal get them:
+
+    recipe.toml     the resolved recipe
+    metrics.jsonl   one record a step or evaluation; NaN and infinity are null
+    rollouts.jsonl  a few answers of each, to be read by people
+    report.html     the page, replaced as a whole (never half-written) at every evaluation and now and then between
+
+Called by train and evaluate, on the driver only.
+"""
+
+import json
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from megatron_nft.config import Config, RecipeError, to_toml
+from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
+from megatron_nft.observe.html import write_page
+from megatron_nft.observe.metrics import check_names, rollout_metrics
+from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
+from megatron_nft.types import RolloutGroup, StepReport
+
+FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
+PAGE_EVERY_S = 120.0  # so that a run without evaluations has a page to look at, too
+ETA_STEPS = 20  # the ETA follows the latest steps: answers grow longer, and the first step is slow
+
+
+class Report:
+    """Opens the run folder, then records what the loop reports. Every metric name must be in observe.metrics."""
+
+    def __init__(self, config: Config, stream: TextIO | None = None):
+        """
+        Args:
+            config: the resolved recipe; run_dir says where the files go.
+            stream: where lines go, standard output by default.
+
+        Raises:
+            RecipeError: the run folder is in use or can't be written.
+        """
+        self._config = config
+        self._stream = stream if stream is not None else sys.stdout
+        self._dir = config.run_dir
+        self._metrics_file, self._rollouts_file = _open_run_folder(config)
+        self._records: list[StepReport] = []
+        self._page_answers = PageAnswers()
+        self._page_written = self._start = time.perf_counter()
+        self._step_ends: deque[float] = deque(maxlen=ETA_STEPS + 1)
+        self._metrics: dict[str, float] | None = None  # of the open step
+        self._groups: list[RolloutGroup] = []  # of the open step
+        self._loose: dict[str, float] = {}  # stage times outside a step, for the next evaluation's record
+        self._progress: Progress | None = None
+        self._closed = False
+
+    def announce(self, line: str) -> None:
+        """Prints a plain line."""
+        if self._progress is not None:
+            self._progress.clear()
+        print(line, file=self._stream, flush=True)
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Times one step; at its end prints the step line and appends its record. If it raises, there is no record."""
+        if self._metrics is not None:
+            raise RuntimeError(f"step {step} begins inside another step")
+        self._metrics, self._groups = {}, []
+        start = time.perf_counter()
+        if not self._step_ends:
+            self._step_ends.append(start)
+        try:
+            yield
+            end = time.perf_counter()
+            self._step_ends.append(end)
+            if self._groups:
+                self.add(rollout_metrics(self._groups))
+            self.add({"time/step_s": end - start})
+            self._add_throughput()
+            self._write_record(step, "step", self._metrics)
+            self.announce(step_line(step, self._config.train.steps, self._metrics, self._eta_s(step)))
+        finally:
+            # A step that failed is the one whose answers somebody will want to read.
+            self._write_answers(step, "train", self._groups)
+            self._metrics, self._groups = None, []
+        if time.perf_counter() - self._page_written > PAGE_EVERY_S:
+            self._write_page("running")
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Progress]:
+        """Times a stage as time/<name>_s and shows its progress. Entered again in the same step, its times add up.
+
+        Outside a step, the time goes to the next evaluation's record.
+        """
+        metric = f"time/{name}_s"
+        check_names([metric])
+        times = self._loose if self._metrics is None else self._metrics
+        outer, self._progress = self._progress, Progress(self._stream, name, total, unit)
+        start = time.perf_counter()
+        try:
+            yield self._progress
+        finally:
+            times[metric] = times.get(metric, 0.0) + time.perf_counter() - start
+            self._progress.clear()
+            self._progress = outer
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Records metrics of the open step.
+
+        Raises:
+            UnknownMetricError: a name is not public.
+            ValueError: a metric already has another value in this step; reduce_metrics makes one of many.
+        """
+        if self._metrics is None:
+            raise RuntimeError("report.add outside of `with report.step(...)`: there is no step to add to")
+        check_names(metrics)
+        for name, value in metrics.items():
+            number = _number(value)
+            if name in self._metrics and repr(self._metrics[name]) != repr(number):  # repr: NaN equals NaN
+                raise ValueError(f"{name} = {number} was already recorded as {self._metrics[name]} in this step")
+            self._metrics[name] = number
+
+    def add_rollouts(self, groups: Sequence[RolloutGroup]) -> None:
+        """Takes judged groups of the open step, mixed or not; once a sampling round, or all at once.
+
+        At the step's end their rollout_metrics are recorded and a few answers go to rollouts.jsonl.
+        """
+        if self._metrics is None:
+            raise RuntimeError("report.add_rollouts outside of `with report.step(...)`: there is no step to add to")
+        self._groups += groups
+
+    def add_evaluation(self, step: int, metrics: Mapping[str, float], samples: Sequence[RolloutGroup] = ()) -> None:
+        """Records an evaluation, inside a step or not: its own line, its own record, and a fresh report page."""
+        check_names(metrics)
+        numbers = self._loose | {name: _number(value) for name, value in metrics.items()}
+        self._loose = {}
+        first = next((r.metrics for r in self._records if r.kind == "evaluation"), {})
+        self._write_record(step, "evaluation", numbers)
+        self.announce(evaluation_line(step, numbers, first, self._config.evaluate.samples))
+        self._write_answers(step, "evaluation", samples)
+        self._write_page("running")
+
+    def close(self, verdict: str) -> None:
+        """Writes the page for the last time and prints where everything is; later calls do nothing.
+
+        Args:
+            verdict: "done", "interrupted", or "failed: ..." with the reason.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._write_page(verdict)
+        self._metrics_file.close()
+        self._rollouts_file.close()
+        rows = {"run": f"{self._config.run.name}: {verdict}"}
+        for name, label in (("eval/greedy_accuracy", "greedy accuracy"), ("eval/avg_at_k", "sampled accuracy")):
+            values = [r.metrics[name] for r in self._records if r.kind == "evaluation" and name in r.metrics]
+            if len(values) > 1:
+                rows[label] = f"{values[0]:.3f} -> {values[-1]:.3f} ({100 * (values[-1] - values[0]):+.1f} points)"
+            elif values:
+                rows[label] = f"{values[0]:.3f} (one evaluation)"
+        rows["steps"] = f"{sum(r.kind == 'step' for r in self._records)} of {self._config.train.steps}"
+        rows["minutes"] = f"{self._minutes():.1f}"
+        rows |= {name.partition(".")[0]: str(self._dir / name) for name in FILES}
+        self.announce(closing_table(rows))
+
+    def _add_throughput(self) -> None:
+        """Derives perf/ from tokens and stage times, unless the caller has recorded it."""
+        m = self._metrics or {}
+        rollout_tokens = m.get("rollout/answers", 0) * m.get("rollout/answer_tokens_mean", 0)
+        for name, tokens, stage_s in (
+            ("perf/rollout_tokens_per_s", rollout_tokens, m.get("time/rollout_s", 0.0)),
+            ("perf/train_tokens_per_s", m.get("actor/tokens", 0), m.get("time/train_s", 0.0)),
+        ):
+            if name not in m and tokens and stage_s:
+                self.add({name: tokens / stage_s})
+
+    def _eta_s(self, step: int) -> float:
+        """From end to end of the latest steps, so that evaluations and checkpoints between them count."""
+        per_step = (self._step_ends[-1] - self._step_ends[0]) / (len(self._step_ends) - 1)
+        return per_step * max(self._config.train.steps - step, 0)
+
+    def _minutes(self) -> float:
+        return (time.perf_counter() - self._start) / 60
+
+    def _write_record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = StepReport(step=step, kind=kind, time=now, metrics=dict(metrics))
+        self._records.append(record)
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        _append(self._metrics_file, {"step": step, "kind": kind, "time": now, **finite})
+
+    def _write_answers(self, step: int, source: Source, groups: Sequence[RolloutGroup]) -> None:
+        count, seed = self._config.observe.rollouts_per_step, self._config.run.seed
+        answers = choose_answers(groups, count, step=step, source=source, seed=seed)
+        for answer in answers:
+            _append(self._rollouts_file, answer)
+        self._page_answers.add(answers)
+
+    def _write_page(self, verdict: str) -> None:
+        self._page_written = time.perf_counter()
+        try:
+            write_page(
+                self._dir / "report.html",
+                config=self._config,
+                verdict=verdict,
+                minutes=self._minutes(),
+                records=self._records,
+                answers=self._page_answers.records,
+            )
+        except OSError as error:  # metrics.jsonl has everything; a page is no reason to lose a run
+            self.announce(f"report.html was not written: {error}")
+
+
+def _open_run_folder(config: Config) -> tuple[TextIO, TextIO]:
+    """Creates the folder and recipe.toml, and opens metrics.jsonl and rollouts.jsonl for appending."""
+    folder: Path = config.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not config.run.overwrite:
+            raise RecipeError(
+                f"{folder} already holds a run; set run.name to a new name, or run.overwrite=true to replace its files"
+            )
+        for name in FILES:  # checkpoints and what others put there stay
+            (folder / name).unlink(missing_ok=True)
+        (folder / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
+        return (folder / "metrics.jsonl").open("a"), (folder / "rollouts.jsonl").open("a")
+    except OSError as error:
+        raise RecipeError(
+            f"can't write to the run folder {folder}: {error}; set run.dir to a writable folder"
+        ) from None
+
+
+def _append(file: TextIO, record: Mapping[str, object]) -> None:
+    """One ASCII line, on disk before the next step begins."""
+    file.write(json.dumps(record, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _number(value: float) -> float:
+    """A plain int or float out of Python's, numpy's or torch's."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else float(value)

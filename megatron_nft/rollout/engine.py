@@ -1,0 +1,245 @@
+"""One vLLM engine in its caller's process: prompts in, groups of answers out; new weights in between.
+
+cluster/workers wraps it in a Ray actor, tests run it in a plain process. That process must carry the variables of
+`engine_environment` before it imports vllm, and must run nothing else: vLLM changes torch for the whole process (on a CPU
+torch.set_num_threads no longer works) and sets LD_PRELOAD for its children.
+
+Answers are reproducible: each answer's seed comes from (sampling seed, prompt_id, its place in the group), so neither the
+number of engines nor the order of the prompts matters, up to the rounding of differently composed batches.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from megatron_nft.config import RolloutConfig
+from megatron_nft.rollout.sample import Sampling
+from megatron_nft.types import Prompt, Rollout, RolloutGroup
+
+
+class EngineError(RuntimeError):
+    """The engine can't do what was asked: wrong state, wrong weights or a request that vLLM refuses."""
+
+
+def engine_environment(device: str, threads: int) -> dict[str, str]:
+    """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda"."""
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine loop runs in the caller's process, so its errors arrive there
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    if device == "cpu":
+        # Otherwise vLLM compiles helpers for 8-25 s at the first step, even with enforce_eager.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+    return environment
+
+
+class Engine:
+    """One vLLM engine.
+
+    Args:
+        model_path: HF folder with config.json, *.safetensors and a tokenizer.
+        device: "cpu" or "cuda".
+        max_model_len: longest prompt + answer, in tokens.
+        seed: of what is left random in vLLM; the answers' seeds come with `Sampling`.
+
+    Raises:
+        EngineError: vLLM can't start on this model with these settings.
+    """
+
+    def __init__(self, model_path: str, config: RolloutConfig, *, device: str, max_model_len: int, seed: int):
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
+
+        from megatron_nft.rollout import receive
+
+        logging.getLogger("vllm").setLevel(logging.WARNING)
+        try:
+            self._llm = LLM(
+                model=model_path,
+                dtype=config.dtype,
+                seed=seed,
+                tensor_parallel_size=config.tp,
+                distributed_executor_backend="uni" if config.tp == 1 else "mp",
+                max_model_len=max_model_len,
+                max_num_seqs=config.max_concurrent,
+                logprobs_mode="processed_logprobs",
+                weight_transfer_config=WeightTransferConfig(backend=receive.BACKEND),
+                worker_extension_cls=receive.EXTENSION,
+                disable_log_stats=True,
+                **(_cpu_settings(config, max_model_len) if device == "cpu" else _cuda_settings(config)),
+            )
+        except Exception as error:
+            raise EngineError(f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}") from error
+        self._tokenizer = self._llm.get_tokenizer()
+        self._names: list[str] = []
+        self._update_open = False
+        self._unusable = ""  # why the weights are not to be sampled from; empty: they are fine
+        self.policy_version = 0
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+        """Samples `sampling.group_size` answers to each prompt; yields each group as soon as it is whole.
+
+        All prompts are handed to vLLM at once, which works on up to `max_concurrent` answers at a time. Groups come in
+        the order in which they get ready, without verdicts. Closing the iterator early drops the rest.
+
+        Raises:
+            EngineError: the weights are not whole, or vLLM refuses a prompt (too long) or loses an answer.
+        """
+        if self._unusable:
+            raise EngineError(f"refusing to generate: {self._unusable}; send a complete weight update first")
+        vllm = self._llm.llm_engine
+        pending: dict[str, Prompt] = {}
+        try:
+            for index, prompt in enumerate(prompts):
+                tokens = {"prompt_token_ids": prompt.token_ids_P.tolist()}
+                try:
+                    vllm.add_request(str(index), tokens, _sampling_params(sampling, prompt.prompt_id))
+                except Exception as error:  # VLLMValidationError, which is no ValueError
+                    raise EngineError(f"vLLM refuses prompt {prompt.prompt_id}: {error}") from error
+                pending[str(index)] = prompt
+            while pending:
+                for output in vllm.step():
+                    if output.finished:
+                        yield self._group(pending.pop(output.request_id), output.outputs)
+        finally:
+            if pending:
+                vllm.abort_request(list(pending))
+
+    def start_update(self, names: list[str]) -> None:
+        """Begins a weight update that will bring the HF parameters `names`.
+
+        An update still open, say of a sender that died, is dropped. From here on the engine refuses to generate until
+        a `finish_update` succeeds.
+
+        Raises:
+            EngineError: answers are being sampled, or `names` are not the model's (the old weights then stay usable).
+        """
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise EngineError("a weight update can't start while answers are being sampled; finish or close generate first")
+        if self._update_open:
+            self._drop_update()
+        if names != self._names:
+            self._call("names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": {"names": names}})
+            self._names = list(names)
+        self._unusable = "a weight update has begun and not finished"
+        self._call("start of a weight update", self._llm.start_weight_update)
+        self._update_open = True
+
+    def update(self, manifest: dict[str, Any]) -> None:
+        """Loads one bucket, given as `BucketManifest.to_dict()`.
+
+        Raises:
+            EngineError: no update is open, or the bucket is wrong; the update is then over and must start again.
+        """
+        self._receive("bucket of a weight update", manifest)
+
+    def finish_update(self, policy_version: int) -> None:
+        """Ends the update: checks that every parameter came, and stamps `policy_version` on every rollout from here on.
+
+        Raises:
+            EngineError: no update is open, or a parameter did not come; the update is then over and must start again.
+        """
+        self._receive("end of a weight update", None)
+        self._update_open = False
+        self._call("finish of a weight update", self._llm.finish_weight_update, str(policy_version))
+        # Cached blocks hold keys and values of the old weights.
+        if not self._llm.reset_prefix_cache():
+            self._unusable = "vLLM did not give up its prefix cache after a weight update"
+            raise EngineError(self._unusable)
+        self.policy_version = policy_version
+        self._unusable = ""
+
+    def shutdown(self) -> None:
+        """Ends vLLM and frees its memory. The engine is of no use afterwards."""
+        self._unusable = "the engine has been shut down"
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _receive(self, what: str, manifest: dict[str, Any] | None) -> None:
+        if not self._update_open:
+            raise EngineError(f"{what}: no weight update is open; call start_update first")
+        try:
+            self._call(what, self._llm.update_weights, {"update_info": {"manifest": manifest}})
+        except EngineError as error:
+            self._update_open = False
+            self._unusable = f"the last weight update failed ({error})"
+            raise
+
+    def _drop_update(self) -> None:
+        """Closes vLLM's update session, whatever it has received. The weights are unusable already."""
+        self._update_open = False
+        try:
+            self._llm.update_weights({"update_info": {"manifest": None}})  # fails, and so ends the session, if incomplete
+            self._llm.finish_weight_update()
+        except Exception as error:
+            logging.getLogger(__name__).warning("dropped an unfinished weight update: %s", error)
+
+    def _call(self, what: str, verb: Any, *arguments: Any) -> None:
+        try:
+            verb(*arguments)
+        except Exception as error:
+            raise EngineError(f"{what}: {error}") from error
+
+    def _group(self, prompt: Prompt, answers: list[Any]) -> RolloutGroup:
+        texts = self._tokenizer.batch_decode([a.token_ids for a in answers], skip_special_tokens=True)
+        return RolloutGroup(
+            prompt=prompt,
+            rollouts=tuple(
+                _rollout(prompt, answer, text, self.policy_version) for answer, text in zip(answers, texts, strict=True)
+            ),
+        )
+
+
+def _cpu_settings(config: RolloutConfig, max_model_len: int) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "enforce_eager": True,
+        # vLLM 0.32's CPU engine dies of a per-request seed when a prompt is split over steps ("CPU Generator does not
+        # use offset"), so no prompt may be. Remove when gpu_model_runner no longer calls Generator.set_offset there.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
+    }
+
+
+def _cuda_settings(config: RolloutConfig) -> dict[str, Any]:
+    return {"gpu_memory_utilization": config.gpu_memory_fraction}
+
+
+def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=sampling.group_size,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_answer_tokens,
+        seed=_prompt_seed(sampling.seed, prompt_id),  # vLLM adds the answer's place in the group
+        logprobs=0,  # the sampled token's only
+        flat_logprobs=True,
+        detokenize=False,  # one batched decode per group is cheaper than one per token
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _prompt_seed(seed: int, prompt_id: str) -> int:
+    """56 bits, so that seeds of different prompts don't meet, and seed + place stays within vLLM's 63 bits."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt_id}".encode(), digest_size=7).digest())
+
+
+def _rollout(prompt: Prompt, answer: Any, text: str, policy_version: int) -> Rollout:
+    if answer.finish_reason not in ("stop", "length"):
+        raise EngineError(f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}")
+    return Rollout(
+        text=text,
+        token_ids_A=np.array(answer.token_ids, dtype=np.int32),
+        engine_logprobs_A=np.array(answer.logprobs.logprobs, dtype=np.float32),
+        truncated=answer.finish_reason == "length",
+        policy_version=policy_version,
+    )

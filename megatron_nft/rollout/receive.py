@@ -1,0 +1,149 @@
+"""The engine's side of the weight transfer: buckets (weights/wire) come in, vLLM's running model gets new weights.
+
+rollout/engine calls it through vLLM's native API (init, start, update per bucket, finish). Importing this module
+registers the backend "megatron_nft"; `RegisterBackend` makes vLLM's worker processes import it too.
+
+Adapted to vLLM 0.32.0. What is particular to it:
+- Its worker ends a session when `update_weights` raises, but stays in it when `finish_weight_update` raises, and then
+  refuses every later start. So completeness is checked by a last update without a manifest ("end of stream"), not in
+  finish. Remove when finish_weight_update ends the session in every case.
+- An interrupted layerwise reload keeps the tensors that it had buffered and would mix them into the next one. So an
+  interrupted update is finalized, which leaves wrong weights but a model that can be loaded again.
+  Remove when initialize_layerwise_reload starts afresh.
+- Layerwise reload doesn't prepare a tied lm_head again, so on a CPU its packed copy keeps the old embedding. Remove
+  when tests/e2e/test_engine.py passes without `_refresh_tied_lm_head`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from megatron_nft.weights.wire import BucketManifest, read_bucket
+
+BACKEND = "megatron_nft"
+EXTENSION = f"{__name__}.RegisterBackend"
+
+TIED_HEAD = "lm_head.weight"  # optional where embeddings are tied: vLLM reads the embedding instead
+
+
+class WeightUpdateError(RuntimeError):
+    """An update does not bring exactly the engine's parameters. The message names those that are wrong."""
+
+
+@dataclass
+class BucketInitInfo(WeightTransferInitInfo):
+    names: list[str]  # HF names of all parameters that an update brings
+
+
+@dataclass
+class BucketUpdateInfo(WeightTransferUpdateInfo):
+    manifest: dict[str, Any] | None  # BucketManifest.to_dict(); None: end of the stream
+
+
+class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
+    """Loads buckets of full HF tensors; with tensor parallelism each worker reads every bucket and takes its slice."""
+
+    init_info_cls = BucketInitInfo
+    update_info_cls = BucketUpdateInfo
+
+    def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
+        """Takes the names that updates will bring, and checks them against the checkpoint the engine started from.
+
+        Raises:
+            WeightUpdateError: a name is missing, unknown, or given twice. No weight has been touched.
+        """
+        expected = checkpoint_names(self.model_config.model)
+        if self.model_config.hf_config.tie_word_embeddings:
+            expected.discard(TIED_HEAD)
+        _check_names("the sender's list", init_info.names, expected, optional={TIED_HEAD})
+        self.expected = set(init_info.names)
+
+    def start_weight_update(self) -> None:
+        self.arrived: set[str] = set()
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: BucketUpdateInfo) -> None:
+        """Loads one bucket, or checks at the end of the stream that everything has come.
+
+        Raises:
+            WireError: the bucket is not what its manifest says.
+            WeightUpdateError: a tensor is unknown, came twice or has the wrong dtype, or the stream ended too early.
+        """
+        try:
+            if update_info.manifest is None:
+                _check_names("the stream", list(self.arrived), self.expected)
+            else:
+                self._load(BucketManifest.from_dict(update_info.manifest))
+        except BaseException:
+            finalize_layerwise_reload(self.model, self.model_config)
+            raise
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._refresh_tied_lm_head()
+
+    def shutdown(self) -> None:
+        pass
+
+    def _load(self, manifest: BucketManifest) -> None:
+        bucket = read_bucket(manifest)
+        unknown = sorted(bucket.keys() - self.expected)
+        twice = sorted(bucket.keys() & self.arrived)
+        if unknown or twice:
+            raise WeightUpdateError(f"bucket {manifest.path}: unknown {unknown}, came twice {twice}")
+        for name, tensor in bucket.items():
+            if tensor.dtype != self.model_config.dtype:
+                raise WeightUpdateError(
+                    f"{name} has dtype {tensor.dtype}, the engine's is {self.model_config.dtype}; cast it before sending, "
+                    "or the engine would keep parameters of mixed dtypes"
+                )
+        self.model.load_weights(bucket.items())
+        self.arrived |= bucket.keys()
+
+    def _refresh_tied_lm_head(self) -> None:
+        if self.model_config.hf_config.tie_word_embeddings:
+            lm_head = self.model.lm_head
+            lm_head.quant_method.process_weights_after_loading(lm_head)
+
+
+class RegisterBackend:
+    """A vLLM worker extension (`EXTENSION`) without methods: naming it makes every worker import this module."""
+
+
+def checkpoint_names(folder: str | Path) -> set[str]:
+    """The names of all tensors in an HF folder's safetensors files.
+
+    Raises:
+        WeightUpdateError: the folder has no such files.
+    """
+    names: set[str] = set()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    if not names:
+        raise WeightUpdateError(f"{folder} has no *.safetensors to learn the parameter names from")
+    return names
+
+
+def _check_names(what: str, names: list[str], expected: set[str], optional: frozenset[str] | set[str] = frozenset()) -> None:
+    missing = sorted(expected - set(names))
+    unexpected = sorted(set(names) - expected - optional)
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if missing or unexpected or twice:
+        raise WeightUpdateError(f"{what}: missing {_few(missing)}, unexpected {_few(unexpected)}, twice {_few(twice)}")
+
+
+def _few(names: list[str]) -> str:
+    return str(names) if len(names) <= 8 else f"{names[:8]} and {len(names) - 8} more"
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, BucketReceiver)

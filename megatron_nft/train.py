@@ -1,0 +1,185 @@
+"""THE STORY: one NFT run, from a recipe to a better model.
+
+    prompts -> rollouts -> verdicts -> NFT loss on Megatron -> resharded weights -> engines -> (again)
+
+    python -m megatron_nft.train launch/recipes/quickstart.toml [section.key=value ...]
+
+A few processes hold the model, sharded by Megatron-Core (`actors`); a few more hold vLLM engines (`engines`); this driver
+moves data between them, one call per stage.
+"""
+
+import argparse
+import signal
+import sys
+from contextlib import ExitStack
+from math import ceil
+
+from megatron_nft.cluster.placement import ray_cluster
+from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup
+from megatron_nft.config import Config, load_config
+from megatron_nft.data.packing import pack
+from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
+from megatron_nft.evaluate import evaluate
+from megatron_nft.nft.groups import keep_mixed, to_sequences
+from megatron_nft.observe.batches import logprob_gap, save_batch
+from megatron_nft.observe.report import Report
+from megatron_nft.rollout.sample import Sampling, sample_groups, sampling_seed
+from megatron_nft.types import RolloutGroup
+from megatron_nft.verdict.judge import Judge
+from megatron_nft.weights.sync import sync_weights
+
+
+class NoMixedGroups(RuntimeError):
+    """Sampling did not bring enough groups with right and wrong answers."""
+
+
+class Training:
+    """The parts of a run, and its loop."""
+
+    def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
+        """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
+        self.config, self.report = config, report
+        tokenizer = load_tokenizer(config.model.path)
+        train = load_prompts(config.data.train, tokenizer, config.data)
+        self.prompts = PromptStream(train.prompts, config.run.seed)
+        held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
+        self.held_out = held_out[: config.evaluate.max_prompts or None]
+        report.announce(
+            f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
+            f"{train.num_without_answer} without an answer left out), {len(self.held_out)} held out"
+        )
+        layout = config.actor
+        report.announce(
+            f"actor: {layout.world_size} Megatron ranks (tp {layout.tp} x pp {layout.pp} x dp {layout.dp}), "
+            f"{layout.precision} | {config.rollout.engines} vLLM engines, {config.rollout.dtype} | starting ..."
+        )
+        placement = parts.enter_context(ray_cluster(config))
+        self.actors, self.engines = Actors(config, placement), EngineGroup(config, placement)
+        starting = [self.engines.begin_build(), self.actors.begin_build()]
+        self.judge = parts.enter_context(Judge(config.verdict))
+        self.judge.warm_up()
+        for start in starting:
+            start.wait()
+
+    def run(self) -> None:
+        """The loop."""
+        config, report = self.config, self.report
+        self.evaluate(step=0)
+        for step in range(1, config.train.steps + 1):
+            with report.step(step):
+                groups = self.sample_mixed_groups(step)
+                with report.stage("pack"):
+                    batch = pack(
+                        [to_sequences(group) for group in groups],
+                        num_updates=config.train.updates_per_step,
+                        dp=config.actor.dp,
+                        tokens_per_microbatch=config.actor.tokens_per_microbatch,
+                    )
+                with report.stage("score"):
+                    batch = self.actors.score(batch)  # sets old_logprobs
+                report.add(logprob_gap(batch))
+                if config.observe.save_batches:
+                    save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
+                with report.stage("train"):
+                    report.add(self.actors.train_step(batch))  # NFT loss -> optimizer, updates_per_step times
+                with report.stage("sync"):
+                    report.add(sync_weights(self.actors, self.engines, policy_version=step))
+            self.evaluate_and_export_if_due(step)
+        self.actors.save_hf(config.run_dir / "hf")
+
+    def sample_mixed_groups(self, step: int) -> list[RolloutGroup]:
+        """prompts -> rollouts -> verdicts, round after round, until enough groups have right and wrong answers.
+
+        Raises:
+            NoMixedGroups: not enough after rollout.max_sampling_rounds rounds.
+        """
+        config, report, rollout = self.config, self.report, self.config.rollout
+        mixed: list[RolloutGroup] = []
+        num_sampled, wanted = 0, config.train.groups_per_step
+        for sampling_round in range(rollout.max_sampling_rounds):
+            # As many prompts as are missing, at the share of mixed groups seen so far in this step.
+            share = max(len(mixed) / num_sampled, 0.25) if num_sampled else 1.0
+            prompts = self.prompts.take(ceil((wanted - len(mixed)) / share))
+            sampling = Sampling(
+                group_size=rollout.group_size,
+                temperature=rollout.temperature,
+                top_p=rollout.top_p,
+                max_answer_tokens=rollout.max_answer_tokens,
+                seed=sampling_seed(config.run.seed, step, sampling_round),
+            )
+            with report.stage("rollout", total=len(prompts), unit="prompts") as progress:
+                groups = sample_groups(self.engines, prompts, sampling, progress.update)
+            with report.stage("verdict", total=len(prompts) * rollout.group_size, unit="answers") as progress:
+                groups = self.judge.judge(groups, progress.update)
+            report.add_rollouts(groups)
+            mixed += keep_mixed(groups)
+            num_sampled += len(groups)
+            if len(mixed) >= wanted:
+                report.add({"rollout/rounds": sampling_round + 1, "rollout/groups_surplus": len(mixed) - wanted})
+                return mixed[:wanted]
+        raise NoMixedGroups(
+            f"step {step}: {len(mixed)} of {num_sampled} groups had right and wrong answers after "
+            f"{rollout.max_sampling_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of another "
+            "difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
+        )
+
+    def evaluate_and_export_if_due(self, step: int) -> None:
+        """Held-out accuracy and an HF folder, every so many steps; the accuracy after the last one, too."""
+        train = self.config.train
+        if step == train.steps or (train.evaluate_every and step % train.evaluate_every == 0):
+            self.evaluate(step)
+        if train.export_every and step % train.export_every == 0 and step < train.steps:
+            self.actors.save_hf(self.config.run_dir / f"hf_step_{step}")
+
+    def evaluate(self, step: int) -> None:
+        """Held-out accuracy, if there are held-out prompts."""
+        if self.held_out:
+            with self.report.stage("evaluate", total=len(self.held_out), unit="prompts") as progress:
+                metrics, samples = evaluate(
+                    self.engines, self.judge, self.held_out, self.config, progress.update
+                )
+            self.report.add_evaluation(step, metrics, samples)
+
+
+def train(config: Config) -> None:
+    """Runs a recipe to its end. Leaves the run folder in any case, and no process behind."""
+    report = Report(config)
+    verdict = "done"
+    try:
+        with ExitStack() as parts:
+            Training(config, report, parts).run()
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        verdict = "interrupted" if interrupted else f"failed: {type(error).__name__}: {error}"
+        raise
+    finally:
+        report.close(verdict)
+
+
+def main() -> int:
+    """The command line; exit status 0 done, 1 failed, 2 wrong recipe or data, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_nft.train",
+        description="Trains a language model with NFT from its own right and wrong answers.",
+        epilog="example: python -m megatron_nft.train launch/recipes/quickstart.toml actor.tp=1 actor.pp=2 run.seed=2",
+    )
+    parser.add_argument("recipe", help="TOML file; every setting and its default is in megatron_nft/config.py")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        train(load_config(arguments.recipe, arguments.overrides))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ClusterError, NoMixedGroups) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:  # RecipeError, ModelFolderError, DataError: bad input
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What travels between the stages of a step, in the order in which it comes into being.
+
+    Prompt        a question, tokenized                             data/prompts
+    Rollout       one sampled answer and its engine_logprobs        rollout/engine
+    Verdict       what the grader says of one answer                verdict/judge
+    RolloutGroup  a prompt, its K rollouts and their verdicts       rollout/sample, verdict/judge
+    TrainSequence one prompt + answer, ready for the loss           nft/groups
+    MicroBatch    sequences packed into one forward pass            data/packing
+    TrainBatch    microbatches by update and data-parallel rank     data/packing
+    StepReport    the metrics of one step or evaluation             observe
+
+Example: the prompt "1+1=" with answers "2" (right) and "3" (wrong) becomes a group with correct_rate 0.5 and then two
+TrainSequences with token_ids [1, +, 1, =, 2] and [1, +, 1, =, 3], num_prompt_tokens 4, verdicts 1.0 and 0.0.
+
+All are frozen: a stage that learns something new returns a new object (dataclasses.replace).
+Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+VerdictKind = Literal["right", "wrong", "unparsable", "timeout", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A question, rendered with the chat template (or plain) and tokenized."""
+
+    prompt_id: str  # unique in its data set, stable between runs: "<file stem>/<row>"
+    text: str
+    token_ids_P: np.ndarray  # int32 [P]
+    ground_truth: str
+    data_source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled answer."""
+
+    text: str
+    token_ids_A: np.ndarray  # int32 [A]; includes the end-of-sequence token where the engine produced one
+    engine_logprobs_A: np.ndarray  # float32 [A]; log-probs of the sampling distribution (after temperature)
+    truncated: bool  # cut at max_answer_tokens; counts as wrong
+    policy_version: int  # weight syncs that the engine had received when it sampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the grader says of one answer. Only "right" earns a reward; the other kinds are counted apart."""
+
+    kind: VerdictKind
+    detail: str = ""  # the extracted answer, or what went wrong
+
+    @property
+    def is_right(self) -> bool:
+        return self.kind == "right"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """A prompt with its K rollouts, and their verdicts once judged (in the same order)."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def rights(self) -> list[bool]:
+        """Per rollout: graded right, and not truncated."""
+        return [v.is_right and not r.truncated for v, r in zip(self.verdicts, self.rollouts, strict=True)]
+
+    @property
+    def correct_rate(self) -> float:
+        """Share of right answers, p in the paper."""
+        return sum(self.rights) / len(self.rollouts)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Has right and wrong answers; others carry no learning signal."""
+        return 0 < sum(self.rights) < len(self.rollouts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSequence:
+    """One prompt + answer with all that the loss needs. Log-probs are of the answer's tokens."""
+
+    token_ids_T: np.ndarray  # int32 [T = P + A]
+    num_prompt_tokens: int
+    verdict: float  # 1.0 right, 0.0 wrong
+    correct_rate: float  # of its group
+    engine_logprobs_A: np.ndarray  # float32 [A]; the sampler's
+    old_logprobs_A: np.ndarray | None = None  # float32 [A]; the actor's before the first update; set by score
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids_T)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return len(self.token_ids_T) - self.num_prompt_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Sequences that share one forward pass, packed end to end. May be empty: ranks must run equally many."""
+
+    sequences: tuple[TrainSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBatch:
+    """All microbatches of one step: updates[u][d] are those of data-parallel rank d in optimizer update u.
+
+    Within an update every rank has the same number of microbatches.
+    """
+
+    updates: tuple[tuple[tuple[MicroBatch, ...], ...], ...]
+
+    @property
+    def sequences(self) -> list[TrainSequence]:
+        return [s for update in self.updates for rank in update for micro in rank for s in micro.sequences]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One record of metrics.jsonl: a step's or an evaluation's metrics under their public names, such as "nft/loss"."""
+
+    step: int
+    kind: Literal["step", "evaluation"]
+    time: str  # ISO 8601, with the offset from UTC
+    metrics: dict[str, float] = field(default_factory=dict)

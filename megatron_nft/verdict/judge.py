@@ -1,0 +1,154 @@
+"""Rollouts -> verdicts. The driver's `judge` stage, and the benchmarks' grader.
+
+The data_source of a prompt picks its grader. The driver extracts the answer, looks it up among earlier verdicts, and
+sends only new ones to the pool: the K answers of a group are mostly the same few.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_nft.config import VerdictConfig
+from megatron_nft.types import RolloutGroup, Verdict
+from megatron_nft.verdict.math_answer import import_math_verify, judge_math, last_boxed
+from megatron_nft.verdict.pool import GradingPool, JudgeError
+
+CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
+# A "timeout" or "error" may be the machine's fault: it holds for one call of the judge only.
+CACHED_KINDS = ("right", "wrong", "unparsable")
+WARM_UP_DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grader:
+    """How answers of a data source are graded."""
+
+    extract: Callable[[str], str | None]  # answer's text -> what is compared; runs in the driver, so it must be fast
+    judge: Callable[
+        [str, str], Verdict
+    ]  # (extracted answer, ground truth) -> verdict; a module's function, in a worker
+    missing: str  # detail of the verdict when nothing could be extracted
+
+
+MATH = Grader(extract=last_boxed, judge=judge_math, missing=r"no \boxed{...} in the answer")
+
+# data_source -> grader, where it isn't the default. Add yours here.
+GRADERS: dict[str, Grader] = {}
+DEFAULT_GRADER = MATH
+
+# (answer, ground truth, verdict): graders that return 0 for everything look like a weak model.
+KNOWN_ANSWERS = ((r"so \boxed{\frac{1}{2}}", "0.5", "right"), (r"so \boxed{\frac{1}{3}}", "0.5", "wrong"))
+
+
+class Judge:
+    """Grades answers in a warm pool of processes. A context manager; used by one thread at a time."""
+
+    def __init__(self, config: VerdictConfig):
+        self.config = config
+        self._pool = GradingPool(config.workers, import_math_verify, preload=["math_verify", judge_math.__module__])
+        self._cache: OrderedDict[tuple[str, str, str], Verdict] = OrderedDict()
+
+    def __enter__(self) -> "Judge":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def warm_up(self) -> None:
+        """Starts the workers and has them grade answers whose verdicts are known.
+
+        Raises:
+            JudgeError: the workers don't start, or a known answer gets another verdict.
+        """
+        verdicts = self._pool.run(
+            [(judge_math, last_boxed(a), gold) for a, gold, _ in KNOWN_ANSWERS], WARM_UP_DEADLINE_S
+        )
+        for (answer, gold, expected), verdict in zip(KNOWN_ANSWERS, verdicts, strict=True):
+            if verdict.kind != expected:
+                raise JudgeError(
+                    f"grading is broken: {answer!r} against {gold!r} should be {expected!r} but is {verdict.kind!r} "
+                    f"({verdict.detail}); check the installation of math-verify"
+                )
+
+    def judge(
+        self, groups: Sequence[RolloutGroup], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[RolloutGroup]:
+        """The groups with their verdicts set. Truncated answers are graded too; RolloutGroup counts them as wrong.
+
+        Args:
+            on_progress: called with (answers graded, all answers) as verdicts arrive.
+        """
+        members = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+        verdicts = self.judge_answers(
+            [rollout.text for _, rollout in members],
+            [prompt.ground_truth for prompt, _ in members],
+            [prompt.data_source for prompt, _ in members],
+            on_progress,
+        )
+        arriving = iter(verdicts)
+        return [dataclasses.replace(group, verdicts=tuple(next(arriving) for _ in group.rollouts)) for group in groups]
+
+    def judge_answers(
+        self,
+        answers: Sequence[str],
+        golds: Sequence[str],
+        data_sources: Sequence[str],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Verdict]:
+        """Verdicts of the answers' texts, in order. An answer that takes longer than deadline_s gets "timeout".
+
+        Raises:
+            JudgeError: grading itself is broken.
+        """
+        verdicts: list[Verdict | None] = [None] * len(answers)
+        waiting: dict[tuple[str, str, str], list[int]] = {}  # new case -> the answers that share it
+        for index, (answer, gold, source) in enumerate(zip(answers, golds, data_sources, strict=True)):
+            grader = GRADERS.get(source, DEFAULT_GRADER)
+            extracted = grader.extract(answer)
+            case = (extracted, gold, source)
+            if extracted is None:
+                verdicts[index] = Verdict(kind="unparsable", detail=grader.missing)
+            elif case in self._cache:
+                self._cache.move_to_end(case)
+                verdicts[index] = self._cache[case]
+            else:
+                waiting.setdefault(case, []).append(index)
+
+        cases = list(waiting)
+        num_done = len(answers) - sum(len(indices) for indices in waiting.values())
+
+        def take(case_index: int, verdict: Verdict) -> None:
+            nonlocal num_done
+            case = cases[case_index]
+            for index in waiting[case]:
+                verdicts[index] = verdict
+            if verdict.kind in CACHED_KINDS:
+                self._cache[case] = verdict
+                if len(self._cache) > CACHE_SIZE:
+                    self._cache.popitem(last=False)
+            num_done += len(waiting[case])
+            if on_progress is not None:
+                on_progress(num_done, len(answers))
+
+        calls = [(GRADERS.get(source, DEFAULT_GRADER).judge, answer, gold) for answer, gold, source in cases]
+        self._pool.run(calls, self.config.deadline_s, take)
+        if on_progress is not None and not cases:
+            on_progress(num_done, len(answers))
+        return verdicts
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._pool.close()
+
+
+def judge_answers(
+    answers: Sequence[str],
+    golds: Sequence[str],
+    data_sources: Sequence[str],
+    deadline_s: float = 5.0,
+    workers: int = 2,
+) -> list[Verdict]:
+    """Verdicts of the answers' texts, in order, from a pool that lives for this call only."""
+    with Judge(VerdictConfig(workers=workers, deadline_s=deadline_s)) as judge:
+        return judge.judge_answers(answers, golds, data_sources)

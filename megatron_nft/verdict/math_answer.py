@@ -1,0 +1,91 @@
+r"""Mathematical answers: text -> the last \boxed{...} -> equivalent to the ground truth or not, by math-verify.
+
+Pure functions. verdict/judge.py calls last_boxed in the driver and judge_math in a worker that can be killed: symbolic
+comparison may take for ever ("9^{9^{9}}"), holding the interpreter lock, so that no thread and no signal could end it.
+
+Only math-verify's LaTeX parser (a grammar) reads an answer. Its parser of plain expressions goes through sympy's
+parse_expr, which is Python's eval; an answer is data and is never evaluated.
+"""
+
+import logging
+import re
+from typing import Any
+
+from megatron_nft.types import Verdict, VerdictKind
+
+MAX_DETAIL_CHARS = 200
+
+# One alternative a token, tried in this order: a box's opening, an escaped character (\{ is no brace), a brace. Models
+# also write "\\boxed"; the bound on the backslashes keeps the scan linear on degenerate texts.
+_TOKEN = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Contents of the last \boxed{...} whose braces balance, stripped; None without one. In linear time."""
+    open_braces: list[tuple[int, bool]] = []  # (where the contents start, is it a box)
+    last: tuple[int, str] | None = None
+    for token in _TOKEN.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            open_braces.append((token.end(), token[0] != "{"))
+        elif token[0] == "}" and open_braces:
+            start, is_box = open_braces.pop()
+            if is_box and (last is None or start > last[0]):
+                last = (start, text[start : token.start()])
+    return last[1].strip() if last else None
+
+
+def judge_math(answer: str, gold: str) -> Verdict:
+    r"""Compares an extracted answer with a ground truth, which may be bare ("42", "\frac{1}{2}") or boxed.
+
+    May run without end or exhaust memory: the caller holds the deadline and the memory limit.
+
+    Returns:
+        "right" or "wrong"; "unparsable" where the answer is no LaTeX; "error" where the ground truth is none or the
+        comparison itself fails. Text equal to the ground truth is always right.
+    """
+    boxed_gold = last_boxed(gold)
+    gold = gold.strip() if boxed_gold is None else boxed_gold
+    if not answer:
+        return Verdict(kind="unparsable", detail="the box is empty")
+    if answer == gold:
+        return _verdict("right", answer)
+    try:
+        parsed_answer, parsed_gold = _parse(answer), _parse(gold)
+        if _are_equivalent(parsed_gold, parsed_answer):
+            return _verdict("right", answer)
+    except Exception as error:
+        return _verdict("error", f"{type(error).__name__} while comparing {answer}")
+    if not _is_understood(parsed_gold):
+        return _verdict("error", f"the ground truth does not parse: {gold}")
+    return _verdict("wrong" if _is_understood(parsed_answer) else "unparsable", answer)
+
+
+def import_math_verify() -> None:
+    """Imports math-verify (1 s) and grades once (0.2 s), so that no deadline covers this. Called by new workers."""
+    judge_math(r"\frac{1}{2}", "0.5")
+
+
+def _parse(latex: str) -> list[Any]:
+    """[sympy expression, normalized text]; [text] where the LaTeX is not understood; [] where there is none."""
+    # Imported here since the driver imports this module for last_boxed only.
+    from math_verify import LatexExtractionConfig, parse
+
+    # It warns that timeouts are off. Its own use signal.alarm, which raises in threads; here the pool has the deadline.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    config = (LatexExtractionConfig(boxed_match_priority=0),)
+    return parse(rf"\boxed{{{latex}}}", extraction_config=config, parsing_timeout=None)
+
+
+def _are_equivalent(parsed_gold: list[Any], parsed_answer: list[Any]) -> bool:
+    from math_verify import verify
+
+    # Reversed: the texts are compared before the expressions, which is cheap and cannot fail.
+    return verify(parsed_gold[::-1], parsed_answer[::-1], timeout_seconds=None, raise_on_error=True)
+
+
+def _is_understood(parsed: list[Any]) -> bool:
+    return any(not isinstance(part, str) for part in parsed)
+
+
+def _verdict(kind: VerdictKind, detail: str) -> Verdict:
+    return Verdict(kind=kind, detail=detail[:MAX_DETAIL_CHARS])

@@ -1,0 +1,168 @@
+"""Processes that grade answers and can be killed: calls in, verdicts out, each call under its own deadline.
+
+judge.py owns the one pool of a run. pebble kills and replaces a worker whose call is late; what it can't know is here:
+limits on a worker's memory, its end when the driver dies, and what to do when a worker dies between two calls.
+
+One call is one task (no chunks): pebble moves 4,000 to 8,000 tasks/s, math-verify grades 100 to 800 answers/s a
+process, and a chunk would have its innocent members graded twice whenever one of them hangs.
+"""
+
+import fcntl
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+
+from pebble import ProcessExpired, ProcessPool
+
+from megatron_nft.types import Verdict
+
+# (function, extracted answer, ground truth). The function is pickled by name: a module's, no lambda.
+Call = tuple[Callable[[str, str], Verdict], str, str]
+
+WORKER_MEMORY_GIB = 4  # address space above a fresh worker's; ((9!)!)! alone takes 0.8
+# Beyond the deadlines: starting all workers, which may first import the driver's main module (torch, ray).
+SLACK_S = 120.0
+
+
+class JudgeError(RuntimeError):
+    """Grading itself is broken: workers don't start or keep dying, or known answers get a wrong verdict."""
+
+
+class GradingPool:
+    """Warm worker processes. Used by one thread at a time, not necessarily the main one.
+
+    Args:
+        workers: number of processes.
+        prepare: runs once in each new worker, under no deadline; a module's function.
+        preload: modules that the workers share, imported once in the process that they are forked from.
+    """
+
+    def __init__(self, workers: int, prepare: Callable[[], None], preload: Sequence[str] = ()):
+        self.workers = workers
+        self.prepare = prepare
+        self.preload = list(preload)
+        self._pool: ProcessPool | None = None
+
+    def run(
+        self, calls: Sequence[Call], deadline_s: float, on_done: Callable[[int, Verdict], None] | None = None
+    ) -> list[Verdict]:
+        """Runs all calls and returns their verdicts in order. `on_done(index, verdict)` is called as each arrives.
+
+        A call that is late gets the kind "timeout"; one that raises, or takes its worker down, the kind "error".
+
+        Raises:
+            JudgeError: the workers die faster than they start, or nothing comes back.
+        """
+        verdicts: dict[int, Verdict] = {}
+        # A worker that dies while idle (the kernel's OOM killer) breaks pebble's pool: the rest gets a second one.
+        for _ in range(2):
+            todo = [index for index in range(len(calls)) if index not in verdicts]
+            if not todo:
+                break
+            pool = self._running_pool()
+            futures = {
+                pool.schedule(function, args=(answer, gold), timeout=deadline_s): index
+                for index, (function, answer, gold) in ((index, calls[index]) for index in todo)
+            }
+            longest_wait_s = SLACK_S + 2 * (deadline_s + 1) * len(todo) / self.workers
+            try:
+                for future in as_completed(futures, timeout=longest_wait_s):
+                    with suppress(BrokenProcessPool):
+                        verdict = _outcome(future, deadline_s)
+                        verdicts[futures[future]] = verdict
+                        if on_done is not None:
+                            on_done(futures[future], verdict)
+            except TimeoutError:
+                num_missing = len(calls) - len(verdicts)
+                self.close()
+                raise JudgeError(
+                    f"{num_missing} of {len(calls)} verdicts did not come in {longest_wait_s:.0f} s"
+                ) from None
+        if len(verdicts) < len(calls):
+            self.close()
+            raise JudgeError(
+                f"the {self.workers} grading processes died twice, with {len(calls) - len(verdicts)} of {len(calls)} "
+                "answers left; see their messages above, and the node's memory"
+            )
+        return [verdicts[index] for index in range(len(calls))]
+
+    def close(self) -> None:
+        """Ends the workers, busy or not. A later run starts new ones."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def _running_pool(self) -> ProcessPool:
+        if self._pool is not None and not self._pool.active:
+            self.close()
+        if self._pool is None:
+            # forkserver: workers are forked from a small process that has done the imports, so that a killed one is
+            # back in milliseconds; the driver's own memory, threads and CUDA are never forked.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(self.preload + _main_module())
+            self._pool = ProcessPool(self.workers, context=context, initializer=_start_worker, initargs=(self.prepare,))
+        return self._pool
+
+
+def _outcome(future, deadline_s: float) -> Verdict:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise
+    except TimeoutError:
+        return Verdict(kind="timeout", detail=f"not graded within {deadline_s:g} s")
+    except ProcessExpired as error:
+        return Verdict(kind="error", detail=f"the grading process died with exit code {error.exitcode}")
+    except Exception as error:
+        return Verdict(kind="error", detail=f"{type(error).__name__}: {error}"[:200])
+
+
+def _main_module() -> list[str]:
+    """The driver's main module, when started with `python -m`.
+
+    multiprocessing runs it again, as __mp_main__, in every new worker. What it imports is then already there.
+    """
+    name = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)
+    return [] if name is None or name.endswith("__main__") else [name]
+
+
+def _start_worker(prepare: Callable[[], None]) -> None:
+    """Runs first in each worker. pebble has it ignore SIGINT already: Ctrl-C is the driver's."""
+    # pebble's own handler is Python code: it would never run while a big-integer product holds the interpreter, and
+    # pebble would wait 3 s before it kills.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with_driver()
+    _limit_memory(WORKER_MEMORY_GIB << 30)
+    # A failure is not the worker's to report: the first answers come back as "error", and Judge.warm_up says why.
+    with suppress(Exception):
+        prepare()
+
+
+def _die_with_driver() -> None:
+    """The kernel ends this process when the driver's end of their pipe closes, even a driver killed by SIGKILL.
+
+    PR_SET_PDEATHSIG would not do: the parent is the fork server, and that lives as long as any worker. A thread waiting
+    on the pipe would not either: it needs the interpreter, which a hanging answer holds.
+    """
+    pipe = multiprocessing.parent_process().sentinel
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the default action is to end the process
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if multiprocessing.connection.wait([pipe], timeout=0):  # it closed before there was a signal for it
+        os._exit(1)
+
+
+def _limit_memory(extra_bytes: int) -> None:
+    with open("/proc/self/statm") as statm:
+        used_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = used_bytes + extra_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -1,0 +1,64 @@
+"""A complete HF folder, published only when whole.
+
+Ranks write safetensors files into a folder in progress; config, tokenizer and index join them here; then it gets its
+name. Called by cluster/workers.py.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import safe_open
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
+
+
+@contextmanager
+def hf_folder_in_progress(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to write into. It takes `folder`'s place at the end, or is removed on an error."""
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def finish_hf_folder(folder: Path, base_model: str | Path, weight_maps: Sequence[dict[str, str]]) -> None:
+    """Adds the index of the weight files, and all that isn't weights from the model that training started from.
+
+    Args:
+        weight_maps: HF name -> file name, of each pipeline stage.
+    """
+    for source in Path(base_model).iterdir():
+        if source.is_file() and not any(source.match(pattern) for pattern in WEIGHT_FILES):
+            shutil.copy2(source, folder / source.name)
+    weight_map = {name: file for stage in weight_maps for name, file in stage.items()}
+    _set_dtype(folder, weight_map)
+    if len(files := set(weight_map.values())) == 1:
+        os.replace(folder / files.pop(), folder / "model.safetensors")
+        return
+    total = sum((folder / file).stat().st_size for file in files)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def _set_dtype(folder: Path, weight_map: dict[str, str]) -> None:
+    """config.json must state the number format that was written: it may differ from the base model's."""
+    name, file = next(iter(weight_map.items()))
+    with safe_open(folder / file, framework="pt") as tensors:
+        dtype = str(tensors.get_tensor(name).dtype).removeprefix("torch.")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""The actor's weights into the running engines: announce -> stream buckets -> finish, stamped with a policy_version.
+
+`actor` and `engines` come in as cluster/workers.py holds them; metrics go out. While the engines load a bucket, the actor
+gathers the next: two buckets are in use at a time. Between the announcement and the finish no engine generates, and an
+engine that missed a bucket refuses to, so half-new weights never answer. Called by train.py after each step.
+"""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron_nft.weights.wire import BucketManifest, remove_bucket
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def sync_weights(actor: Any, engines: Any, policy_version: int) -> dict[str, float]:
+    """One weight sync; engines and actor must be idle.
+
+    Returns:
+        weights/ metrics.
+
+    Raises:
+        ClusterError: a phase passed weights.timeout_s, or a process died; the message names both.
+    """
+    start, num_bytes, num_buckets = time.perf_counter(), 0, 0
+    folder = Path(tempfile.mkdtemp(prefix="megatron_nft-", dir=SHARED_MEMORY))
+    try:
+        rounds = actor.num_buckets()
+        engines.start_update(actor.weight_names())
+        ahead = actor.begin_send(0, folder)
+        for index in range(rounds):
+            manifests = [BucketManifest.from_dict(plain) for plain in ahead.wait() if plain is not None]
+            if index + 1 < rounds:
+                ahead = actor.begin_send(index + 1, folder)
+            for manifest in manifests:
+                engines.update(manifest)
+                remove_bucket(manifest)
+                num_bytes += manifest.num_bytes
+                num_buckets += 1
+        engines.finish_update(policy_version)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    seconds = time.perf_counter() - start
+    return {
+        "weights/bytes": num_bytes,
+        "weights/buckets": num_buckets,
+        "weights/gib_per_s": num_bytes / 2**30 / seconds,
+    }

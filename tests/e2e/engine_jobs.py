@@ -1,0 +1,184 @@
+"""Run by test_engine.py in a process of its own: imports vllm once, then runs each job in a forked child, two at a time.
+
+Usage: engine_jobs.py FOLDER. Reads FOLDER/jobs.json ([{"name", "job", ...arguments}]), writes FOLDER/NAME.pickle: what the
+job returns, or the text of its traceback. The environment must be that of `engine_environment`.
+"""
+
+import json
+import multiprocessing
+import pickle
+import sys
+import traceback
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+import vllm.model_executor.models.qwen2  # noqa: F401  the slow imports, once for all jobs
+import vllm.v1.worker.cpu_worker  # noqa: F401
+from safetensors.torch import load_file
+from vllm import LLM  # noqa: F401
+
+from megatron_nft.config import RolloutConfig
+from megatron_nft.rollout.engine import Engine, EngineError
+from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.types import Prompt
+from megatron_nft.weights.wire import write_bucket
+
+LONG = [210, 257, 300]  # tokens; vLLM caches blocks of 128 on a CPU, so shorter prompts would hide a stale cache
+
+
+def make_prompts(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Prompt(
+            prompt_id=f"toy/{i}",
+            text="",
+            token_ids_P=rng.integers(3, 256, size=length, dtype=np.int32),
+            ground_truth="",
+            data_source="toy",
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+def make_engine(model, dtype):
+    config = RolloutConfig(dtype=dtype, kv_cache_gib=0.1, max_concurrent=64)
+    return Engine(str(model), config, device="cpu", max_model_len=512, seed=1)
+
+
+def greedy(engine):
+    sampling = Sampling(group_size=1, temperature=0, max_answer_tokens=24, seed=1)
+    return sample_groups(Local(engine), make_prompts(LONG), sampling)
+
+
+def send(engine, model, folder, version, drop=(), dtype=None, extra=None, num_buckets=3):
+    """A whole weight update as the trainer would send it, or one spoilt by `drop`, `dtype` or `extra`."""
+    tensors = load_file(Path(model) / "model.safetensors")
+    engine.start_update(sorted(tensors))
+    tensors = {name: t.to(dtype or t.dtype) for name, t in tensors.items() if name not in drop} | (extra or {})
+    names = list(tensors)
+    for i in range(num_buckets):  # strided, so that the parts of a fused layer (q, k, v) come in different buckets
+        bucket = write_bucket(folder, i, {name: tensors[name] for name in names[i::num_buckets]})
+        engine.update(bucket.to_dict())
+    engine.finish_update(version)
+
+
+def refusal(verb, *arguments, **keywords):
+    try:
+        verb(*arguments, **keywords)
+    except EngineError as error:
+        return str(error)
+    return "no error"
+
+
+class Local:
+    """`num_engines` engines for `sample_groups`, all of them the same one."""
+
+    def __init__(self, engine, num_engines=1):
+        self.engine, self.num_engines = engine, num_engines
+
+    def generate(self, shards, sampling):
+        return chain.from_iterable(self.engine.generate(shard, sampling) for shard in shards)
+
+
+def fresh(model, dtype, folder):
+    return greedy(make_engine(model, dtype))
+
+
+def updated(old, new, dtype, folder):
+    engine = make_engine(old, dtype)
+    before = greedy(engine)
+    send(engine, new, folder, version=3)
+    return before, greedy(engine)
+
+
+def broken_updates(old, new, folder):
+    """Every way to spoil an update in turn, then a whole one."""
+    engine = make_engine(old, "float32")
+    one = "model.layers.1.self_attn.k_proj.weight"
+    errors = {"names": refusal(engine.start_update, [one, "model.layers.9.strange"]), "not started": refusal(engine.update, {})}
+    still_good = greedy(engine)
+    errors["incomplete"] = refusal(send, engine, new, folder, 1, drop=[one])
+    errors["refuses"] = refusal(greedy, engine)
+    errors["dtype"] = refusal(send, engine, new, folder, 1, dtype=torch.float64)
+    errors["unknown"] = refusal(send, engine, new, folder, 1, extra={"model.strange": torch.zeros(2)})
+    errors["gone"] = refusal(send_removed, engine, new, folder)
+    names = sorted(load_file(Path(new) / "model.safetensors"))
+    engine.start_update(names)
+    errors["refuses halfway"] = refusal(greedy, engine)
+    engine.update(write_bucket(folder, 0, {one: load_file(Path(new) / "model.safetensors")[one]}).to_dict())
+    send(engine, new, folder, version=2)  # the sender died and another one starts
+    after = greedy(engine)
+    engine.shutdown()
+    errors["shut down"] = refusal(greedy, engine)
+    return errors, still_good, after
+
+
+def send_removed(engine, model, folder):
+    tensors = load_file(Path(model) / "model.safetensors")
+    engine.start_update(sorted(tensors))
+    bucket = write_bucket(folder, 0, tensors)
+    Path(bucket.path).unlink()
+    engine.update(bucket.to_dict())
+
+
+def sampling(model, folder):
+    """Sampled answers under one seed in several arrangements, at two temperatures, and the edges of `generate`."""
+    engine = make_engine(model, "float32")
+    prompts = make_prompts([5, 17, 40, 130, 200])
+
+    def sample(num_engines=1, order=prompts, **changes):
+        settings = {"group_size": 4, "temperature": 1.0, "max_answer_tokens": 24, "seed": 7} | changes
+        groups = sample_groups(Local(engine, num_engines), order, Sampling(**settings))
+        return {group.prompt.prompt_id: group for group in groups}
+
+    progress = []
+    twice = sample_groups(
+        Local(engine),
+        [prompts[0], prompts[0]],
+        Sampling(group_size=2, temperature=1.0, max_answer_tokens=8, seed=7),
+        lambda done, total: progress.append((done, total)),
+    )
+    stream = engine.generate(prompts, Sampling(group_size=2, temperature=1.0, max_answer_tokens=200, seed=1))
+    next(stream)
+    busy = refusal(engine.start_update, [])
+    stream.close()
+    return {
+        "base": sample(),
+        "again": sample(),
+        "three engines, reversed": sample(3, prompts[::-1]),
+        "one by one": {k: g for p in prompts for k, g in sample(order=[p]).items()},
+        "other seed": sample(seed=8),
+        "T=0.7": sample(temperature=0.7),
+        "twice": twice,
+        "progress": progress,
+        "busy": busy,
+        "unfinished after close": engine._llm.llm_engine.has_unfinished_requests(),
+        "too long": refusal(sample, order=make_prompts([600])),
+        "after refusal": sample(),
+    }
+
+
+def run(job, path):
+    try:
+        result = globals()[job.pop("job")](folder=path.parent, **{k: v for k, v in job.items() if k != "name"})
+    except BaseException:
+        result = traceback.format_exc()
+    path.write_bytes(pickle.dumps(result))
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    jobs = json.loads((folder / "jobs.json").read_text())
+    context = multiprocessing.get_context("fork")
+    children = []
+    for job in jobs:
+        if len(children) >= 2:
+            children.pop(0).join()
+        (folder / job["name"]).mkdir()
+        child = context.Process(target=run, args=(job, folder / job["name"] / "result.pickle"))
+        child.start()
+        children.append(child)
+    for child in children:
+        child.join()

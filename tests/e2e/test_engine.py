@@ -1,0 +1,190 @@
+"""A real vLLM engine on tiny Qwen2 models: weight updates are exact, spoilt ones are refused, sampling is reproducible.
+
+All engines run in one child process (engine_jobs.py), since vllm needs its environment before it is imported.
+"""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from megatron_nft.rollout.engine import engine_environment
+
+pytestmark = pytest.mark.e2e
+
+KINDS = [(tied, dtype) for tied in ("untied", "tied") for dtype in ("float32", "bfloat16")]
+LIMIT_S = 240
+
+
+def make_model(folder, seed, tied, dtype):
+    """A two-layer Qwen2 with random weights, biases and norms, and a tokenizer of the words w3..w255."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=256,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=tied == "tied",
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, 256)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def results(model_folder, tmp_path_factory):
+    """Runs all jobs at once; job name -> what it returned."""
+    path = {
+        (which, *kind): make_model(model_folder / "-".join((which, *kind)), seed, *kind)
+        for which, seed in (("old", 1), ("new", 2))
+        for kind in KINDS
+    }
+    jobs = []
+    for kind in KINDS:
+        name = "-".join(kind)
+        old, new = path["old", *kind], path["new", *kind]
+        jobs.append({"name": f"updated-{name}", "job": "updated", "old": old, "new": new, "dtype": kind[1]})
+        jobs.append({"name": f"fresh-{name}", "job": "fresh", "model": new, "dtype": kind[1]})
+    old, new = path["old", "untied", "float32"], path["new", "untied", "float32"]
+    jobs.append({"name": "broken", "job": "broken_updates", "old": old, "new": new})
+    jobs.append({"name": "sampling", "job": "sampling", "model": new})
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = os.environ | engine_environment("cpu", threads=1)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, str(Path(__file__).with_name("engine_jobs.py")), str(folder)]
+    subprocess.run(command, env=environment, timeout=LIMIT_S, check=True)
+    return {job["name"]: pickle.loads((folder / job["name"] / "result.pickle").read_bytes()) for job in jobs}
+
+
+def result(results, name):
+    assert not isinstance(results[name], str), results[name]
+    return results[name]
+
+
+def assert_equal(groups, others):
+    for group, other in zip(groups, others, strict=True):
+        assert group.prompt.prompt_id == other.prompt.prompt_id
+        for a, b in zip(group.rollouts, other.rollouts, strict=True):
+            assert a.token_ids_A.tolist() == b.token_ids_A.tolist()
+            assert a.engine_logprobs_A.tolist() == b.engine_logprobs_A.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_updated_engine_equals_a_fresh_one_bit_for_bit(results, kind):
+    before, after = result(results, f"updated-{'-'.join(kind)}")
+    fresh = result(results, f"fresh-{'-'.join(kind)}")
+    assert_equal(after, fresh)
+    for group, other in zip(before, fresh, strict=True):  # the update must have mattered
+        assert group.rollouts[0].engine_logprobs_A.tolist() != other.rollouts[0].engine_logprobs_A.tolist()
+    assert {r.policy_version for g in before for r in g.rollouts} == {0}
+    assert {r.policy_version for g in after for r in g.rollouts} == {3}
+
+
+@pytest.mark.parametrize(
+    "case, says",
+    [
+        ("names", "missing .*model.embed_tokens.weight.*unexpected .*model.layers.9.strange"),
+        ("not started", "no weight update is open"),
+        ("incomplete", "missing .*model.layers.1.self_attn.k_proj.weight"),
+        ("refuses", "refusing to generate: the last weight update failed .*k_proj"),
+        ("dtype", "has dtype torch.float64, the engine's is torch.float32"),
+        ("unknown", "unknown .*model.strange"),
+        ("gone", "cannot read bucket"),
+        ("refuses halfway", "refusing to generate: a weight update has begun and not finished"),
+        ("shut down", "has been shut down"),
+    ],
+)
+def test_spoilt_update_is_refused(results, case, says):
+    errors, _, _ = result(results, "broken")
+    assert re.search(says, errors[case]), errors[case]
+
+
+def test_engine_recovers_from_spoilt_updates(results):
+    _, still_good, after = result(results, "broken")
+    before, _ = result(results, "updated-untied-float32")
+    assert_equal(still_good, before)
+    assert_equal(after, result(results, "fresh-untied-float32"))
+    assert {r.policy_version for g in after for r in g.rollouts} == {2}
+
+
+def answers(groups):
+    return {i: [r.token_ids_A.tolist() for r in group.rollouts] for i, group in groups.items()}
+
+
+@pytest.mark.parametrize("arrangement", ["again", "three engines, reversed", "one by one", "after refusal"])
+def test_same_seed_gives_the_same_answers(results, arrangement):
+    sampled = result(results, "sampling")
+    assert answers(sampled[arrangement]) == answers(sampled["base"])
+
+
+def test_answers_differ_within_a_group_between_seeds_and_between_repeats_of_a_prompt(results):
+    sampled = result(results, "sampling")
+    for of_prompt in answers(sampled["base"]).values():
+        assert len({tuple(a) for a in of_prompt}) == 4
+    assert answers(sampled["base"]) != answers(sampled["other seed"])
+    first, second = sampled["twice"]
+    assert first.prompt.prompt_id == second.prompt.prompt_id == "toy/0"
+    assert first.rollouts[0].token_ids_A.tolist() != second.rollouts[0].token_ids_A.tolist()
+    assert sampled["progress"] == [(1, 2), (2, 2)]
+
+
+def test_truncated_means_cut_before_the_end_token(results, model_folder):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder / "new-untied-float32")
+    rollouts = [r for g in result(results, "sampling")["base"].values() for r in g.rollouts]
+    for r in rollouts:
+        assert r.truncated == (r.token_ids_A[-1] != 1)
+        assert len(r.token_ids_A) == len(r.engine_logprobs_A) <= 24
+        assert (len(r.token_ids_A) == 24) if r.truncated else (1 not in r.token_ids_A[:-1])
+        assert r.text == tokenizer.decode(r.token_ids_A.tolist(), skip_special_tokens=True)
+    assert {r.truncated for r in rollouts} == {True, False}
+
+
+@pytest.mark.parametrize("arrangement, temperature", [("base", 1.0), ("T=0.7", 0.7)])
+def test_engine_logprobs_are_those_of_the_sampling_distribution(results, model_folder, arrangement, temperature):
+    model = AutoModelForCausalLM.from_pretrained(model_folder / "new-untied-float32", dtype=torch.float32)
+    for group in result(results, "sampling")[arrangement].values():
+        for r in group.rollouts:
+            ids_T = torch.from_numpy(np.concatenate([group.prompt.token_ids_P, r.token_ids_A])).long()
+            with torch.no_grad():
+                logits_TV = model(ids_T[None]).logits[0] / temperature
+            logprobs_T = logits_TV.log_softmax(-1)[:-1].gather(-1, ids_T[1:, None])[:, 0]
+            expected_A = logprobs_T[len(group.prompt.token_ids_P) - 1 :].numpy()
+            assert np.abs(expected_A - r.engine_logprobs_A).max() < 1e-4
+
+
+def test_generate_can_be_closed_refuses_updates_meanwhile_and_long_prompts(results):
+    sampled = result(results, "sampling")
+    assert "can't start while answers are being sampled" in sampled["busy"]
+    assert not sampled["unfinished after close"]
+    assert "vLLM refuses prompt toy/0" in sampled["too long"]

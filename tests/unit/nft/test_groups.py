@@ -1,0 +1,42 @@
+"""Which groups are kept, and what becomes of them."""
+
+import numpy as np
+import pytest
+
+from megatron_nft.nft.groups import clamp_correct_rate, keep_mixed, prompt_weight, to_sequences
+from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
+
+
+def group(kinds, truncated=()):
+    prompt = Prompt(prompt_id="p/0", text="1+1=", token_ids_P=np.array([1, 2, 1, 3], np.int32), ground_truth="2",
+                    data_source="test")  # fmt: skip
+    rollouts = tuple(
+        Rollout(text="2", token_ids_A=np.array([7, 8], np.int32), engine_logprobs_A=np.array([-0.1, -0.2], np.float32),
+                truncated=i in truncated, policy_version=3)
+        for i in range(len(kinds))
+    )  # fmt: skip
+    return RolloutGroup(prompt=prompt, rollouts=rollouts, verdicts=tuple(Verdict(kind=kind) for kind in kinds))
+
+
+def test_only_mixed_groups_are_kept():
+    mixed, right, wrong = group(["right", "wrong"]), group(["right", "right"]), group(["wrong", "timeout"])
+    assert keep_mixed([mixed, right, wrong]) == [mixed]
+
+
+def test_a_truncated_right_answer_is_wrong():
+    cut = group(["right", "right"], truncated={1})
+    assert cut.rights == [True, False] and cut.is_mixed and cut.correct_rate == 0.5
+
+
+def test_sequences_carry_prompt_answer_and_verdict():
+    right, wrong, broken = to_sequences(group(["right", "wrong", "error"]))
+    assert right.token_ids_T.tolist() == [1, 2, 1, 3, 7, 8] and right.token_ids_T.dtype == np.int32
+    assert (right.num_prompt_tokens, right.num_answer_tokens) == (4, 2)
+    assert [s.verdict for s in (right, wrong, broken)] == [1.0, 0.0, 0.0]
+    assert right.correct_rate == pytest.approx(1 / 3)
+    assert right.old_logprobs_A is None
+
+
+def test_prompt_weights_by_hand():
+    assert [prompt_weight(0.2, n) for n in (0, 1, 2)] == pytest.approx([1.0, 0.8, 2.0])
+    assert (clamp_correct_rate(0.0), clamp_correct_rate(1.0), clamp_correct_rate(0.3)) == (0.02, 0.98, 0.3)

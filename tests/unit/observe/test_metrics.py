@@ -1,0 +1,96 @@
+"""The metric table, the reductions, and the metrics of sampled groups, against numbers counted by hand."""
+
+import math
+
+import pytest
+
+from megatron_nft.observe.metrics import (
+    METRICS,
+    STAGES,
+    UnknownMetricError,
+    check_names,
+    reduce_metrics,
+    rollout_metrics,
+)
+
+AREAS = {"nft", "rollout", "verdict", "actor", "weights", "time", "perf", "eval"}
+
+
+def test_every_metric_is_in_a_known_area_and_explained():
+    assert {name.partition("/")[0] for name in METRICS} == AREAS
+    assert all(metric.unit and metric.meaning for metric in METRICS.values())
+
+
+def test_stages_are_the_timed_ones_without_the_step_itself():
+    assert STAGES == ("rollout", "verdict", "pack", "score", "train", "sync", "evaluate")
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion():
+    with pytest.raises(UnknownMetricError, match="unknown metric 'nft/los'; did you mean 'nft/loss'"):
+        check_names(["nft/los"])
+    with pytest.raises(UnknownMetricError, match="needs a line in observe/metrics.py"):
+        reduce_metrics([{"zzz": 1.0}], [1])
+
+
+def test_means_are_weighted_by_tokens():
+    assert reduce_metrics([{"nft/loss": 1.0}, {"nft/loss": 4.0}], [30, 10]) == {"nft/loss": 1.75}
+
+
+def test_sums_extremes_and_the_last():
+    first = {"actor/tokens": 10, "nft/ratio_max": 3.0, "rollout/policy_version": 4, "actor/learning_rate": 1e-6}
+    second = {"actor/tokens": 5, "nft/ratio_max": 2.0, "rollout/policy_version": 3, "actor/learning_rate": 2e-6}
+    assert reduce_metrics([first, second], [1, 1]) == {
+        "actor/tokens": 15,
+        "nft/ratio_max": 3.0,
+        "rollout/policy_version": 3,
+        "actor/learning_rate": 2e-6,
+    }
+
+
+def test_an_empty_part_has_no_say_in_means_and_extremes():
+    empty = {"nft/loss": math.nan, "nft/ratio_max": math.nan, "actor/tokens": 0}
+    full = {"nft/loss": 2.0, "nft/ratio_max": 1.5, "actor/tokens": 7}
+    assert reduce_metrics([empty, full], [0, 7]) == full
+
+
+def test_nan_of_a_real_part_is_not_averaged_away():
+    assert math.isnan(reduce_metrics([{"nft/loss": math.nan}, {"nft/loss": 1.0}], [1, 9])["nft/loss"])
+
+
+def test_splitting_a_batch_changes_nothing():
+    parts = [{"nft/loss": value} for value in (1.0, 2.0, 6.0, 3.0)]
+    tokens = [1, 2, 3, 4]
+    halves = [reduce_metrics(parts[:2], tokens[:2]), reduce_metrics(parts[2:], tokens[2:])]
+    assert reduce_metrics(halves, [3, 7])["nft/loss"] == pytest.approx(reduce_metrics(parts, tokens)["nft/loss"])
+
+
+def test_one_token_count_per_part():
+    with pytest.raises(ValueError, match="2 parts but 1 token counts"):
+        reduce_metrics([{"nft/loss": 1.0}, {"nft/loss": 2.0}], [1])
+
+
+def test_rollout_metrics_by_hand(make_group):
+    groups = [
+        make_group("right", "wrong", "unparsable"),
+        make_group("right", "right", version=2),
+        make_group("timeout", "error", "right+cut"),  # a truncated answer counts as wrong
+    ]
+    assert rollout_metrics(groups) == {
+        "rollout/answers": 8,
+        "rollout/groups_mixed": 1,
+        "rollout/groups_all_right": 1,
+        "rollout/groups_all_wrong": 1,
+        "verdict/right": 3,
+        "verdict/wrong": 2,
+        "verdict/unparsable": 1,
+        "verdict/timeout": 1,
+        "verdict/error": 1,
+        "nft/correct_rate": 3 / 8,
+        "rollout/answer_tokens_mean": (60 + 30 + 60) / 8,
+        "rollout/truncated_fraction": 1 / 8,
+        "rollout/policy_version": 2,
+    }
+
+
+def test_rollout_metrics_of_nothing_are_counts_without_means():
+    assert set(rollout_metrics([]).values()) == {0}

@@ -1,0 +1,242 @@
+"""A report as the training loop uses it: what reaches the terminal and the run folder, and what is refused."""
+
+import io
+import json
+import math
+import os
+import re
+import tomllib
+
+import numpy as np
+import pytest
+
+from megatron_nft.config import Config, RecipeError
+from megatron_nft.observe import terminal
+from megatron_nft.observe.answers import PageAnswers, choose_answers
+from megatron_nft.observe.metrics import UnknownMetricError
+from megatron_nft.observe.report import Report
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def opened(make_config):
+    """A report, the stream that it prints to, and its folder."""
+    config, stream = make_config(), io.StringIO()
+    report = Report(config, stream)
+    yield report, stream, config.run_dir
+    report.close("done")
+
+
+def read_jsonl(path):
+    def refuse(text):
+        raise AssertionError(f"{text} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_the_step_line(opened, make_group):
+    report, stream, _ = opened
+    with report.step(12):
+        with report.stage("rollout", total=3, unit="answers") as progress:
+            progress.update(3)
+        report.add_rollouts([make_group("right", "wrong", "error")])
+        report.add_rollouts([make_group("right", "right", "right")])  # a second sampling round
+        report.add({"nft/loss": 0.01234, "rollout/logprob_gap_mean": 2.1e-6, "actor/grad_norm": 0.84})
+        report.add({"actor/learning_rate": 2e-4})
+    assert re.fullmatch(
+        r"step 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.67 \| right/wrong/other 4/1/1 \| mixed 1/2 "
+        r"\| gap 2\.1e-06 \| grad 0\.84 \| lr 2\.0e-04 \| rollout 0\.0s \| ETA \d+s\n",
+        stream.getvalue(),
+    )
+
+
+def test_a_step_without_metrics_still_has_a_line(opened):
+    report, stream, _ = opened
+    with report.step(40):
+        pass
+    assert re.fullmatch(r"step 40/40 \| 0\.0s \| ETA 0s\n", stream.getvalue())
+
+
+def test_records_are_valid_json_even_with_nan(opened):
+    report, _, folder = opened
+    with report.step(1):
+        report.add({"nft/loss": math.nan, "nft/ratio_max": np.float32("inf"), "actor/grad_norm": np.float32(0.5)})
+    (record,) = read_jsonl(folder / "metrics.jsonl")  # readable while the run goes on
+    assert (record["step"], record["kind"]) == (1, "step")
+    assert record["nft/loss"] is None and record["nft/ratio_max"] is None and record["actor/grad_norm"] == 0.5
+    assert record["time"].endswith("+00:00") and record["time/step_s"] >= 0
+
+
+def test_stage_times_add_up_and_give_throughput(opened, make_group):
+    report, _, folder = opened
+    with report.step(1):
+        for _ in range(2):
+            with report.stage("rollout"):
+                report.add_rollouts([make_group("right", "wrong")])
+    (record,) = read_jsonl(folder / "metrics.jsonl")
+    assert record["perf/rollout_tokens_per_s"] == pytest.approx(60 / record["time/rollout_s"])
+
+
+def test_unknown_names_are_refused_everywhere(opened):
+    report, _, _ = opened
+    with pytest.raises(UnknownMetricError), report.step(1):
+        report.add({"nft/lose": 1.0})
+    with pytest.raises(UnknownMetricError):
+        report.add_evaluation(1, {"eval/accuracy": 1.0})
+    with pytest.raises(UnknownMetricError), report.stage("coffee"):
+        pass
+
+
+def test_a_metric_has_one_value_a_step(opened):
+    report, _, _ = opened
+    with report.step(1):
+        report.add({"nft/loss": math.nan})
+        report.add({"nft/loss": math.nan})
+        with pytest.raises(ValueError, match=r"nft/loss = 2.0 was already recorded as nan"):
+            report.add({"nft/loss": 2.0})
+
+
+def test_adding_outside_a_step_is_refused(opened):
+    report, _, _ = opened
+    with pytest.raises(RuntimeError, match="no step to add to"):
+        report.add({"nft/loss": 1.0})
+
+
+def test_a_failed_step_leaves_no_record_but_its_answers(opened, make_group):
+    report, stream, folder = opened
+    with pytest.raises(KeyError), report.step(1):
+        report.add_rollouts([make_group("right", "wrong")])
+        raise KeyError("actor died")
+    assert read_jsonl(folder / "metrics.jsonl") == [] and stream.getvalue() == ""
+    assert len(read_jsonl(folder / "rollouts.jsonl")) == 2
+
+
+def test_answers_are_written_with_what_a_reader_needs(opened, make_group):
+    report, _, folder = opened
+    with report.step(5):
+        report.add_rollouts([make_group("right", "wrong+cut", text="line\u2028break \ud800")])
+    right, wrong = read_jsonl(folder / "rollouts.jsonl")
+    assert wrong == {
+        "step": 5,
+        "source": "train",
+        "prompt_id": "sums/0",
+        "prompt": "1+1=",
+        "answer": "line\u2028break \ud800 #1",
+        "ground_truth": "2",
+        "verdict": "wrong",
+        "detail": "2",
+        "truncated": True,
+        "policy_version": 3,
+        "correct_rate": 0.5,
+        "num_tokens": 20,
+    }
+    assert right["verdict"] == "right" and right["num_tokens"] == 10
+
+
+def test_chosen_answers_are_seeded_and_half_right_where_possible(make_group):
+    groups = [make_group(*["right"] * 2, *["wrong"] * 6, name=f"sums/{i}") for i in range(4)]
+
+    def chosen(count, seed=1):
+        return choose_answers(groups, count, step=1, source="train", seed=seed)
+
+    assert chosen(6) == chosen(6) != chosen(6, seed=2)
+    assert [a["verdict"] for a in chosen(6)] == ["right"] * 3 + ["wrong"] * 3
+    assert sum(a["verdict"] == "right" for a in chosen(30)) == 8  # all that there are, so that 30 come together
+    assert len(chosen(30)) == 30 and len(chosen(99)) == 32 and chosen(0) == []
+
+
+def test_page_answers_stay_bounded_and_keep_first_and_last(make_group):
+    answers = PageAnswers(max_chars=2000)
+    for step in range(100):
+        answers.add(choose_answers([make_group("right", text="x" * 90)], 1, step=step, source="train", seed=1))
+    steps = [record["step"] for record in answers.records]
+    assert steps[0] == 0 and steps[-1] == 99 and 5 < len(steps) <= 20 and steps == sorted(steps)
+
+
+def test_evaluations_before_between_and_inside_steps(opened, make_group):
+    report, stream, folder = opened
+    with report.stage("evaluate", total=1, unit="prompts"):
+        pass
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25, "eval/prompts": 500}, samples=[make_group("right")])
+    with report.step(1):
+        report.add_evaluation(1, {"eval/greedy_accuracy": 0.3, "eval/avg_at_k": 0.2})
+    first, second, step = read_jsonl(folder / "metrics.jsonl")
+    assert [r["kind"] for r in (first, second, step)] == ["evaluation", "evaluation", "step"]
+    assert "time/evaluate_s" in first and "time/evaluate_s" not in step
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "evaluation at step 0 | greedy 0.250 | 500 prompts | 0.0s"
+    assert lines[1] == "evaluation at step 1 | greedy 0.300 (+0.050) | avg@4 0.200"
+    assert read_jsonl(folder / "rollouts.jsonl")[0]["source"] == "evaluation"
+
+
+def test_closing_says_what_was_gained_and_where_the_files_are(opened):
+    report, stream, folder = opened
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25})
+    report.add_evaluation(40, {"eval/greedy_accuracy": 0.5})
+    report.close("done")
+    report.close("failed: closed twice")
+    text = stream.getvalue()
+    assert "test: done" in text and "0.250 -> 0.500 (+25.0 points)" in text and "closed twice" not in text
+    assert str(folder / "report.html") in text and "0 of 40" in text
+
+
+def test_the_recipe_is_written(opened):
+    _, _, folder = opened
+    recipe = tomllib.loads((folder / "recipe.toml").read_text())
+    assert Config.model_validate(recipe).run_dir == folder
+
+
+def test_a_used_folder_is_refused_and_overwriting_touches_only_known_files(make_config):
+    config = make_config()
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "checkpoint.pt").write_text("precious")
+    (config.run_dir / "metrics.jsonl").write_text("old\n")
+    with pytest.raises(RecipeError, match=r"already holds a run; set run.name .* or run.overwrite=true"):
+        Report(config, io.StringIO())
+    Report(make_config(overwrite=True), io.StringIO()).close("done")
+    assert (config.run_dir / "checkpoint.pt").read_text() == "precious"
+    assert (config.run_dir / "metrics.jsonl").read_text() == ""
+
+
+def test_an_unwritable_folder_is_explained(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"can't write to the run folder .*set run.dir"):
+        Report(make_config(dir=str(tmp_path / "file")), io.StringIO())
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_run_and_leaves_the_last_one(opened, monkeypatch):
+    report, stream, folder = opened
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25})
+    before = (folder / "report.html").read_bytes()
+
+    def full_disk(source, target):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full_disk)
+        report.add_evaluation(1, {"eval/greedy_accuracy": 0.75})
+    assert "report.html was not written: No space left on device" in stream.getvalue()
+    assert (folder / "report.html").read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == ["metrics.jsonl", "recipe.toml", "report.html", "rollouts.jsonl"]
+
+
+def test_progress_is_live_on_a_terminal_and_silent_for_short_stages_elsewhere(monkeypatch):
+    monkeypatch.setattr(terminal, "TTY_REDRAW_S", 0.0)
+    live, log = Terminal(), io.StringIO()
+    for stream in (live, log):
+        progress = terminal.Progress(stream, "rollout", 512, "answers")
+        progress.update(7)
+        progress.clear()
+    assert live.getvalue() == "\r\x1b[K  rollout 7/512 answers, 0s\r\x1b[K" and log.getvalue() == ""
+    monkeypatch.setattr(terminal, "LOG_LINE_S", 0.0)
+    terminal.Progress(log, "train", None, "").update(3)
+    assert log.getvalue() == "  train 3, 0s\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (192, "3m12s"), (7500, "2h05m")])
+def test_durations(seconds, text):
+    assert terminal.duration(seconds) == text

@@ -1,0 +1,117 @@
+"""Recipes: what is read, what is refused, and what the refusal says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron_nft.config import RecipeError, load_config, to_toml
+from megatron_nft.hf_config import ModelFolderError
+
+MODEL = {
+    "model_type": "qwen2", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(MODEL))
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f'[model]\npath = "{model}"\n[data]\ntrain = ["train.parquet"]\nmax_prompt_tokens = 100\n'
+        "[rollout]\nmax_answer_tokens = 100\n"
+    )
+    return path
+
+
+def refusal(recipe, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value)
+
+
+def test_command_line_over_recipe_over_default(recipe):
+    config = load_config(recipe, ["actor.tp=2", "run.name=mine", "optimizer.learning_rate=3e-4"])
+    assert config.data.max_prompt_tokens == 100 and config.rollout.group_size == 16
+    assert (config.actor.tp, config.run.name, config.optimizer.learning_rate) == (2, "mine", 3e-4)
+
+
+def test_resolved_recipe_reads_back_equal(recipe, tmp_path):
+    config = load_config(recipe, ["run.seed=7"])
+    again = tmp_path / "resolved.toml"
+    again.write_text(to_toml(config))
+    assert load_config(again) == config
+
+
+def test_config_is_read_only(recipe):
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(recipe).run.seed = 2
+
+
+def test_unknown_key_lists_the_known_ones(recipe):
+    message = refusal(recipe, "actor.tensor=2")
+    assert "actor.tensor: unknown key; known here: tp, pp, dp" in message
+    assert "rollouts: unknown key" in refusal(recipe, "rollouts.tp=2")
+
+
+def test_every_wrong_value_is_listed_with_its_reason(recipe):
+    message = refusal(recipe, "rollout.group_size=1", "actor.precision=fp16")
+    assert "rollout.group_size = 1: Input should be greater than or equal to 2" in message
+    assert "actor.precision = 'fp16'" in message and "'fp32' or 'bf16'" in message
+
+
+def test_tp_that_does_not_divide_the_heads(recipe):
+    assert refusal(recipe, "actor.tp=3") == (
+        "actor.tp = 3 does not divide the model's 2 key/value heads; choose one of [1, 2]"
+    )
+
+
+def test_pp_that_does_not_divide_the_layers(recipe):
+    assert "actor.pp = 3 does not divide the model's 4 layers; choose one of [1, 2, 4]" in refusal(recipe, "actor.pp=3")
+
+
+def test_world_size_that_does_not_fit(recipe):
+    message = refusal(recipe, "actor.tp=2", "actor.pp=2", "cluster.actor_ranks=8")
+    assert "tp 2 x pp 2 x dp 1 = 4 != world size 8; set actor.dp = 2" in message
+
+
+def test_updates_must_divide_groups(recipe):
+    assert "not a multiple" in refusal(recipe, "train.groups_per_step=10", "train.updates_per_step=4")
+
+
+def test_sequences_longer_than_the_model(recipe):
+    assert "= 600 > the model's max_position_embeddings 512" in refusal(recipe, "rollout.max_answer_tokens=500")
+
+
+def test_missing_model_folder(recipe):
+    with pytest.raises(ModelFolderError, match="no such folder; give a local HF model folder"):
+        load_config(recipe, ["model.path=/nowhere"])
+
+
+def test_unsupported_architecture(recipe, tmp_path):
+    (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL | {"model_type": "gpt2"}))
+    with pytest.raises(ModelFolderError, match="model_type 'gpt2' is not supported; supported: qwen2"):
+        load_config(recipe)
+
+
+def test_malformed_files_and_overrides(recipe, tmp_path):
+    assert "no recipe at" in refusal(tmp_path / "none.toml")
+    assert "not of the form section.key=value" in refusal(recipe, "actor.tp")
+    recipe.write_text("[model\n")
+    assert "not valid TOML" in refusal(recipe)
+    recipe.write_text("[data]\ntrain = []\n")
+    assert "model: missing; the recipe must set it" in refusal(recipe)
+
+
+def test_shipped_recipes_load():
+    assert load_config("launch/recipes/quickstart.toml").cluster.device == "cpu"
+
+
+def test_config_imports_nothing_heavy():
+    code = "import megatron_nft.config, sys; print([m for m in ('torch','ray','vllm','megatron') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,57 @@
+"""Imports only go down: each room may import its own floor's modules of the same room, and the floors below."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path("megatron_nft")
+FLOORS = [
+    {"config", "hf_config", "types", "observe"},
+    {"weights", "nft", "data", "verdict"},
+    {"actor", "rollout"},
+    {"cluster"},
+    {"train", "evaluate"},
+]
+ONLY_IN = {"ray": {"cluster"}, "megatron": {"actor"}, "transformer_engine": {"actor"}, "vllm": {"rollout"}}
+HEAVY = {"torch", "ray", "vllm", "megatron", "transformers"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(level for level, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=str)
+def test_imports_go_down(path):
+    for name in imports(path):
+        top, *rest = name.split(".")
+        assert room(path) in ONLY_IN.get(top, {room(path)}), f"{path} imports {name}"
+        if top == "megatron_nft" and rest and rest[0] != room(path):
+            assert floor(rest[0]) < floor(room(path)) or {rest[0], room(path)} <= FLOORS[0] | {"evaluate", "train"}, (
+                f"{path} (floor {floor(room(path))}) imports {name} (floor {floor(rest[0])})"
+            )
+            assert rest[0] not in ("tests", "launch", "checkpoint_tools")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in FLOORS[0]], ids=str)
+def test_the_ground_floor_imports_nothing_heavy(path):
+    assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+def test_every_room_has_its_floor():
+    assert {room(p) for p in FILES if p.name != "__init__.py"} == set().union(*FLOORS)

@@ -1,0 +1,185 @@
+import ctypes
+import multiprocessing
+import operator
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_nft.config import VerdictConfig
+from megatron_nft.types import Prompt, Rollout, RolloutGroup
+from megatron_nft.verdict.judge import Judge, judge_answers
+from megatron_nft.verdict.math_answer import import_math_verify
+from megatron_nft.verdict.pool import GradingPool, JudgeError
+
+REPOSITORY = Path(__file__).parents[3]
+DEADLINE_S = 1.0
+HANGING = (r"\boxed{9^{9^{9}}}", r"\boxed{100000000!}", r"\boxed{(x+y+z+1)^{60}}")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    with Judge(VerdictConfig(workers=2, deadline_s=DEADLINE_S)) as judge:
+        judge.warm_up()
+        yield judge
+
+
+def kinds(judge: Judge, answers: list[str], gold: str = "0.5") -> list[str]:
+    return [v.kind for v in judge.judge_answers(answers, [gold] * len(answers), ["math"] * len(answers))]
+
+
+def group(gold: str, *texts: str, truncated: bool = False) -> RolloutGroup:
+    prompt = Prompt(prompt_id="t/0", text="?", token_ids_P=np.zeros(1, np.int32), ground_truth=gold, data_source="math")
+    rollouts = tuple(
+        Rollout(
+            text=text,
+            token_ids_A=np.zeros(1, np.int32),
+            engine_logprobs_A=np.zeros(1, np.float32),
+            truncated=truncated,
+            policy_version=0,
+        )
+        for text in texts
+    )
+    return RolloutGroup(prompt=prompt, rollouts=rollouts)
+
+
+def test_groups_come_back_with_their_verdicts_in_order(judge):
+    seen = []
+    groups = [group("7", r"\boxed{7}", "7", r"\boxed{8}"), group("8", r"\boxed{8}", r"\boxed{7}", truncated=True)]
+    judged = judge.judge(groups, lambda done, total: seen.append((done, total)))
+    assert [[v.kind for v in g.verdicts] for g in judged] == [["right", "unparsable", "wrong"], ["right", "wrong"]]
+    assert judged[0].verdicts[1].detail == r"no \boxed{...} in the answer"
+    assert judged[0].correct_rate == 1 / 3
+    assert judged[1].correct_rate == 0, "a truncated answer counts as wrong, though graded right"
+    assert groups[0].verdicts == ()
+    assert seen[-1] == (5, 5)
+    assert judge.judge([]) == []
+
+
+@pytest.mark.parametrize("hanging", HANGING)
+def test_a_hanging_answer_ends_at_its_deadline_and_harms_no_other(judge, hanging):
+    start = time.perf_counter()
+    answers = [rf"\boxed{{{n}/{2 * n}}}" for n in range(1, 21)]
+    assert kinds(judge, answers[:10] + [hanging] + answers[10:]) == ["right"] * 10 + ["timeout"] + ["right"] * 10
+    assert time.perf_counter() - start < DEADLINE_S + 3
+    assert kinds(judge, [r"\boxed{\frac{3}{6}}", r"\boxed{3}"]) == ["right", "wrong"]
+
+
+def test_equal_answers_are_graded_once(judge):
+    start = time.perf_counter()
+    assert Counter(kinds(judge, [r"so \boxed{2/4}", r"\boxed{2^{2^{99}}}"] * 64)) == {"right": 64, "timeout": 64}
+    assert time.perf_counter() - start < DEADLINE_S + 3
+    start = time.perf_counter()
+    assert kinds(judge, [r"again \boxed{2/4}"] * 5000) == ["right"] * 5000
+    assert time.perf_counter() - start < 1
+
+
+def test_the_cache_tells_ground_truths_apart(judge):
+    verdicts = judge.judge_answers([r"\boxed{11}"] * 2, ["11.0", "12"], ["math"] * 2)
+    assert [v.kind for v in verdicts] == ["right", "wrong"]
+
+
+def test_it_works_in_a_thread(judge):
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(kinds(judge, [r"\boxed{4/8}", r"\boxed{9}", HANGING[0]])))
+    thread.start()
+    thread.join(60)
+    assert found == ["right", "wrong", "timeout"]
+    assert kinds(judge, [r"\boxed{5/10}"]) == ["right"]
+
+
+def test_a_pool_started_in_a_thread_outlives_the_thread():
+    with Judge(VerdictConfig(workers=1)) as judge:
+        thread = threading.Thread(target=judge.warm_up)
+        thread.start()
+        thread.join(60)
+        time.sleep(0.3)
+        assert kinds(judge, [r"\boxed{5/10}"]) == ["right"]
+
+
+def test_one_shot():
+    verdicts = judge_answers([r"\boxed{1}", r"\boxed{2}", "3"], ["1", "1", "3"], ["a", "b", "c"], workers=1)
+    assert [v.kind for v in verdicts] == ["right", "wrong", "unparsable"]
+
+
+def test_lists_of_different_lengths_are_refused(judge):
+    with pytest.raises(ValueError, match="longer"):
+        judge.judge_answers(["1"], ["1", "2"], ["math"])
+
+
+def test_workers_that_crash_or_eat_memory_give_errors():
+    pool = GradingPool(1, import_math_verify)
+    six_gib = 6 << 30
+    try:
+        crash, eat, fail = pool.run([(ctypes.string_at, 1, 8), (operator.mul, "a", six_gib), (operator.add, 1, "")], 20)
+    finally:
+        pool.close()
+    assert (crash.kind, crash.detail) == ("error", "the grading process died with exit code -11")
+    assert (eat.kind, eat.detail) == ("error", "MemoryError: ")
+    assert fail.kind == "error" and fail.detail.startswith("TypeError: unsupported operand")
+
+
+def test_workers_killed_while_idle_are_replaced_and_ctrl_c_is_not_theirs():
+    before = set(multiprocessing.active_children())
+    with Judge(VerdictConfig(workers=1)) as judge:
+        judge.warm_up()
+        (worker,) = set(multiprocessing.active_children()) - before
+        os.kill(worker.pid, signal.SIGINT)
+        assert kinds(judge, [r"\boxed{5/10}"]) == ["right"]
+        assert worker.is_alive()
+        os.kill(worker.pid, signal.SIGKILL)
+        assert kinds(judge, [r"\boxed{6/12}", r"\boxed{7}"]) == ["right", "wrong"]
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_broken_grading_is_an_error_not_a_wrong_answer(tmp_path):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('math-verify was built for another antlr')")
+    finished = run_python("Judge(VerdictConfig(workers=1)).warm_up()", PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert finished.wait(60) != 0
+    message = finished.stderr.read().decode()
+    assert f"{JudgeError.__name__}: grading is broken" in message
+    assert "should be 'right' but is 'error' (ImportError while comparing" in message
+
+
+def test_workers_die_with_a_killed_driver():
+    mark = f"judge-test-{os.getpid()}-{time.time()}"
+    code = r"judge = Judge(VerdictConfig(deadline_s=60)); judge.warm_up(); print('warm', flush=True);" + (
+        r"judge.judge_answers([r'\boxed{9^{9^{9}}}'], ['1'], ['math'])"
+    )
+    driver = run_python(code, MARK=mark, PYTHONPATH=str(REPOSITORY))
+    try:
+        assert driver.stdout.readline() == b"warm\n"
+        assert len(processes_with(mark)) >= 4, "the driver, the fork server, two workers"
+    finally:
+        driver.kill()
+        driver.wait(10)
+    deadline = time.monotonic() + 10
+    while processes_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_with(mark) == []
+
+
+def run_python(code: str, **environment: str) -> subprocess.Popen:
+    code = f"from megatron_nft.config import *; from megatron_nft.verdict.judge import *; {code}"
+    environment = {**os.environ, **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=pipe, stderr=pipe)
+
+
+def processes_with(mark: str) -> list[int]:
+    """Living processes that have MARK=mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"MARK={mark}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue  # gone, or not ours
+    return found

@@ -1,0 +1,93 @@
+import time
+
+import pytest
+
+from megatron_nft.verdict.math_answer import judge_math, last_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"The answer is \boxed{42}.", "42"),
+        (r"\boxed{1}, no: \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\text{a } b }", r"\text{a } b"),
+        (r"\boxed {7}", "7"),
+        (r"\\boxed{7}", "7"),
+        (r"a \\\boxed{7}", "7"),
+        (r"\boxed{x = \boxed{3}}", "3"),
+        (r"{ \boxed{4}", "4"),
+        (r"} \boxed{4} }", "4"),
+        (r"\boxed{5} and then \boxed{6 is cut", "5"),
+        (r"\boxed{6 is cut, later \boxed{7}", "7"),
+        ("\\boxed{1\n2}", "1\n2"),
+        (r"\boxed{}", ""),
+        (r"\boxed 5", None),
+        (r"\boxed{5", None),
+        ("boxed{5}", None),
+        ("", None),
+    ],
+)
+def test_the_last_balanced_box_is_the_answer(text, expected):
+    assert last_boxed(text) == expected
+
+
+@pytest.mark.parametrize("piece", [r"\boxed{", "\\", "{", "}", r"\boxed ", r"\boxed{1}", r"\{"])
+def test_degenerate_texts_are_scanned_in_linear_time(piece):
+    start = time.perf_counter()
+    last_boxed(piece * 100_000)
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("42", "42"),
+        ("42.0", "42"),
+        ("1,234", "1234"),
+        ("0.5", r"\frac{1}{2}"),
+        (r"\dfrac12", r"\frac{1}{2}"),
+        ("1/2", r"\boxed{\frac{1}{2}}"),
+        (r"2\sqrt{2}", r"\sqrt{8}"),
+        ("(x+1)^2", "x^2+2x+1"),
+        ("x=5", "5"),
+        (r"\{2, 1\}", r"\{1, 2\}"),
+        (r"\left(3, \frac{\pi}{2}\right)", r"(3,\pi/2)"),
+        (r"\text{no such thing!?}", r"\text{no such thing!?}"),
+        ("10^{9999999}", "10^{9999999}"),  # equal text is never computed
+    ],
+)
+def test_equivalent_answers_are_right(answer, gold):
+    assert judge_math(answer, gold).kind == "right"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("41", "42"), ("0.33", r"\frac{1}{3}"), ("(2,1)", "(1,2)"), ("x+1", "x+2"), ("[1,2]", "(1,2)"), ("B", "A")],
+)
+def test_other_answers_are_wrong(answer, gold):
+    verdict = judge_math(answer, gold)
+    assert (verdict.kind, verdict.detail) == ("wrong", answer)
+
+
+@pytest.mark.parametrize("answer", ["", r"\frac{", r"\left( 1", "1 + + * ^"])
+def test_what_is_no_latex_is_unparsable(answer):
+    assert judge_math(answer, "42").kind == "unparsable"
+
+
+def test_a_ground_truth_that_does_not_parse_is_an_error_not_a_wrong_answer():
+    verdict = judge_math("3", "t(0,4]")
+    assert verdict.kind == "error"
+    assert verdict.detail == "the ground truth does not parse: t(0,4]"
+    assert judge_math("t(0,4]", "t(0,4]").kind == "right"
+
+
+@pytest.mark.parametrize(
+    "code", ["__import__('os').system('touch {file}')", "open('{file}', 'w')", r"\text{{open('{file}', 'w')}}"]
+)
+def test_answers_are_never_evaluated(tmp_path, code):
+    file = tmp_path / "made"
+    judge_math(code.format(file=file), "42")
+    judge_math("42", code.format(file=file))
+    assert not file.exists()
