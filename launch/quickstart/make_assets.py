@@ -1,31 +1,43 @@
-"""Makes everything that the quickstart trains on: problems, tokenizer, and a small base model that gets some of them right.
+"""Makes everything that the quickstart trains on: problems, a tokenizer, and a base model that gets some problems right.
 
     python launch/quickstart/make_assets.py --out tests/assets/quickstart
 
-Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; the same seed gives the same files.
+Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; a seed gives the same files again.
+
+What the base model is, honestly: a Qwen2 of 1 M parameters, trained from scratch for some minutes on sheets of right sums, and
+on stories answered by made-up pupils, most of whom take a wrong operation or forget a step (see problems.py). It imitates
+that mix. So its arithmetic is sound, the right way to read each phrase is among the ways that it samples, and what NFT
+has to do is to tell the right ways from the wrong ones, by verdicts alone. No problem of train.parquet or
+held_out.parquet is among the demonstrations, under whatever names.
 """
 
 import argparse
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from problems import Problem, as_row, demonstrations, problems
-from tokenizer import build_tokenizer
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads: more threads only wait on each other at this size
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import torch  # noqa: E402
+from probe import probe  # noqa: E402
+from problems import Problem, as_row, demonstrations, drills, problems  # noqa: E402
+from tokenizer import build_tokenizer  # noqa: E402
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+from warm_up import WarmUp, warm_up  # noqa: E402
 
 NUM_TRAIN, NUM_HELD_OUT = 4000, 256
 
 
 def split_problems(seed: int) -> tuple[list[Problem], list[Problem], frozenset[tuple[Any, ...]]]:
-    """Held-out problems, training problems, and the signatures of both, which the demonstrations stay away from."""
+    """Training problems, held-out problems, and the signatures of both, which the demonstrations stay away from."""
     held_out = list(islice(problems(seed), NUM_HELD_OUT))
     used = frozenset(problem.signature for problem in held_out)
     train = list(islice(problems(seed + 1, without=used), NUM_TRAIN))
-    return held_out, train, used | frozenset(problem.signature for problem in train)
+    return train, held_out, used | frozenset(problem.signature for problem in train)
 
 
 def write_problems(path: Path, split: str, rows: Iterable[Problem]) -> None:
@@ -40,9 +52,9 @@ def vocabulary_texts(seed: int) -> Iterator[str]:
     yield from ("system\n", "user\n", "assistant\n")
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    """A Qwen2 of 1.05 M parameters. head_dim is 32, the least that vLLM takes on a CPU; all else divides by 2."""
-    return Qwen2Config(
+def write_untrained_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    """A Qwen2 of 1.06 M parameters. head_dim is 32, the least that vLLM takes on a CPU; all else divides by 2."""
+    config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=512,
@@ -54,29 +66,45 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-        architectures=["Qwen2ForCausalLM"],
-        dtype="float32",
     )
-
-
-def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config).float()
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=100, help="seeds problems, pupils and weights (default: 100)")
+    parser.add_argument(
+        "--updates", type=int, default=WarmUp.updates, help=f"updates of the warm-up (default: {WarmUp.updates})"
+    )
     args = parser.parse_args()
+    torch.set_num_threads(1)
 
-    held_out, train, _used = split_problems(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    train, held_out, used = split_problems(args.seed)
+    model_dir = args.out / "model"
+    model_dir.mkdir(parents=True, exist_ok=True)
     write_problems(args.out / "train.parquet", "train", train)
     write_problems(args.out / "held_out.parquet", "held_out", held_out)
     tokenizer = build_tokenizer(vocabulary_texts(args.seed))
-    tokenizer.save_pretrained(args.out / "model")
-    model_config(tokenizer).save_pretrained(args.out / "model")
-    generation_config(tokenizer).save_pretrained(args.out / "model")
+    write_untrained_model(model_dir, tokenizer, args.seed)
+    print(f"{len(train)} training and {len(held_out)} held-out problems, {len(tokenizer)} tokens: in {args.out}", flush=True)
+
+    warm_up(
+        model_dir,
+        tokenizer,
+        stories=((d.problem.text, d.answer) for d in demonstrations(args.seed + 2, without=used)),
+        drills=drills(args.seed + 2),
+        plan=WarmUp(updates=args.updates),
+        seed=args.seed,
+        tell=lambda line: print(line, flush=True),
+    )
+    print(probe(model_dir, held_out))
 
 
 if __name__ == "__main__":

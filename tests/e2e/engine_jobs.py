@@ -94,20 +94,20 @@ def updated(old, new, dtype, folder):
 
 
 def broken_updates(old, new, folder):
-    """Every way to spoil an update in turn, then a whole one."""
+    """Every way to spoil an update to `old` in turn, then a whole one to `new`, which must not contain anything of them."""
     engine = make_engine(old, "float32")
     one = "model.layers.1.self_attn.k_proj.weight"
     errors = {"names": refusal(engine.start_update, [one, "model.layers.9.strange"]), "not started": refusal(engine.update, {})}
     still_good = greedy(engine)
-    errors["incomplete"] = refusal(send, engine, new, folder, 1, drop=[one])
+    errors["incomplete"] = refusal(send, engine, old, folder, 1, drop=[one])
     errors["refuses"] = refusal(greedy, engine)
-    errors["dtype"] = refusal(send, engine, new, folder, 1, dtype=torch.float64)
-    errors["unknown"] = refusal(send, engine, new, folder, 1, extra={"model.strange": torch.zeros(2)})
-    errors["gone"] = refusal(send_removed, engine, new, folder)
-    names = sorted(load_file(Path(new) / "model.safetensors"))
+    errors["dtype"] = refusal(send, engine, old, folder, 1, dtype=torch.float64)
+    errors["unknown"] = refusal(send, engine, old, folder, 1, extra={"model.strange": torch.zeros(2)})
+    errors["gone"] = refusal(send_removed, engine, old, folder)
+    names = sorted(load_file(Path(old) / "model.safetensors"))
     engine.start_update(names)
     errors["refuses halfway"] = refusal(greedy, engine)
-    engine.update(write_bucket(folder, 0, {one: load_file(Path(new) / "model.safetensors")[one]}).to_dict())
+    engine.update(write_bucket(folder, 0, {one: load_file(Path(old) / "model.safetensors")[one]}).to_dict())
     send(engine, new, folder, version=2)  # the sender died and another one starts
     after = greedy(engine)
     engine.shutdown()

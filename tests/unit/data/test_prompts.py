@@ -169,12 +169,12 @@ def test_a_tokenizer_without_a_chat_template_does_for_plain_prompts_only(tmp_pat
     bare.chat_template = None
     file = write(tmp_path / "sums.parquet", [row("1+1=")])
     assert load_prompts([file], bare, config(prompt_format="plain")).prompts
-    with pytest.raises(DataError, match='has no chat template; set data.prompt_format = "plain"'):
+    with pytest.raises(DataError, match=r'has no chat template; set data.prompt_format = "plain"'):
         load_prompts([file], bare, config())
 
 
 def test_a_missing_or_broken_tokenizer_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no folder .*none"):
+    with pytest.raises(DataError, match=r"no folder .*none"):
         load_tokenizer(tmp_path / "none")
     # transformers itself makes up an empty tokenizer here.
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
@@ -227,7 +227,7 @@ def test_a_position_in_other_data_is_refused(prompts):
     state = PromptStream(prompts, seed=5).state_dict()
     with pytest.raises(DataError, match=r"is of other prompts \(10 then, 9 now\): the files, their order"):
         PromptStream(prompts[1:], seed=5).load_state_dict(state)
-    with pytest.raises(DataError, match="order has seed 5, this run has 6; set run.seed = 5"):
+    with pytest.raises(DataError, match=r"order has seed 5, this run has 6; set run.seed = 5"):
         PromptStream(prompts, seed=6).load_state_dict(state)
     with pytest.raises(DataError, match="at least one prompt"):
         PromptStream([], seed=5)

@@ -67,7 +67,7 @@ def test_groups_come_back_with_their_verdicts_in_order(judge):
 def test_a_hanging_answer_ends_at_its_deadline_and_harms_no_other(judge, hanging):
     start = time.perf_counter()
     answers = [rf"\boxed{{{n}/{2 * n}}}" for n in range(1, 21)]
-    assert kinds(judge, answers[:10] + [hanging] + answers[10:]) == ["right"] * 10 + ["timeout"] + ["right"] * 10
+    assert kinds(judge, [*answers[:10], hanging, *answers[10:]]) == ["right"] * 10 + ["timeout"] + ["right"] * 10
     assert time.perf_counter() - start < DEADLINE_S + 3
     assert kinds(judge, [r"\boxed{\frac{3}{6}}", r"\boxed{3}"]) == ["right", "wrong"]
 
