@@ -1,13 +1,13 @@
-"""Makes everything that the quickstart trains on: problems, a tokenizer, and a base model that gets some problems right.
+"""Makes what the quickstart trains on: problems, a tokenizer, and a base model that gets some problems right.
 
     python launch/quickstart/make_assets.py --out tests/assets/quickstart
 
-Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; a seed gives the same files again.
+Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; a seed gives the same again.
 
-What the base model is, honestly: a Qwen2 of 1 M parameters, trained from scratch for some minutes on sheets of right sums, and
-on stories answered by made-up pupils, most of whom take a wrong operation or forget a step (see problems.py). It imitates
-that mix. So its arithmetic is sound, the right way to read each phrase is among the ways that it samples, and what NFT
-has to do is to tell the right ways from the wrong ones, by verdicts alone. No problem of train.parquet or
+What the base model is, honestly: a Qwen2 of 1 M parameters, trained from scratch for some minutes on sheets of right
+sums, and on stories answered by made-up pupils, most of whom take a wrong operation or forget a step (see problems.py).
+It imitates that mix. So its arithmetic is sound, the right way to read each phrase is among the ways that it samples,
+and what is left to NFT is to tell the right ways from the wrong ones, by verdicts alone. No problem of train.parquet or
 held_out.parquet is among the demonstrations, under whatever names.
 """
 
@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads: more threads only wait on each other at this size
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; at this size, more only wait
 
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
@@ -69,9 +69,7 @@ def write_untrained_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed
     )
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config).float()
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -93,7 +91,10 @@ def main() -> None:
     write_problems(args.out / "held_out.parquet", "held_out", held_out)
     tokenizer = build_tokenizer(vocabulary_texts(args.seed))
     write_untrained_model(model_dir, tokenizer, args.seed)
-    print(f"{len(train)} training and {len(held_out)} held-out problems, {len(tokenizer)} tokens: in {args.out}", flush=True)
+    print(
+        f"{len(train)} training and {len(held_out)} held-out problems, {len(tokenizer)} tokens: in {args.out}",
+        flush=True,
+    )
 
     warm_up(
         model_dir,

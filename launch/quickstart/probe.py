@@ -1,4 +1,4 @@
-"""What a model makes of the problems: greedy accuracy, and how often 16 sampled answers are mixed. Called by make_assets.py."""
+"""What a model makes of the problems: greedy accuracy, share of mixed groups. Called by make_assets.py."""
 
 import re
 from collections.abc import Sequence
@@ -39,9 +39,7 @@ def _grade(model_dir: Path, asked: Sequence[Problem], *, num_answers: int) -> to
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0} if num_answers > 1 else {"do_sample": False}
-    tokens = model.generate(
-        **prompts, **sampling, num_return_sequences=num_answers, max_new_tokens=MAX_ANSWER_TOKENS
-    )
+    tokens = model.generate(**prompts, **sampling, num_return_sequences=num_answers, max_new_tokens=MAX_ANSWER_TOKENS)
     answers = tokens[:, prompts["input_ids"].shape[1] :]
     rights = []
     for i, answer in enumerate(answers):

@@ -4,9 +4,9 @@ A seed comes in, `Problem`s and `Demonstration`s go out; pure functions, no file
 parquet and warms the quickstart's base model up on the demonstrations.
 
 The pupils follow a Rasch model: a pupil of skill s takes a step's operation rightly with probability
-sigmoid(s + logit(right_rate)), right_rate being the phrase's share of right pupils at average skill. Phrases differ: "buys 5
-more" hardly misleads anybody, "That is 5 fewer than Ann has" misleads most. Besides, pupils forget the last step, slip in
-a sum, or just add all the numbers.
+sigmoid(s + logit(right_rate)), right_rate being the phrase's share of right pupils at average skill. Phrases differ:
+"buys 5 more" hardly misleads anybody, "That is 5 fewer than Ann has" misleads most. Besides, pupils forget the last
+step, slip in a sum, or just add all the numbers.
 """
 
 import math
@@ -32,7 +32,7 @@ LARGEST_RESULT = 99
 
 @dataclass(frozen=True, kw_only=True)
 class Phrase:
-    """One step of a story. In `text`, {he} holds the things so far, {him} is the object form, {other} is somebody else."""
+    """One step of a story. In `text`, {He} and {him} hold the things so far, {other} is somebody else."""
 
     text: str
     operation: Operation
@@ -119,7 +119,7 @@ def calculate(a: int, operation: Operation, b: int) -> int:
 
 
 def problems(seed: int, *, without: frozenset[tuple[Any, ...]] = frozenset(), unique: bool = True) -> Iterator[Problem]:
-    """An endless stream of problems, none of whose signatures is in `without`; with `unique`, no signature comes twice."""
+    """An endless stream of problems with signatures that are not in `without`; with `unique`, none comes twice."""
     rng = random.Random(seed)
     seen = set(without)
     while True:

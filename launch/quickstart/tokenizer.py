@@ -1,13 +1,14 @@
 """The quickstart's tokenizer: Qwen2's scheme with a vocabulary of its own, one token for each word of the problems.
 
-Sample texts come in, a `Qwen2Tokenizer` goes out (transformers loads nothing else for a Qwen2 folder, so words are split as
-Qwen splits them: one token a digit). Any text survives a round trip, since unknown words fall apart into bytes. Whole
-words keep prompts short, and prompts cost as much as answers in training.
+Sample texts come in, a `Qwen2Tokenizer` goes out (transformers loads nothing else for a Qwen2 folder, so words are
+split as Qwen splits them: one token a digit). Any text survives a round trip: unknown words fall apart into bytes.
+Whole words keep prompts short, and prompts cost as much as answers in training.
 """
 
 from collections.abc import Iterable
 
 from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -27,8 +28,9 @@ def build_tokenizer(texts: Iterable[str], *, multiple_of: int = 64) -> Qwen2Toke
     pieces = [*alphabet, *(left + right for left, right in merges)]
     special = [PAD, START, END]
     # Reserved tokens fill the vocabulary, so that every id which the model can sample is a token.
-    special += [f"<|reserved_{i}|>" for i in range(-(len(pieces) + len(special)) % multiple_of)]
-    tokenizer = Qwen2Tokenizer(
+    num_reserved = -(len(pieces) + len(special)) % multiple_of
+    special += [f"<|reserved_{i}|>" for i in range(num_reserved)]
+    return Qwen2Tokenizer(
         vocab={piece: i for i, piece in enumerate(pieces)},
         merges=merges,
         pad_token=PAD,
@@ -37,14 +39,13 @@ def build_tokenizer(texts: Iterable[str], *, multiple_of: int = 64) -> Qwen2Toke
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
-    return tokenizer
 
 
 def spell_out(words: set[str]) -> list[tuple[str, str]]:
     """BPE merges that build each word letter by letter from the left.
 
-    BPE applies the earliest merge in the list that fits anywhere in a word. Words with a leading space come first: their
-    merges fit only at a word's start, so that no merge of another word gets in between.
+    BPE applies the earliest merge in the list that fits anywhere in a word. Words with a leading space come first:
+    their merges fit only at a word's start, so that no merge of another word gets in between.
     """
     merges: dict[tuple[str, str], None] = {}
     for word in sorted(words, key=lambda word: (not word.startswith(SPACE), word)):
@@ -55,6 +56,4 @@ def spell_out(words: set[str]) -> list[tuple[str, str]]:
 
 def byte_alphabet() -> list[str]:
     """The 256 letters in which byte-level BPE writes bytes, in a fixed order."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
     return sorted(ByteLevel.alphabet())

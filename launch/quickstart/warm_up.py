@@ -1,7 +1,7 @@
 """Warms the quickstart's base model up on demonstrations, with the project's own Megatron actor in this one process.
 
-NFT with every verdict "right", neg_weight 0, normalize 0 and old log-probs 0 is supervised fine-tuning: its loss is the mean of
--log pi over answer tokens. So demonstrations go in as ordinary microbatches. Called by make_assets.py.
+NFT with every verdict "right", neg_weight 0, normalize 0 and old log-probs 0 is supervised fine-tuning: its loss is the
+mean of -log pi over answer tokens. So demonstrations go in as ordinary microbatches. Called by make_assets.py.
 """
 
 import time
@@ -85,7 +85,8 @@ def warm_up(
         loss = metrics["nft/loss"] if update == 0 else 0.98 * loss + 0.02 * metrics["nft/loss"]
         if (update + 1) % 50 == 0:
             seconds = time.monotonic() - began
-            tell(f"update {update + 1}/{plan.updates}: loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s, {seconds:.0f} s")
+            speed = tokens / seconds
+            tell(f"update {update + 1}/{plan.updates}: loss {loss:.3f}, {speed:,.0f} tokens/s, {seconds:.0f} s")
     with hf_folder_in_progress(folder) as partial:
         finish_hf_folder(partial, folder, [worker.save_hf(str(partial))])
     worker.shutdown()

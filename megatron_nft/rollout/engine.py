@@ -1,11 +1,11 @@
 """One vLLM engine in its caller's process: prompts in, groups of answers out; new weights in between.
 
 cluster/workers wraps it in a Ray actor, tests run it in a plain process. That process must carry the variables of
-`engine_environment` before it imports vllm, and must run nothing else: vLLM changes torch for the whole process (on a CPU
-torch.set_num_threads no longer works) and sets LD_PRELOAD for its children.
+`engine_environment` before it imports vllm, and must run nothing else: vLLM changes torch for the whole process (on a
+CPU torch.set_num_threads no longer works) and sets LD_PRELOAD for its children.
 
-Answers are reproducible: each answer's seed comes from (sampling seed, prompt_id, its place in the group), so neither the
-number of engines nor the order of the prompts matters, up to the rounding of differently composed batches.
+Answers are reproducible: each answer's seed comes from (sampling seed, prompt_id, its place in the group), so neither
+the number of engines nor the order of the prompts matters, up to the rounding of differently composed batches.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class EngineError(RuntimeError):
 def engine_environment(device: str, threads: int) -> dict[str, str]:
     """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda"."""
     environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine loop runs in the caller's process, so its errors arrive there
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine loop runs in the caller's process, and fails there
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -73,10 +73,13 @@ class Engine:
                 weight_transfer_config=WeightTransferConfig(backend=receive.BACKEND),
                 worker_extension_cls=receive.EXTENSION,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **(_cpu_settings(config, max_model_len) if device == "cpu" else _cuda_settings(config)),
             )
         except Exception as error:
-            raise EngineError(f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}") from error
+            raise EngineError(
+                f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
+            ) from error
         self._tokenizer = self._llm.get_tokenizer()
         self._names: list[str] = []
         self._update_open = False
@@ -122,11 +125,15 @@ class Engine:
             EngineError: answers are being sampled, or `names` are not the model's (the old weights then stay usable).
         """
         if self._llm.llm_engine.has_unfinished_requests():
-            raise EngineError("a weight update can't start while answers are being sampled; finish or close generate first")
+            raise EngineError(
+                "a weight update can't start while answers are being sampled; finish or close generate first"
+            )
         if self._update_open:
             self._drop_update()
         if names != self._names:
-            self._call("names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": {"names": names}})
+            self._call(
+                "names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": {"names": names}}
+            )
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
         self._call("start of a weight update", self._llm.start_weight_update)
@@ -147,8 +154,8 @@ class Engine:
             EngineError: no update is open, or a parameter did not come; the update is then over and must start again.
         """
         self._receive("end of a weight update", None)
-        self._update_open = False
         self._call("finish of a weight update", self._llm.finish_weight_update, str(policy_version))
+        self._update_open = False
         # Cached blocks hold keys and values of the old weights.
         if not self._llm.reset_prefix_cache():
             self._unusable = "vLLM did not give up its prefix cache after a weight update"
@@ -175,7 +182,9 @@ class Engine:
         """Closes vLLM's update session, whatever it has received. The weights are unusable already."""
         self._update_open = False
         try:
-            self._llm.update_weights({"update_info": {"manifest": None}})  # fails, and so ends the session, if incomplete
+            self._llm.update_weights(
+                {"update_info": {"manifest": None}}
+            )  # fails, and so ends the session, if incomplete
             self._llm.finish_weight_update()
         except Exception as error:
             logging.getLogger(__name__).warning("dropped an unfinished weight update: %s", error)
@@ -235,7 +244,9 @@ def _prompt_seed(seed: int, prompt_id: str) -> int:
 
 def _rollout(prompt: Prompt, answer: Any, text: str, policy_version: int) -> Rollout:
     if answer.finish_reason not in ("stop", "length"):
-        raise EngineError(f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}")
+        raise EngineError(
+            f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
+        )
     return Rollout(
         text=text,
         token_ids_A=np.array(answer.token_ids, dtype=np.int32),

@@ -103,8 +103,8 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
         for name, tensor in bucket.items():
             if tensor.dtype != self.model_config.dtype:
                 raise WeightUpdateError(
-                    f"{name} has dtype {tensor.dtype}, the engine's is {self.model_config.dtype}; cast it before sending, "
-                    "or the engine would keep parameters of mixed dtypes"
+                    f"{name} has dtype {tensor.dtype}, the engine's is {self.model_config.dtype}; cast it "
+                    "before sending, or the engine would keep parameters of mixed dtypes"
                 )
         self.model.load_weights(bucket.items())
         self.arrived |= bucket.keys()
@@ -134,7 +134,9 @@ def checkpoint_names(folder: str | Path) -> set[str]:
     return names
 
 
-def _check_names(what: str, names: list[str], expected: set[str], optional: frozenset[str] | set[str] = frozenset()) -> None:
+def _check_names(
+    what: str, names: list[str], expected: set[str], optional: frozenset[str] | set[str] = frozenset()
+) -> None:
     missing = sorted(expected - set(names))
     unexpected = sorted(set(names) - expected - optional)
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []

@@ -1,4 +1,4 @@
-"""Prompts go out to the engines, whole groups of answers come back. train and evaluate call it, once per sampling round."""
+"""Prompts go out to the engines, whole groups of answers come back. train and evaluate call it once a round."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from megatron_nft.types import Prompt, RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are sampled. The same seed, prompts and weights give the same answers: vary it from round to round."""
+    """How answers are sampled. The same seed, prompts and weights give the same answers: vary it between rounds."""
 
     group_size: int  # answers per prompt
     temperature: float  # 0: greedy
@@ -74,7 +74,7 @@ def sample_groups(
 
 
 def _with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
-    """A prompt that comes again in one round (where an epoch ends and the next begins) gets an id, so a seed, of its own."""
+    """Gives a prompt that comes again in one round (where an epoch ends, say) its own id, so its own seed."""
     seen: Counter[str] = Counter()
     unique = []
     for prompt in prompts:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import RolloutGroup, Verdict
-from megatron_nft.verdict.math_answer import import_math_verify, judge_math, last_boxed
+from megatron_nft.verdict.math_answer import judge_math, last_boxed, warm_up
 from megatron_nft.verdict.pool import GradingPool, JudgeError
 
 CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
@@ -46,7 +46,7 @@ class Judge:
 
     def __init__(self, config: VerdictConfig):
         self.config = config
-        self._pool = GradingPool(config.workers, import_math_verify, preload=["math_verify", judge_math.__module__])
+        self._pool = GradingPool(config.workers, warm_up, preload=["megatron_nft.verdict.preload"])
         self._cache: OrderedDict[tuple[str, str, str], Verdict] = OrderedDict()
 
     def __enter__(self) -> "Judge":

@@ -47,9 +47,13 @@ class BucketManifest:
             WireError: a key is missing or unknown, or a value has the wrong type.
         """
         kinds = {"path": str, "names": list, "num_bytes": int}
-        wrong = sorted(kinds.keys() ^ plain.keys()) or [k for k, kind in kinds.items() if not isinstance(plain[k], kind)]
+        wrong = sorted(kinds.keys() ^ plain.keys()) or [
+            k for k, kind in kinds.items() if not isinstance(plain[k], kind)
+        ]
         if wrong:
-            raise WireError(f"bucket manifest {plain!r}: wrong at {', '.join(wrong)}; send what BucketManifest.to_dict gives")
+            raise WireError(
+                f"bucket manifest {plain!r}: wrong at {', '.join(wrong)}; send what BucketManifest.to_dict gives"
+            )
         return cls(path=plain["path"], names=tuple(plain["names"]), num_bytes=plain["num_bytes"])
 
 
@@ -91,7 +95,9 @@ def read_bucket(manifest: BucketManifest) -> dict[str, Tensor]:
     try:
         found = load_file(manifest.path)
     except (OSError, SafetensorError) as error:
-        raise WireError(f"cannot read bucket {manifest.path}: {error}; was it removed before every engine had read it?") from error
+        raise WireError(
+            f"cannot read bucket {manifest.path}: {error}; was it removed before every engine had read it?"
+        ) from error
     missing = tuple(sorted(set(manifest.names) - found.keys()))
     unexpected = tuple(sorted(found.keys() - set(manifest.names)))
     if missing or unexpected:
@@ -102,7 +108,9 @@ def read_bucket(manifest: BucketManifest) -> dict[str, Tensor]:
         )
     num_bytes = sum(_num_bytes(t) for t in found.values())
     if num_bytes != manifest.num_bytes:
-        raise WireError(f"bucket {manifest.path} holds {num_bytes} bytes of tensors, its manifest says {manifest.num_bytes}")
+        raise WireError(
+            f"bucket {manifest.path} holds {num_bytes} bytes of tensors, its manifest says {manifest.num_bytes}"
+        )
     return {name: found[name] for name in manifest.names}
 
 

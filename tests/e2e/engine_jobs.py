@@ -1,7 +1,7 @@
-"""Run by test_engine.py in a process of its own: imports vllm once, then runs each job in a forked child, two at a time.
+"""Run by test_engine.py in its own process: imports vllm once, then runs each job in a forked child, two at a time.
 
-Usage: engine_jobs.py FOLDER. Reads FOLDER/jobs.json ([{"name", "job", ...arguments}]), writes FOLDER/NAME.pickle: what the
-job returns, or the text of its traceback. The environment must be that of `engine_environment`.
+Usage: engine_jobs.py FOLDER. Reads FOLDER/jobs.json ([{"name", "job", ...arguments}]) and writes, per job,
+FOLDER/NAME/result.pickle: what the job returns, or the text of its traceback. Needs `engine_environment`.
 """
 
 import json
@@ -94,20 +94,24 @@ def updated(old, new, dtype, folder):
 
 
 def broken_updates(old, new, folder):
-    """Every way to spoil an update to `old` in turn, then a whole one to `new`, which must not contain anything of them."""
+    """Every way to spoil an update to `old` in turn, then a whole one to `new`, which must not be tainted."""
     engine = make_engine(old, "float32")
     one = "model.layers.1.self_attn.k_proj.weight"
-    errors = {"names": refusal(engine.start_update, [one, "model.layers.9.strange"]), "not started": refusal(engine.update, {})}
+    errors = {
+        "names": refusal(engine.start_update, [one, "model.layers.9.strange"]),
+        "not started": refusal(engine.update, {}),
+    }
     still_good = greedy(engine)
     errors["incomplete"] = refusal(send, engine, old, folder, 1, drop=[one])
     errors["refuses"] = refusal(greedy, engine)
     errors["dtype"] = refusal(send, engine, old, folder, 1, dtype=torch.float64)
     errors["unknown"] = refusal(send, engine, old, folder, 1, extra={"model.strange": torch.zeros(2)})
     errors["gone"] = refusal(send_removed, engine, old, folder)
-    names = sorted(load_file(Path(old) / "model.safetensors"))
-    engine.start_update(names)
+    tensors = load_file(Path(old) / "model.safetensors")
+    engine.start_update(sorted(tensors))
     errors["refuses halfway"] = refusal(greedy, engine)
-    engine.update(write_bucket(folder, 0, {one: load_file(Path(old) / "model.safetensors")[one]}).to_dict())
+    del tensors[one]  # the rest of its layer stays buffered in vLLM
+    engine.update(write_bucket(folder, 0, tensors).to_dict())
     send(engine, new, folder, version=2)  # the sender died and another one starts
     after = greedy(engine)
     engine.shutdown()

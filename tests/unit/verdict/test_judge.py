@@ -16,7 +16,7 @@ import pytest
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 from megatron_nft.verdict.judge import Judge, judge_answers
-from megatron_nft.verdict.math_answer import import_math_verify
+from megatron_nft.verdict.math_answer import warm_up
 from megatron_nft.verdict.pool import GradingPool, JudgeError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -115,7 +115,7 @@ def test_lists_of_different_lengths_are_refused(judge):
 
 
 def test_workers_that_crash_or_eat_memory_give_errors():
-    pool = GradingPool(1, import_math_verify)
+    pool = GradingPool(1, warm_up)
     six_gib = 6 << 30
     try:
         crash, eat, fail = pool.run([(ctypes.string_at, 1, 8), (operator.mul, "a", six_gib), (operator.add, 1, "")], 20)

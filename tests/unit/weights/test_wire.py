@@ -85,7 +85,9 @@ def test_unwritable_folder_and_empty_bucket_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("plain", [{}, {"path": "x", "names": [], "num_bytes": 1, "more": 1}, {"path": 1, "names": [], "num_bytes": 1}])
+@pytest.mark.parametrize(
+    "plain", [{}, {"path": "x", "names": [], "num_bytes": 1, "more": 1}, {"path": 1, "names": [], "num_bytes": 1}]
+)
 def test_wrong_manifest_is_refused(plain):
     with pytest.raises(WireError, match="bucket manifest"):
         BucketManifest.from_dict(plain)
