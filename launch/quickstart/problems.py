@@ -3,13 +3,12 @@
 A seed comes in, `Problem`s and `Demonstration`s go out; pure functions, no files. make_assets.py writes the problems to
 parquet and warms the quickstart's base model up on the demonstrations.
 
-The pupils follow a Rasch model: a pupil of skill s takes a step's operation rightly with probability
-sigmoid(s + logit(right_rate)), right_rate being the phrase's share of right pupils at average skill. Phrases differ:
-"buys 5 more" hardly misleads anybody, "That is 5 fewer than Ann has" misleads most. Besides, pupils forget the last
-step, slip in a sum, or just add all the numbers.
+Pupils are of two kinds. Careful ones say "First" and "Then", and nearly always take the right operation. Hasty ones
+write bare sums, often take the wrong operation ("That is 5 fewer than Ann has" misleads most, "buys 5 more" few),
+forget the last step, or slip in a sum. The longer the story, the fewer pupils take care. A model that imitates them all
+has both ways in it, and gets most answers wrong.
 """
 
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,39 +36,39 @@ class Phrase:
     text: str
     operation: Operation
     mistaken_for: Operation
-    right_rate: float  # share of pupils of average skill who take the right operation
+    right_rate: float  # share of hasty pupils who take the right operation
     moves: bool = False  # the question then is about {other}
 
 
 PHRASES = (
-    Phrase(text="{He} buys {k} more.", operation="+", mistaken_for="-", right_rate=0.85),
-    Phrase(text="{He} finds {k} at home.", operation="+", mistaken_for="-", right_rate=0.72),
-    Phrase(text="{He} wins {k} in a game.", operation="+", mistaken_for="-", right_rate=0.65),
-    Phrase(text="{other} gives {him} {k}.", operation="+", mistaken_for="-", right_rate=0.48),
-    Phrase(text="{He} gets {k} back.", operation="+", mistaken_for="-", right_rate=0.38),
-    Phrase(text="{He} loses {k}.", operation="-", mistaken_for="+", right_rate=0.80),
-    Phrase(text="{He} gives {k} to {other}.", operation="-", mistaken_for="+", right_rate=0.68),
-    Phrase(text="{He} sells {k} of them.", operation="-", mistaken_for="+", right_rate=0.57),
-    Phrase(text="{He} lends {other} {k}.", operation="-", mistaken_for="+", right_rate=0.44),
-    Phrase(text="{k} of them are missing.", operation="-", mistaken_for="+", right_rate=0.35),
-    Phrase(text="{other} has {k} more.", operation="+", mistaken_for="-", right_rate=0.62, moves=True),
-    Phrase(text="{other} has {k} fewer.", operation="-", mistaken_for="+", right_rate=0.46, moves=True),
-    Phrase(text="That is {k} fewer than {other} has.", operation="+", mistaken_for="-", right_rate=0.30, moves=True),
-    Phrase(text="That is {k} more than {other} has.", operation="-", mistaken_for="+", right_rate=0.33, moves=True),
-    Phrase(text="{other} has {k} times as many.", operation="*", mistaken_for="+", right_rate=0.60, moves=True),
-    Phrase(text="{He} fills {k} such bags.", operation="*", mistaken_for="+", right_rate=0.42),
+    Phrase(text="{He} buys {k} more.", operation="+", mistaken_for="-", right_rate=0.80),
+    Phrase(text="{He} finds {k} at home.", operation="+", mistaken_for="-", right_rate=0.65),
+    Phrase(text="{He} wins {k} in a game.", operation="+", mistaken_for="-", right_rate=0.55),
+    Phrase(text="{other} gives {him} {k}.", operation="+", mistaken_for="-", right_rate=0.40),
+    Phrase(text="{He} gets {k} back.", operation="+", mistaken_for="-", right_rate=0.30),
+    Phrase(text="{He} loses {k}.", operation="-", mistaken_for="+", right_rate=0.75),
+    Phrase(text="{He} gives {k} to {other}.", operation="-", mistaken_for="+", right_rate=0.60),
+    Phrase(text="{He} sells {k} of them.", operation="-", mistaken_for="+", right_rate=0.45),
+    Phrase(text="{He} lends {other} {k}.", operation="-", mistaken_for="+", right_rate=0.35),
+    Phrase(text="{k} of them are missing.", operation="-", mistaken_for="+", right_rate=0.25),
+    Phrase(text="{other} has {k} more.", operation="+", mistaken_for="-", right_rate=0.55, moves=True),
+    Phrase(text="{other} has {k} fewer.", operation="-", mistaken_for="+", right_rate=0.35, moves=True),
+    Phrase(text="That is {k} fewer than {other} has.", operation="+", mistaken_for="-", right_rate=0.15, moves=True),
+    Phrase(text="That is {k} more than {other} has.", operation="-", mistaken_for="+", right_rate=0.15, moves=True),
+    Phrase(text="{other} has {k} times as many.", operation="*", mistaken_for="+", right_rate=0.50, moves=True),
+    Phrase(text="{He} fills {k} such bags.", operation="*", mistaken_for="+", right_rate=0.30),
 )
 STEPS_SHARE = {1: 0.35, 2: 0.40, 3: 0.25}
 """Number of steps -> share of the problems."""
 
-SKILL_SPREAD = 0.7
-"""Standard deviation of the pupils' skill."""
-FINISHES_RATE = {1: 1.0, 2: 0.75, 3: 0.60}
-"""Number of steps -> share of pupils of average skill who don't forget the last one."""
-ADDS_ALL_RATE = 0.05
-"""Share of pupils who add all the numbers they see."""
+CAREFUL_SHARE = {1: 0.38, 2: 0.30, 3: 0.22}
+"""Number of steps -> share of pupils who take care."""
+CAREFUL_RIGHT_RATE = 0.98
+"""Share of careful pupils who take the right operation, whatever the phrase."""
+FINISHES_RATE = {1: 1.0, 2: 0.70, 3: 0.50}
+"""Number of steps -> share of hasty pupils who don't forget the last one."""
 SLIP_RATE = 0.03
-"""Share of steps whose result is off by one or by ten."""
+"""Share of hasty pupils' steps whose result is off by one or by ten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +110,7 @@ class Demonstration:
 
     problem: Problem
     answer: str
+    is_careful: bool
     is_right: bool
 
 
@@ -135,8 +135,10 @@ def demonstrations(seed: int, *, without: frozenset[tuple[Any, ...]]) -> Iterato
     """An endless stream of pupils' answers to problems that are not in `without`; each by another pupil."""
     rng = random.Random(f"pupils {seed}")
     for problem in problems(seed, without=without, unique=False):
-        answer = _answer_as_pupil(problem, rng)
-        yield Demonstration(problem=problem, answer=answer, is_right=answer.endswith(f"\\boxed{{{problem.answer}}}"))
+        is_careful = rng.random() < CAREFUL_SHARE[len(problem.steps)]
+        answer = _answer_with_care(problem, rng) if is_careful else _answer_in_haste(problem, rng)
+        is_right = answer.endswith(f"\\boxed{{{problem.answer}}}")
+        yield Demonstration(problem=problem, answer=answer, is_careful=is_careful, is_right=is_right)
 
 
 def drills(seed: int, *, sums: int = 8) -> Iterator[tuple[str, str]]:
@@ -158,7 +160,7 @@ def drills(seed: int, *, sums: int = 8) -> Iterator[tuple[str, str]]:
 
 def right_answer(problem: Problem) -> str:
     """The worked solution: one equation a step, then the boxed answer."""
-    return _write_answer(problem.start, [(step.operation, step.k) for step in problem.steps])
+    return _write_answer(problem.start, [(step.operation, step.k) for step in problem.steps], words=True)
 
 
 def as_row(problem: Problem, *, index: int, split: str) -> dict[str, Any]:
@@ -210,26 +212,29 @@ def _tell(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
     return " ".join([*sentences, f"How many {things} does {holder} have now?", REQUEST])
 
 
-def _answer_as_pupil(problem: Problem, rng: random.Random) -> str:
-    skill = rng.gauss(0, SKILL_SPREAD)
-    adds_all = rng.random() < ADDS_ALL_RATE
-    taken: list[tuple[Operation, int]] = []
-    for step in problem.steps:
-        phrase = PHRASES[step.phrase]
-        succeeds = _succeeds(rng, skill, phrase.right_rate)
-        taken.append(("+" if adds_all else phrase.operation if succeeds else phrase.mistaken_for, step.k))
-    if not _succeeds(rng, skill, FINISHES_RATE[len(taken)]):
+def _answer_with_care(problem: Problem, rng: random.Random) -> str:
+    return _write_answer(problem.start, _take(problem, rng, [CAREFUL_RIGHT_RATE] * len(problem.steps)), words=True)
+
+
+def _answer_in_haste(problem: Problem, rng: random.Random) -> str:
+    taken = _take(problem, rng, [PHRASES[step.phrase].right_rate for step in problem.steps])
+    if rng.random() >= FINISHES_RATE[len(taken)]:
         taken.pop()
-    return _write_answer(problem.start, taken, rng)
+    return _write_answer(problem.start, taken, words=False, slips=rng)
 
 
-def _succeeds(rng: random.Random, skill: float, right_rate: float) -> bool:
-    if right_rate >= 1:
-        return True
-    return rng.random() < 1 / (1 + math.exp(-skill) * (1 - right_rate) / right_rate)
+def _take(problem: Problem, rng: random.Random, right_rates: list[float]) -> list[tuple[Operation, int]]:
+    """The operation that a pupil takes at each step."""
+    taken: list[tuple[Operation, int]] = []
+    for step, right_rate in zip(problem.steps, right_rates, strict=True):
+        phrase = PHRASES[step.phrase]
+        taken.append((phrase.operation if rng.random() < right_rate else phrase.mistaken_for, step.k))
+    return taken
 
 
-def _write_answer(start: int, taken: list[tuple[Operation, int]], slips: random.Random | None = None) -> str:
+def _write_answer(
+    start: int, taken: list[tuple[Operation, int]], *, words: bool, slips: random.Random | None = None
+) -> str:
     lines = []
     value = start
     for operation, k in taken:
@@ -238,5 +243,6 @@ def _write_answer(start: int, taken: list[tuple[Operation, int]], slips: random.
         value = calculate(a, operation, b)
         if slips and slips.random() < SLIP_RATE:
             value = max(0, value + slips.choice((-10, -1, 1, 10)))
-        lines.append(f"{a}{operation}{b}={value}")
+        opening = ("Then " if lines else "First ") if words else ""
+        lines.append(f"{opening}{a}{operation}{b}={value}")
     return "\n".join([*lines, f"\\boxed{{{value}}}"])

@@ -25,7 +25,12 @@ class EngineError(RuntimeError):
 
 
 def engine_environment(device: str, threads: int) -> dict[str, str]:
-    """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda"."""
+    """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda".
+
+    Args:
+        threads: on a CPU, no more than the cores that this engine has to itself: OpenMP's threads spin while they wait,
+            and two of them on shared cores were measured 10 times slower than one.
+    """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine loop runs in the caller's process, and fails there
         "VLLM_LOGGING_LEVEL": "WARNING",
