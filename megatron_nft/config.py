@@ -1,8 +1,8 @@
 """Every knob of a run: its default, its meaning and its cross-checks.
 
-A recipe (TOML) and `section.key=value` overrides come in; one read-only `Config` goes out. Defaults stand here, once, on
-their field; the recipe overrides them, the command line overrides the recipe. Called by train, evaluate and the tests.
-Imports no torch, ray, vllm or megatron, so that a recipe can be checked in milliseconds on any machine.
+A recipe (TOML) and `section.key=value` overrides come in; one read-only `Config` goes out. Defaults stand here, once,
+on their field; the recipe overrides them, the command line overrides the recipe. Called by train, evaluate and the
+tests. Imports no torch, ray, vllm or megatron, so that a recipe can be checked in milliseconds on any machine.
 """
 
 import json
@@ -65,7 +65,8 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature of rollouts; the actor scores at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling. Below 1 the engine's log-probs are of the truncated distribution, and the gap metric shows it."""
+    """Nucleus sampling. Below 1 the engine's log-probs are of the truncated distribution, and the gap metric shows
+    it."""
     max_answer_tokens: int = Field(3584, ge=1)
     """A longer answer is cut, and a cut answer counts as wrong."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -95,11 +96,13 @@ class AlgorithmConfig(Section):
     normalize: Literal[0, 1, 2] = 1
     """Prompt weight w(q): 0: 1; 1: 1 - p (on-policy: Dr. GRPO); 2: sqrt((1 - p) / p) (on-policy: GRPO)."""
     clamp_negative: float = Field(1.0, gt=0, le=1)
-    """Lower clamp of a wrong answer's implicit likelihood ratio (the paper's epsilon); the gradient passes straight through."""
+    """Lower clamp of a wrong answer's implicit likelihood ratio (the paper's epsilon); the gradient passes straight
+    through."""
     ratio_type: Literal["token", "sequence"] = "token"
     """Likelihood ratio per token, or one per answer (the product of its tokens' ratios)."""
     reduction: Literal["tokens", "constant"] = "tokens"
-    """"tokens": mean over all answer tokens of the optimizer mini-batch; "constant": sum / `reduction_constant` / answers."""
+    """"tokens": mean over all answer tokens of the optimizer mini-batch; "constant": sum / `reduction_constant` /
+    answers."""
     reduction_constant: float = Field(1000.0, gt=0)
     """Divisor of the "constant" reduction, in tokens per answer."""
 
@@ -159,7 +162,8 @@ class TrainConfig(Section):
     updates_per_step: int = Field(16, ge=1)
     """Optimizer updates per step; must divide groups_per_step."""
     evaluate_every: int = Field(5, ge=0)
-    """Evaluate on the held-out prompts every so many steps, besides before the first and after the last. 0: only those."""
+    """Evaluate on the held-out prompts every so many steps, besides before the first and after the last. 0: only
+    those."""
     export_every: int = Field(0, ge=0)
     """Write the model as an HF folder every so many steps, besides after the last. 0: only after the last."""
 
@@ -278,7 +282,8 @@ def check_layout(config: Config, hf: HFConfig) -> None:
     if hf.num_hidden_layers % config.actor.pp:
         fits = [n for n in range(1, hf.num_hidden_layers + 1) if hf.num_hidden_layers % n == 0]
         raise RecipeError(
-            f"actor.pp = {config.actor.pp} does not divide the model's {hf.num_hidden_layers} layers; choose one of {fits}"
+            f"actor.pp = {config.actor.pp} does not divide the model's {hf.num_hidden_layers} layers; "
+            f"choose one of {fits}"
         )
     if config.max_sequence_tokens > hf.max_position_embeddings:
         raise RecipeError(

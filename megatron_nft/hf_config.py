@@ -1,7 +1,8 @@
 """The architecture of a model, as its HF folder's config.json states it.
 
 A folder comes in, a typed `HFConfig` goes out. config.py checks layouts against it, actor/model.py builds the Megatron
-model from it, weights/mapping.py names the weights by it: no dimension is typed a second time anywhere. No heavy imports.
+model from it, weights/mapping.py names the weights by it: no dimension is typed a second time anywhere. No heavy
+imports.
 """
 
 import json

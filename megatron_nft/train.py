@@ -4,8 +4,8 @@
 
     python -m megatron_nft.train launch/recipes/quickstart.toml [section.key=value ...]
 
-A few processes hold the model, sharded by Megatron-Core (`actors`); a few more hold vLLM engines (`engines`); this driver
-moves data between them, one call per stage.
+A few processes hold the model, sharded by Megatron-Core (`actors`); a few more hold vLLM engines (`engines`); this
+driver moves data between them, one call per stage.
 """
 
 import argparse
@@ -119,8 +119,8 @@ class Training:
                 return mixed[:wanted]
         raise NoMixedGroups(
             f"step {step}: {len(mixed)} of {num_sampled} groups had right and wrong answers after "
-            f"{rollout.max_sampling_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of another "
-            "difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
+            f"{rollout.max_sampling_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of "
+            "another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
         )
 
     def evaluate_and_export_if_due(self, step: int) -> None:
@@ -135,9 +135,7 @@ class Training:
         """Held-out accuracy, if there are held-out prompts."""
         if self.held_out:
             with self.report.stage("evaluate", total=len(self.held_out), unit="prompts") as progress:
-                metrics, samples = evaluate(
-                    self.engines, self.judge, self.held_out, self.config, progress.update
-                )
+                metrics, samples = evaluate(self.engines, self.judge, self.held_out, self.config, progress.update)
             self.report.add_evaluation(step, metrics, samples)
 
 

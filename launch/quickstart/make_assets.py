@@ -4,11 +4,11 @@
 
 Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; a seed gives the same again.
 
-What the base model is, honestly: a Qwen2 of 1 M parameters, trained from scratch for some minutes on sheets of right
-sums, and on stories answered by made-up pupils, most of whom take a wrong operation or forget a step (see problems.py).
-It imitates that mix. So its arithmetic is sound, the right way to read each phrase is among the ways that it samples,
-and what is left to NFT is to tell the right ways from the wrong ones, by verdicts alone. No problem of train.parquet or
-held_out.parquet is among the demonstrations, under whatever names.
+What the base model is, honestly: a Qwen2 of 1 M parameters, trained from scratch in two stages. First a textbook: right
+solutions, and sheets of sums. Then pupils, most of whom write bare sums and take a wrong operation or forget a step,
+and a third of whom work with care (see problems.py). The model imitates that mix, and so gets most answers wrong, but
+the careful way of working is in it; what NFT has to do is to find that out by verdicts alone. No problem of
+train.parquet or held_out.parquet is among the textbook's or the demonstrations', under whatever names.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; at this size, more only wait
 
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import torch  # noqa: E402
-from probe import probe  # noqa: E402
-from problems import Problem, as_row, demonstrations, drills, problems  # noqa: E402
-from tokenizer import build_tokenizer  # noqa: E402
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
-from warm_up import WarmUp, warm_up  # noqa: E402
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from probe import probe
+from problems import Problem, as_row, demonstrations, drills, problems, right_answer
+from tokenizer import build_tokenizer
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from warm_up import Stage, warm_up
 
 NUM_TRAIN, NUM_HELD_OUT = 4000, 256
 
@@ -74,13 +74,22 @@ def write_untrained_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed
     tokenizer.save_pretrained(folder)
 
 
+def stages(seed: int, used: frozenset[tuple[Any, ...]]) -> list[Stage]:
+    """The textbook, then the pupils."""
+    textbook = ((p.text, right_answer(p)) for p in problems(seed + 3, without=used, unique=False))
+    pupils = ((d.problem.text, d.answer) for d in demonstrations(seed + 2, without=used))
+    return [
+        Stage(
+            name="textbook", stories=textbook, updates=1000, learning_rate=3e-3, drills_share=0.3, learns_prompts=True
+        ),
+        Stage(name="pupils", stories=pupils, updates=250, learning_rate=1e-3, drills_share=0.1, learns_prompts=False),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=100, help="seeds problems, pupils and weights (default: 100)")
-    parser.add_argument(
-        "--updates", type=int, default=WarmUp.updates, help=f"updates of the warm-up (default: {WarmUp.updates})"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -99,9 +108,8 @@ def main() -> None:
     warm_up(
         model_dir,
         tokenizer,
-        stories=((d.problem.text, d.answer) for d in demonstrations(args.seed + 2, without=used)),
-        drills=drills(args.seed + 2),
-        plan=WarmUp(updates=args.updates),
+        stages(args.seed, used),
+        drills(args.seed + 2),
         seed=args.seed,
         tell=lambda line: print(line, flush=True),
     )

@@ -3,10 +3,10 @@
 A seed comes in, `Problem`s and `Demonstration`s go out; pure functions, no files. make_assets.py writes the problems to
 parquet and warms the quickstart's base model up on the demonstrations.
 
-Pupils are of two kinds. Careful ones say "First" and "Then", and nearly always take the right operation. Hasty ones
-write bare sums, often take the wrong operation ("That is 5 fewer than Ann has" misleads most, "buys 5 more" few),
-forget the last step, or slip in a sum. The longer the story, the fewer pupils take care. A model that imitates them all
-has both ways in it, and gets most answers wrong.
+Pupils are of two kinds. Careful ones write down what happens before each sum ("buys: 23+5=28"), and nearly always take
+the right operation. Hasty ones write bare sums, often take the wrong operation ("That is 5 fewer than Ann has"
+misleads most, "buys 5 more" few), forget the last step, or slip in a sum. The longer the story, the fewer pupils take
+care. A model that imitates them all has both ways in it, and gets most answers wrong.
 """
 
 import random
@@ -29,11 +29,12 @@ LARGEST_RESULT = 99
 """Every intermediate and final result of a problem lies in 1..99: two digits, which a 1 M model learns in minutes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Phrase:
     """One step of a story. In `text`, {He} and {him} hold the things so far, {other} is somebody else."""
 
     text: str
+    quote: str  # the words of it that a careful pupil writes down
     operation: Operation
     mistaken_for: Operation
     right_rate: float  # share of hasty pupils who take the right operation
@@ -41,22 +42,22 @@ class Phrase:
 
 
 PHRASES = (
-    Phrase(text="{He} buys {k} more.", operation="+", mistaken_for="-", right_rate=0.80),
-    Phrase(text="{He} finds {k} at home.", operation="+", mistaken_for="-", right_rate=0.65),
-    Phrase(text="{He} wins {k} in a game.", operation="+", mistaken_for="-", right_rate=0.55),
-    Phrase(text="{other} gives {him} {k}.", operation="+", mistaken_for="-", right_rate=0.40),
-    Phrase(text="{He} gets {k} back.", operation="+", mistaken_for="-", right_rate=0.30),
-    Phrase(text="{He} loses {k}.", operation="-", mistaken_for="+", right_rate=0.75),
-    Phrase(text="{He} gives {k} to {other}.", operation="-", mistaken_for="+", right_rate=0.60),
-    Phrase(text="{He} sells {k} of them.", operation="-", mistaken_for="+", right_rate=0.45),
-    Phrase(text="{He} lends {other} {k}.", operation="-", mistaken_for="+", right_rate=0.35),
-    Phrase(text="{k} of them are missing.", operation="-", mistaken_for="+", right_rate=0.25),
-    Phrase(text="{other} has {k} more.", operation="+", mistaken_for="-", right_rate=0.55, moves=True),
-    Phrase(text="{other} has {k} fewer.", operation="-", mistaken_for="+", right_rate=0.35, moves=True),
-    Phrase(text="That is {k} fewer than {other} has.", operation="+", mistaken_for="-", right_rate=0.15, moves=True),
-    Phrase(text="That is {k} more than {other} has.", operation="-", mistaken_for="+", right_rate=0.15, moves=True),
-    Phrase(text="{other} has {k} times as many.", operation="*", mistaken_for="+", right_rate=0.50, moves=True),
-    Phrase(text="{He} fills {k} such bags.", operation="*", mistaken_for="+", right_rate=0.30),
+    Phrase("{He} buys {k} more.", "buys", "+", "-", 0.80),
+    Phrase("{He} finds {k} at home.", "finds", "+", "-", 0.65),
+    Phrase("{He} wins {k} in a game.", "wins", "+", "-", 0.55),
+    Phrase("{other} gives {him} {k}.", "gives", "+", "-", 0.40),
+    Phrase("{He} gets {k} back.", "gets back", "+", "-", 0.30),
+    Phrase("{He} loses {k}.", "loses", "-", "+", 0.75),
+    Phrase("{He} gives {k} to {other}.", "gives to", "-", "+", 0.60),
+    Phrase("{He} sells {k} of them.", "sells", "-", "+", 0.45),
+    Phrase("{He} lends {other} {k}.", "lends", "-", "+", 0.35),
+    Phrase("{k} of them are missing.", "missing", "-", "+", 0.25),
+    Phrase("{other} has {k} more.", "more", "+", "-", 0.55, moves=True),
+    Phrase("{other} has {k} fewer.", "fewer", "-", "+", 0.35, moves=True),
+    Phrase("That is {k} fewer than {other} has.", "fewer than", "+", "-", 0.15, moves=True),
+    Phrase("That is {k} more than {other} has.", "more than", "-", "+", 0.15, moves=True),
+    Phrase("{other} has {k} times as many.", "times", "*", "+", 0.50, moves=True),
+    Phrase("{He} fills {k} such bags.", "such bags", "*", "+", 0.30),
 )
 STEPS_SHARE = {1: 0.35, 2: 0.40, 3: 0.25}
 """Number of steps -> share of the problems."""
@@ -160,7 +161,8 @@ def drills(seed: int, *, sums: int = 8) -> Iterator[tuple[str, str]]:
 
 def right_answer(problem: Problem) -> str:
     """The worked solution: one equation a step, then the boxed answer."""
-    return _write_answer(problem.start, [(step.operation, step.k) for step in problem.steps], words=True)
+    taken = [(step.operation, step.k) for step in problem.steps]
+    return _write_answer(problem.start, taken, quotes=_quotes(problem))
 
 
 def as_row(problem: Problem, *, index: int, split: str) -> dict[str, Any]:
@@ -213,14 +215,15 @@ def _tell(rng: random.Random, start: int, steps: tuple[Step, ...]) -> str:
 
 
 def _answer_with_care(problem: Problem, rng: random.Random) -> str:
-    return _write_answer(problem.start, _take(problem, rng, [CAREFUL_RIGHT_RATE] * len(problem.steps)), words=True)
+    taken = _take(problem, rng, [CAREFUL_RIGHT_RATE] * len(problem.steps))
+    return _write_answer(problem.start, taken, quotes=_quotes(problem))
 
 
 def _answer_in_haste(problem: Problem, rng: random.Random) -> str:
     taken = _take(problem, rng, [PHRASES[step.phrase].right_rate for step in problem.steps])
     if rng.random() >= FINISHES_RATE[len(taken)]:
         taken.pop()
-    return _write_answer(problem.start, taken, words=False, slips=rng)
+    return _write_answer(problem.start, taken, slips=rng)
 
 
 def _take(problem: Problem, rng: random.Random, right_rates: list[float]) -> list[tuple[Operation, int]]:
@@ -232,17 +235,24 @@ def _take(problem: Problem, rng: random.Random, right_rates: list[float]) -> lis
     return taken
 
 
+def _quotes(problem: Problem) -> list[str]:
+    return [PHRASES[step.phrase].quote for step in problem.steps]
+
+
 def _write_answer(
-    start: int, taken: list[tuple[Operation, int]], *, words: bool, slips: random.Random | None = None
+    start: int,
+    taken: list[tuple[Operation, int]],
+    *,
+    quotes: list[str] | None = None,
+    slips: random.Random | None = None,
 ) -> str:
     lines = []
     value = start
-    for operation, k in taken:
+    for i, (operation, k) in enumerate(taken):
         # Pupils have no negative numbers: they take the smaller from the larger.
         a, b = (k, value) if operation == "-" and k > value else (value, k)
         value = calculate(a, operation, b)
         if slips and slips.random() < SLIP_RATE:
             value = max(0, value + slips.choice((-10, -1, 1, 10)))
-        opening = ("Then " if lines else "First ") if words else ""
-        lines.append(f"{opening}{a}{operation}{b}={value}")
+        lines.append(f"{quotes[i]}: {a}{operation}{b}={value}" if quotes else f"{a}{operation}{b}={value}")
     return "\n".join([*lines, f"\\boxed{{{value}}}"])

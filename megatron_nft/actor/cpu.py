@@ -22,7 +22,9 @@ def adapt_to_cpu() -> None:
     if _mode is not None:
         return
     if torch.cuda.is_available():
-        raise RuntimeError("cluster.device = cpu on a machine with CUDA devices; hide them with CUDA_VISIBLE_DEVICES=''")
+        raise RuntimeError(
+            "cluster.device = cpu on a machine with CUDA devices; hide them with CUDA_VISIBLE_DEVICES=''"
+        )
     _replace_cuda_functions()
     _replace_megatron_random_state()
     _mode = _CudaMeansCpu()

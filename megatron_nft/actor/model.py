@@ -87,8 +87,8 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
         # Gradients are summed over microbatches and ranks, never divided: actor/pipeline.py has normalised the loss.
         calculate_per_token_loss=True,
         use_cpu_initialization=not on_cuda,
-        # The values are overwritten by the HF weights, but it is initialisation that marks parameters as tensor-parallel,
-        # and the gradient norm counts an unmarked shard on one rank only.
+        # The values are overwritten by the HF weights, but it is initialisation that marks parameters as tensor-
+        # parallel, and the gradient norm counts an unmarked shard on one rank only.
         perform_initialization=True,
         persist_layer_norm=on_cuda,
         bias_activation_fusion=on_cuda,

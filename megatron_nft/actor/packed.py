@@ -46,10 +46,10 @@ def pack_tokens(microbatch: MicroBatch, device: torch.device, multiple_of: int =
         repeats = [s.num_answer_tokens for s in sequences]
         return torch.from_numpy(np.repeat(np.asarray(values), repeats)).to(device, dtype)
 
-    logit_index = [start + np.arange(s.num_prompt_tokens, s.num_tokens) - 1 for start, s in zip(starts, sequences)]
-    old_logprobs = [
-        np.zeros(s.num_answer_tokens) if s.old_logprobs_A is None else s.old_logprobs_A for s in sequences
+    logit_index = [
+        start + np.arange(s.num_prompt_tokens, s.num_tokens) - 1 for start, s in zip(starts, sequences, strict=True)
     ]
+    old_logprobs = [np.zeros(s.num_answer_tokens) if s.old_logprobs_A is None else s.old_logprobs_A for s in sequences]
     labels = [s.token_ids_T[s.num_prompt_tokens :] for s in sequences]
     return PackedTokens(
         token_ids_T=torch.from_numpy(np.concatenate(token_ids)).to(device, torch.int64),

@@ -1,4 +1,5 @@
-"""Number formats: what a recipe's `actor.precision` means to Megatron-Core. Called by actor/model.py and optimizer.py."""
+"""Number formats: what a recipe's `actor.precision` means to Megatron-Core. Called by actor/model.py and
+optimizer.py."""
 
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import torch
 
 @dataclass(frozen=True)
 class Precision:
-    """Parameters and activations are in `dtype`; gradients, master weights and Adam's moments are fp32 in either case."""
+    """Parameters and activations are in `dtype`; gradients, master weights and Adam's moments are fp32 in either
+    case."""
 
     dtype: torch.dtype
 

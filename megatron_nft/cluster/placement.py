@@ -45,7 +45,7 @@ class Placement:
 
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[Placement]:
-    """Joins the Ray at RAY_ADDRESS, or starts a local one; reserves a place for every process; leaves no process behind.
+    """Joins the Ray at RAY_ADDRESS, or starts a local one; reserves a place for every process; leaves none behind.
 
     Raises:
         RuntimeError: the cluster hasn't got the resources, or not within cluster.start_timeout_s.

@@ -1,8 +1,8 @@
 """Actors and engines as processes: one verb, called on all ranks, with a deadline. The only ray.remote wrapping.
 
 The driver holds `Actors` (Megatron ranks, actor/worker.py) and `EngineGroup` (vLLM engines, rollout/engine.py). Both
-look to train.py like one object each; who runs where comes from cluster/placement.py. A rank that fails ends the wait of
-all others at once, with its own error.
+look to train.py like one object each; who runs where comes from cluster/placement.py. A rank that fails ends the wait
+of all others at once, with its own error.
 """
 
 import socket

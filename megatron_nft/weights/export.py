@@ -18,7 +18,8 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
 
 @contextmanager
 def hf_folder_in_progress(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` to write into. It takes `folder`'s place at the end, or is removed on an error."""
+    """An empty folder beside `folder` to write into. It takes `folder`'s place at the end, or is removed on an
+    error."""
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -44,6 +45,8 @@ def finish_hf_folder(folder: Path, base_model: str | Path, weight_maps: Sequence
         if source.is_file() and not any(source.match(pattern) for pattern in WEIGHT_FILES):
             shutil.copy2(source, folder / source.name)
     weight_map = {name: file for stage in weight_maps for name, file in stage.items()}
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
     _set_dtype(folder, weight_map)
     if len(files := set(weight_map.values())) == 1:
         os.replace(folder / files.pop(), folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""One two-way table per model family: Megatron parameter <-> HF tensors, and how each is cut over tensor-parallel ranks.
+"""One two-way table per model family: Megatron parameter <-> HF tensors, and how each is cut over ranks.
 
 Used in both directions: `Rule.to_hf` joins the shards of all tensor-parallel ranks into HF tensors (weight sync,
 export), `Rule.to_shard` cuts one rank's shard out of HF tensors (loading). Called by weights/gather.py and

@@ -1,8 +1,8 @@
 """The actor's weights into the running engines: announce -> stream buckets -> finish, stamped with a policy_version.
 
-`actor` and `engines` come in as cluster/workers.py holds them; metrics go out. While the engines load a bucket, the actor
-gathers the next: two buckets are in use at a time. Between the announcement and the finish no engine generates, and an
-engine that missed a bucket refuses to, so half-new weights never answer. Called by train.py after each step.
+`actor` and `engines` come in as cluster/workers.py holds them; metrics go out. While the engines load a bucket, the
+actor gathers the next: two buckets are in use at a time. Between the announcement and the finish no engine generates,
+and an engine that missed a bucket refuses to, so half-new weights never answer. Called by train.py after each step.
 """
 
 import shutil

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import vllm.model_executor.models.qwen2  # noqa: F401  the slow imports, once for all jobs
+import vllm.model_executor.models.qwen2
 import vllm.v1.worker.cpu_worker  # noqa: F401
 from safetensors.torch import load_file
 from vllm import LLM  # noqa: F401

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class RankError(Exception):
 
 
 def _call(results: Any, rank: int, function: Callable[..., Any], master: str, args: tuple) -> None:
+    warnings.filterwarnings("ignore")  # Megatron says on every rank what isn't installed
     try:
         results.put((rank, function(rank, master, *args)))
     except BaseException:

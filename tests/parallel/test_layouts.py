@@ -1,4 +1,4 @@
-"""One stored batch through every layout: the same log-probs, loss, gradient norm and weights, and transformers as oracle.
+"""One stored batch through every layout: the same log-probs, loss, gradient norm and weights.
 
 tests/assets/quickstart/batch.npz is the first training batch of a quickstart run (launch/quickstart/README.md).
 """
@@ -19,6 +19,9 @@ from tests.parallel.ranks import run_ranks
 
 pytestmark = pytest.mark.parallel
 ASSETS = Path("tests/assets/quickstart")
+# With Adam's usual eps a gradient of 1e-9 moves its weight as far as one of 1e-1, rounding and all; with this one a
+# weight moves in proportion to its gradient, so that equal weights mean equal gradients.
+OPTIMIZER = ["optimizer.learning_rate=1e-2", "optimizer.eps=1e-2"]
 
 
 def stored_sequences():
@@ -31,7 +34,7 @@ def train_on_stored_batch(rank, master, overrides):
     torch.set_num_threads(1)
     from megatron_nft.actor.worker import Worker
 
-    config = load_config("launch/recipes/quickstart.toml", ["actor.tp=1", "optimizer.learning_rate=1e-3", *overrides])
+    config = load_config("launch/recipes/quickstart.toml", ["actor.tp=1", *OPTIMIZER, *overrides])
     worker = Worker(config, rank=rank, master=master)
     batch = pack(
         stored_sequences(), num_updates=2, dp=config.actor.dp, tokens_per_microbatch=config.actor.tokens_per_microbatch
@@ -59,7 +62,9 @@ def _moved(sequence):
 
 @cache
 def outcome(*overrides):
-    layout = {key: int(value) for key, _, value in (o.partition("=") for o in overrides) if key[-2:] in ("tp", "pp", "dp")}
+    layout = {
+        key: int(value) for key, _, value in (o.partition("=") for o in overrides) if key[-2:] in ("tp", "pp", "dp")
+    }
     world_size = int(np.prod(list(layout.values()))) if layout else 1
     ranks = run_ranks(world_size, train_on_stored_batch, overrides)
     scored = {tokens: scores for rank in ranks for tokens, scores in rank[0].items()}
@@ -89,15 +94,19 @@ def test_layout_changes_nothing(overrides):
     for name, expected in oracle.items():
         assert metrics[name] == pytest.approx(expected, rel=1e-5, abs=1e-7), name
     assert weights.keys() == oracle_weights.keys()
-    assert max(np.abs(weights[name] - oracle_weights[name]).max() for name in weights) < 1e-5
+    assert max(np.abs(weights[name] - oracle_weights[name]).max() for name in weights) < 1e-6
 
 
-@pytest.mark.parametrize("algorithm", [["algorithm.ratio_type=sequence"], ["algorithm.reduction=constant"]], ids=" ".join)
-def test_other_algorithms_too(algorithm):
-    _, metrics, _ = outcome(*algorithm, "actor.tp=2", "actor.pp=2", "actor.tokens_per_microbatch=200")
-    _, oracle, _ = outcome(*algorithm)
+@pytest.mark.parametrize(
+    ("algorithm", "tolerance"),
+    # A sequence's ratio is the exp of a sum over its tokens, and so are its rounding errors.
+    [("algorithm.ratio_type=sequence", 1e-4), ("algorithm.reduction=constant", 1e-5)],
+)
+def test_other_algorithms_too(algorithm, tolerance):
+    _, metrics, _ = outcome(algorithm, "actor.tp=2", "actor.pp=2", "actor.tokens_per_microbatch=200")
+    _, oracle, _ = outcome(algorithm)
     for name, expected in oracle.items():
-        assert metrics[name] == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+        assert metrics[name] == pytest.approx(expected, rel=tolerance, abs=1e-7), name
 
 
 def test_bf16_layouts_agree_to_bf16():

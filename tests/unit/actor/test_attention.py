@@ -13,7 +13,9 @@ from megatron_nft.actor.attention import PackedCausalAttention, pack_bounds
 @pytest.mark.parametrize("lengths", [[1], [7], [5, 5, 5], [1, 40, 3, 39, 2, 17], [64, 1, 1]])
 def test_equals_one_sequence_at_a_time(lengths):
     torch.manual_seed(0)
-    attention = PackedCausalAttention(TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4), 1, None, "self")
+    attention = PackedCausalAttention(
+        TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4), 1, None, "self"
+    )
     query, key, value = (torch.randn(sum(lengths), heads, 8, requires_grad=True) for heads in (4, 2, 2))
     out = attention(query, key, value, packed_seq_params=pack_bounds(lengths, torch.device("cpu")))
     expected = []

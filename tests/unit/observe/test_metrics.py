@@ -28,7 +28,7 @@ def test_stages_are_the_timed_ones_without_the_step_itself():
 def test_an_unknown_name_is_refused_with_a_suggestion():
     with pytest.raises(UnknownMetricError, match="unknown metric 'nft/los'; did you mean 'nft/loss'"):
         check_names(["nft/los"])
-    with pytest.raises(UnknownMetricError, match="needs a line in observe/metrics.py"):
+    with pytest.raises(UnknownMetricError, match=r"needs a line in observe/metrics\.py"):
         reduce_metrics([{"zzz": 1.0}], [1])
 
 

@@ -45,7 +45,7 @@ def test_a_repeated_prompt_is_sampled_under_ids_of_its_own():
     engines = Reversing(2)
     groups = sample_groups(engines, [prompt("a"), prompt("b"), prompt("a")], SAMPLING)
     assert [g.prompt.prompt_id for g in groups] == ["a", "b", "a"]
-    assert Counter(sum(engines.shards, [])) == {"a": 1, "b": 1, "a#2": 1}
+    assert Counter(id for shard in engines.shards for id in shard) == {"a": 1, "b": 1, "a#2": 1}
 
 
 def test_a_lost_prompt_is_an_error():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_nft.hf_config import HFConfig
-from megatron_nft.weights.mapping import MappingError, TABLES, find_rule, padded_vocab_size
+from megatron_nft.weights.mapping import TABLES, MappingError, find_rule, padded_vocab_size
 
 HF = HFConfig(
     model_type="qwen2", hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=8,

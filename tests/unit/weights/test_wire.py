@@ -54,7 +54,7 @@ def test_tensors_outlive_their_file_and_a_later_bucket_of_the_same_index(tmp_pat
 
 def test_wrong_names_are_listed(tmp_path):
     manifest = write_bucket(tmp_path, 0, TENSORS)
-    with pytest.raises(WireError, match="model.embed") as caught:
+    with pytest.raises(WireError, match=r"model\.embed") as caught:
         read_bucket(replace(manifest, names=("lm_head.weight", "model.embed")))
     assert caught.value.missing == ("model.embed",)
     assert caught.value.unexpected == ("model.norm.weight",)
