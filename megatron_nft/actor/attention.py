@@ -38,9 +38,19 @@ class PackedSequences(PackedSeqParams):
     restore: Tensor | None = None  # int64 [T]: brings the chunks' outputs back into the pack's order
 
 
-def pack_bounds(lengths: list[int], device: torch.device) -> PackedSequences:
-    """Bounds and attention plan of sequences of these lengths (tokens), lying end to end."""
+def pack_bounds(lengths: list[int], device: torch.device) -> PackedSeqParams:
+    """Bounds of sequences of these lengths (tokens), lying end to end; an attention plan where there is no CUDA."""
     starts = torch.tensor([0, *lengths]).cumsum(0)
+    bounds = starts.to(device, torch.int32)
+    params = {
+        "qkv_format": "thd",
+        "cu_seqlens_q": bounds,
+        "cu_seqlens_kv": bounds,
+        "max_seqlen_q": max(lengths),
+        "max_seqlen_kv": max(lengths),
+    }
+    if device.type == "cuda":
+        return PackedSeqParams(**params)
     chunks, tokens = [], []
     for members in _similar_lengths(lengths):
         longest = max(lengths[m] for m in members)
@@ -50,22 +60,13 @@ def pack_bounds(lengths: list[int], device: torch.device) -> PackedSequences:
         index = torch.where(is_real, starts[members][:, None] + column, starts[members][:, None])
         chunks.append(
             AttentionChunk(
-                index=index.flatten().to(device),
-                real=is_real.flatten().nonzero()[:, 0].to(device),
+                index=index.flatten(),
+                real=is_real.flatten().nonzero()[:, 0],
                 num_sequences=len(members),
             )
         )
         tokens.append(index[is_real])
-    bounds = starts.to(torch.int32).to(device)
-    return PackedSequences(
-        qkv_format="thd",
-        cu_seqlens_q=bounds,
-        cu_seqlens_kv=bounds,
-        max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
-        chunks=chunks,
-        restore=torch.cat(tokens).argsort().to(device),
-    )
+    return PackedSequences(**params, chunks=chunks, restore=torch.cat(tokens).argsort())
 
 
 def _similar_lengths(lengths: list[int]) -> list[list[int]]:

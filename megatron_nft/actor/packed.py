@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from megatron_nft.actor.attention import PackedSequences, pack_bounds
+from megatron_nft.actor.attention import pack_bounds
 from megatron_nft.types import MicroBatch, TrainSequence
 
 
@@ -20,7 +21,7 @@ class PackedTokens:
 
     token_ids_T: Tensor  # int64 [T]
     positions_T: Tensor  # int64 [T], counted from 0 in each sequence
-    bounds: PackedSequences
+    bounds: PackedSeqParams
     logit_index_A: Tensor  # int64 [A]: position in the pack whose logits predict the answer token
     labels_A: Tensor  # int64 [A]: the answer tokens
     old_logprobs_A: Tensor  # float32 [A]; zeros while not scored yet

@@ -15,11 +15,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError
 
+from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.config import Config
 from megatron_nft.rollout.engine import engine_environment
 from megatron_nft.rollout.sample import Sampling
-from megatron_nft.types import Prompt, RolloutGroup, TrainBatch
+from megatron_nft.types import MicroBatch, Prompt, RolloutGroup, TrainBatch
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
 
@@ -104,20 +105,20 @@ class Actors:
     def score(self, batch: TrainBatch) -> TrainBatch:
         """The batch with old_logprobs set: each answer's log-probs under the actor's current weights."""
         shares = [[m for update in batch.updates for m in update[d]] for d in range(self._config.actor.dp)]
-        answers = self._call_by_replica("score", shares)
-        for rank, scores in enumerate(answers):
-            if scores is not None:
-                shares[self._replica(rank)] = list(scores)
-        flat = [iter(scores) for scores in shares]
+        scores = {
+            data_parallel_rank(self._config.actor, rank): iter(answer)
+            for rank, answer in enumerate(self._call_by_replica("score", shares))
+            if answer is not None
+        }
+
+        def scored(microbatch: MicroBatch, replica: int) -> MicroBatch:
+            return MicroBatch(
+                sequences=tuple(replace(s, old_logprobs_A=next(scores[replica])) for s in microbatch.sequences)
+            )
+
         return TrainBatch(
             updates=tuple(
-                tuple(
-                    tuple(
-                        replace(m, sequences=tuple(replace(s, old_logprobs_A=next(flat[d])) for s in m.sequences))
-                        for m in rank
-                    )
-                    for d, rank in enumerate(update)
-                )
+                tuple(tuple(scored(m, replica) for m in share) for replica, share in enumerate(update))
                 for update in batch.updates
             )
         )
@@ -145,9 +146,6 @@ class Actors:
             weight_maps = self._call("save_hf", str(partial))
             finish_hf_folder(partial, self._config.model.path, [m for m in weight_maps if m is not None])
 
-    def _replica(self, rank: int) -> int:
-        return rank // self._config.actor.tp % self._config.actor.dp
-
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
         return self._begin(verb, *arguments, timeout_s=self._config.actor.timeout_s).wait()
 
@@ -159,7 +157,7 @@ class Actors:
         """Calls `verb` on all ranks, with the share of each rank's data-parallel replica."""
         stored = [ray.put((share,)) for share in shares]
         refs = {
-            name: handle.call.remote(verb, stored[self._replica(rank)])
+            name: handle.call.remote(verb, stored[data_parallel_rank(self._config.actor, rank)])
             for rank, (name, handle) in enumerate(self._ranks.items())
         }
         return Pending(verb, refs, self._config.actor.timeout_s).wait()
