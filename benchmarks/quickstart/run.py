@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart/run.py seed=1 seed=2 seed=3 "actor.tp=1 actor.pp=2" ...
 
-Each argument is one run: `seed=N`, or overrides of launch/recipes/quickstart.toml. A finished run is not done again (its
-folder under --out says so), so an interrupted series goes on where it was.
+Each argument is one run: `seed=N`, or overrides of launch/recipes/quickstart.toml. A finished run is not done again
+(its folder under --out says so), so an interrupted series goes on where it was.
 """
 
 import argparse
@@ -16,7 +16,10 @@ from pathlib import Path
 
 import psutil
 
-COLUMNS = "| run | greedy before | after | points | avg@4 before | after | gap mean, worst step | loop min | all min | peak GB |"
+COLUMNS = (
+    "| run | greedy before | after | points | avg@4 before | after | gap mean, worst step | "
+    "loop min | all min | peak GB |"
+)
 
 
 def run(overrides: list[str], folder: Path) -> None:
@@ -59,9 +62,7 @@ def row(name: str, folder: Path) -> str:
     steps = [r for r in records if r["kind"] == "step"]
     first, *_, last = [r for r in records if r["kind"] == "evaluation"]
     cost = json.loads((folder / "cost.json").read_text())
-    loop = sum(r["time/step_s"] for r in steps) + sum(
-        r["time/evaluate_s"] for r in records if r["kind"] == "evaluation"
-    )
+    loop = sum(r.get("time/step_s", 0) + r.get("time/evaluate_s", 0) for r in records)
     greedy, sampled = ([100 * r[key] for r in (first, last)] for key in ("eval/greedy_accuracy", "eval/avg_at_k"))
     return (
         f"| {name} | {greedy[0]:.1f}% | {greedy[1]:.1f}% | {greedy[1] - greedy[0]:+.1f} | {sampled[0]:.1f}% | "

@@ -63,7 +63,7 @@ def test_engine_equals_a_fresh_one_after_every_sync(precision, dtype, tmp_path):
     )  # fmt: skip
     prompts = load_prompts(config.data.held_out, load_tokenizer(config.model.path), config.data).prompts[:24]
     prompts = [*prompts[:16], *long_prompts(prompts[16:], 8)]
-    batch = pack(load_batch(ASSETS / "batch.npz"), num_updates=4, dp=1, tokens_per_microbatch=4096)
+    batch = pack(load_batch(ASSETS / "batch.npz"), num_updates=2, dp=1, tokens_per_microbatch=4096)
     with ray_cluster(
         config.model_copy(update={"rollout": config.rollout.model_copy(update={"engines": 2})})
     ) as placement:
