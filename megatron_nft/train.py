@@ -11,15 +11,17 @@ driver moves data between them, one call per stage.
 import argparse
 import signal
 import sys
+import time
 from contextlib import ExitStack
 from math import ceil
 
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup
-from megatron_nft.config import Config, load_config
+from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
-from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
+from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
 from megatron_nft.evaluate import evaluate
+from megatron_nft.hf_config import ModelFolderError
 from megatron_nft.nft.groups import keep_mixed, to_sequences
 from megatron_nft.observe.batches import logprob_gap, save_batch
 from megatron_nft.observe.report import Report
@@ -33,12 +35,18 @@ class NoMixedGroups(RuntimeError):
     """Sampling did not bring enough groups with right and wrong answers."""
 
 
+MIN_MIXED_SHARE = 0.25
+"""A sampling round asks for at most 4 prompts per missing group, however few were mixed in the one before."""
+
+
 class Training:
     """The parts of a run, and its loop."""
 
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
         self.config, self.report = config, report
+        self.mixed_share = 1.0  # of the groups sampled last: how many prompts the next round must ask for
+        start = time.perf_counter()
         tokenizer = load_tokenizer(config.model.path)
         train = load_prompts(config.data.train, tokenizer, config.data)
         self.prompts = PromptStream(train.prompts, config.run.seed)
@@ -58,8 +66,9 @@ class Training:
         starting = [self.engines.begin_build(), self.actors.begin_build()]
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
-        for start in starting:
-            start.wait()
+        for pending in starting:
+            pending.wait()
+        report.announce(f"ready after {time.perf_counter() - start:.0f} s")
 
     def run(self) -> None:
         """The loop."""
@@ -97,9 +106,7 @@ class Training:
         mixed: list[RolloutGroup] = []
         num_sampled, wanted = 0, config.train.groups_per_step
         for sampling_round in range(rollout.max_sampling_rounds):
-            # As many prompts as are missing, at the share of mixed groups seen so far in this step.
-            share = max(len(mixed) / num_sampled, 0.25) if num_sampled else 1.0
-            prompts = self.prompts.take(ceil((wanted - len(mixed)) / share))
+            prompts = self.prompts.take(ceil((wanted - len(mixed)) / self.mixed_share))
             sampling = Sampling(
                 group_size=rollout.group_size,
                 temperature=rollout.temperature,
@@ -114,6 +121,7 @@ class Training:
             report.add_rollouts(groups)
             mixed += keep_mixed(groups)
             num_sampled += len(groups)
+            self.mixed_share = max(len(mixed) / num_sampled, MIN_MIXED_SHARE)
             if len(mixed) >= wanted:
                 report.add({"rollout/rounds": sampling_round + 1, "rollout/groups_surplus": len(mixed) - wanted})
                 return mixed[:wanted]
@@ -173,7 +181,7 @@ def main() -> int:
     except (ClusterError, NoMixedGroups) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:  # RecipeError, ModelFolderError, DataError: bad input
+    except (RecipeError, ModelFolderError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

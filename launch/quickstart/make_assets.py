@@ -2,7 +2,8 @@
 
     python launch/quickstart/make_assets.py --out tests/assets/quickstart
 
-Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; a seed gives the same again.
+Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; a
+seed gives the same problems and tokenizer again, and the same weights up to rounding.
 
 What the base model is, honestly: a Qwen2 of 1 M parameters, trained from scratch in two stages. First a textbook: right
 solutions, and sheets of sums. Then pupils, most of whom write bare sums and take a wrong operation or forget a step,

@@ -57,11 +57,12 @@ class Pipeline:
         self.model.train()
         return logprobs
 
-    def forward_backward(self, microbatches: Sequence[MicroBatch]) -> dict[str, float]:
+    def forward_backward(self, microbatches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:
         """Leaves the gradient of one update in the model's buffers.
 
         Returns:
-            Metrics over the whole update on the last stage, equal on all its ranks; empty elsewhere.
+            Metrics over the whole update on the last stage, equal on all its ranks (empty elsewhere), and the number
+            of answer tokens behind them.
         """
         self.model.zero_grad_buffer()
         totals = self._totals(microbatches)
@@ -70,7 +71,7 @@ class Pipeline:
             totals["tokens"] if algorithm.reduction == "tokens" else algorithm.reduction_constant * totals["answers"]
         )
         sums = self._run(microbatches, denominator=denominator, forward_only=False)
-        return self._metrics(sums, totals) if self.topology.is_last_stage else {}
+        return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"]
 
     def _run(self, microbatches: Sequence[MicroBatch], *, denominator: float, forward_only: bool) -> list:
         return self._schedule(

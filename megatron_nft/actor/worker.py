@@ -20,6 +20,7 @@ from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.actor.topology import destroy_topology, init_topology
 from megatron_nft.config import Config
 from megatron_nft.hf_config import read_hf_config
+from megatron_nft.observe.metrics import reduce_metrics
 from megatron_nft.types import MicroBatch
 from megatron_nft.weights.gather import gather_bucket, plan_weights
 from megatron_nft.weights.wire import write_bucket
@@ -59,20 +60,18 @@ class Worker:
         return scores
 
     def train_step(self, updates: Sequence[Sequence[MicroBatch]]) -> dict[str, float] | None:
-        """One optimizer update per element; metrics averaged over the updates, from the rank that speaks."""
-        reports = []
+        """One optimizer update per element; the updates' metrics reduced to one dict, from the rank that speaks."""
+        reports, num_tokens = [], []
         for microbatches in updates:
             self.schedule.step(1)
-            metrics = self.pipeline.forward_backward(microbatches)
+            metrics, answer_tokens = self.pipeline.forward_backward(microbatches)
             _, grad_norm, _ = self.optimizer.step()
             metrics |= {"actor/grad_norm": grad_norm, "actor/learning_rate": self.optimizer.param_groups[0]["lr"]}
             reports.append(metrics)
+            num_tokens.append(answer_tokens)
         if not self.topology.speaks or self.topology.dp_rank != 0:
             return None
-        means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
-        means["nft/ratio_max"] = max(report["nft/ratio_max"] for report in reports)
-        means["actor/tokens"] = sum(report["actor/tokens"] for report in reports)
-        return means
+        return reduce_metrics(reports, num_tokens)
 
     def weight_names(self) -> list[str] | None:
         """HF names of all tensors that this rank's stage sends, from its leader."""

@@ -1,0 +1,48 @@
+"""Saved batches read back equal, and the gap is what it says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from megatron_nft.observe.batches import load_batch, logprob_gap, save_batch
+from megatron_nft.types import MicroBatch, TrainBatch, TrainSequence
+
+
+def sequence(length, answer, shift):
+    engine = np.linspace(-3, -0.1, answer, dtype=np.float32)
+    return TrainSequence(
+        token_ids_T=np.arange(length, dtype=np.int32), num_prompt_tokens=length - answer, verdict=float(answer % 2),
+        correct_rate=0.25, engine_logprobs_A=engine, old_logprobs_A=engine + np.float32(shift),
+    )  # fmt: skip
+
+
+def test_a_saved_batch_reads_back_equal(tmp_path):
+    first, second, third = sequence(9, 4, 0.0), sequence(5, 1, 0.1), sequence(7, 3, 0.2)
+    batch = TrainBatch(
+        updates=(
+            ((MicroBatch(sequences=(first,)),), (MicroBatch(sequences=(second,)),)),
+            ((MicroBatch(sequences=(third,)),), (MicroBatch(sequences=()),)),
+        )
+    )
+    save_batch(batch, tmp_path / "batches" / "step_1.npz")
+    updates = load_batch(tmp_path / "batches" / "step_1.npz")
+    assert [len(update) for update in updates] == [2, 1]
+    for mine, saved in zip([first, second, third], [s for update in updates for s in update], strict=True):
+        for name in vars(mine):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(saved, name))
+    assert [p.name for p in (tmp_path / "batches").iterdir()] == ["step_1.npz"]
+
+
+def test_gap_by_hand():
+    batch = TrainBatch(updates=(((MicroBatch(sequences=(sequence(9, 3, 0.1), sequence(5, 1, -0.5))),),),))
+    assert logprob_gap(batch) == {
+        "rollout/logprob_gap_mean": pytest.approx(0.2, abs=1e-6),
+        "rollout/logprob_gap_max": pytest.approx(0.5, abs=1e-6),
+    }
+
+
+def test_a_gap_of_a_batch_without_scores_is_an_error():
+    unscored = replace(sequence(9, 3, 0.0), old_logprobs_A=None)
+    with pytest.raises(TypeError):
+        logprob_gap(TrainBatch(updates=(((MicroBatch(sequences=(unscored,)),),),)))
