@@ -172,7 +172,7 @@ def main() -> int:
     parser.add_argument("recipe", help="TOML file; every setting and its default is in megatron_nft/config.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: Slurm and kill end a run in good order, too
     try:
         train(load_config(arguments.recipe, arguments.overrides))
     except KeyboardInterrupt:

@@ -104,7 +104,8 @@ def _transformers_gives_the_same_greedy_answers(run, rollouts):
         assert tokenizer.decode(answer[0, tokens.shape[1] :], skip_special_tokens=True) == rollout["answer"]
 
 
-def test_ctrl_c_leaves_no_process_behind(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_an_interrupted_run_leaves_no_process_behind(tmp_path, how):
     process, mark = start(tmp_path, "train.steps=1000", "train.evaluate_every=0")
     for line in process.stdout:
         if line.startswith("step 1/"):
@@ -112,7 +113,10 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
     else:
         pytest.fail(process.stderr.read())
     time.sleep(1.0)  # into step 2
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the driver and all that share its process group
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as the terminal does: to the driver and all that share its process group
+    else:
+        process.send_signal(how)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.strip().endswith("interrupted") and "Traceback" not in err
