@@ -33,9 +33,10 @@ function fillHeadline() {
   if (greedy.length > 1) {
     const gain = 100 * (greedy.at(-1) - greedy[0]);
     number(`${points(greedy[0])} → ${points(greedy.at(-1))}%`, "greedy accuracy, before → after");
-    // The binomial error of one accuracy: without it a small held-out set would promise too much.
-    const p = greedy.at(-1), error = prompts ? ` ± ${(100 * Math.sqrt(p * (1 - p) / prompts)).toFixed(1)}` : "";
-    const label = prompts ? `points gained; each accuracy${error} (1\u00a0s.e.) on ${prompts.toLocaleString("en-US")} prompts`
+    // The binomial error: without it a small held-out set would promise too much.
+    const variance = p => p * (1 - p) / prompts;  // of an accuracy; of a difference the sum of both
+    const error = prompts ? ` ± ${(100 * Math.sqrt(variance(greedy[0]) + variance(greedy.at(-1)))).toFixed(1)}` : "";
+    const label = prompts ? `points gained${error} (1\u00a0s.e.) on ${prompts.toLocaleString("en-US")} prompts`
                           : "points gained, held-out";
     const [sign, className] = gain > 0 ? ["+", "good"] : gain < 0 ? ["−", "bad"] : ["", ""];
     number(sign + Math.abs(gain).toFixed(1), label, className);
