@@ -5,6 +5,7 @@ On CPUs a rank or an engine is one of Ray's CPU slots on this machine. On GPUs a
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,8 +61,10 @@ def ray_cluster(config: Config) -> Iterator[Placement]:
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(**options)
     try:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put in a handler that aborts the process
         group = placement_group(_bundles(config), strategy="PACK")
         if not group.wait(config.cluster.start_timeout_s):
             raise RuntimeError(

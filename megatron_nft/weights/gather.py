@@ -73,10 +73,11 @@ def gather_bucket(
     The cast to `dtype` comes before the wire: an engine given another format than its own would keep that format.
     """
     sharded = [shard for shard in bucket if shard.rule.layout.is_sharded]
-    pieces: dict[str, list[Tensor]] = {s.name: [s.tensor.detach().to(dtype)] for s in bucket if s not in sharded}
+    whole = [shard for shard in bucket if not shard.rule.layout.is_sharded]
+    pieces: dict[str, list[Tensor]] = {shard.name: [shard.tensor.detach().to(dtype)] for shard in whole}
     if sharded:
         flat = torch.cat([shard.tensor.detach().to(dtype).flatten() for shard in sharded])
-        for rank_flat in _gather_to_first(flat, tp_group, sends):
+        for rank_flat in _gather_to_first(flat, tp_group):
             parts = rank_flat.split([shard.tensor.numel() for shard in sharded])
             for shard, part in zip(sharded, parts, strict=True):
                 pieces.setdefault(shard.name, []).append(part.view(shard.tensor.shape))
@@ -89,7 +90,7 @@ def gather_bucket(
     }
 
 
-def _gather_to_first(flat: Tensor, group: dist.ProcessGroup, sends: bool) -> list[Tensor]:
+def _gather_to_first(flat: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
     size = dist.get_world_size(group)
     if size == 1:
         return [flat]

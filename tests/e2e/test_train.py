@@ -27,6 +27,8 @@ def start(tmp_path, *overrides):
          *overrides],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "MEGATRON_NFT_TEST_MARK": mark},
+        # A shell's background jobs, and all below them, ignore Ctrl-C; a user's terminal doesn't.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     return process, mark
 
