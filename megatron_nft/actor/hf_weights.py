@@ -44,11 +44,8 @@ class HFTensors:
             return file.get_tensor(name)
 
 
-def named_shards(model: nn.Module, hf: HFConfig, topology: Topology) -> Iterator[tuple[str, Tensor]]:
-    """(name with the global layer number, parameter) of this rank, each parameter once.
-
-    The last stage's copy of a tied embedding is left out unless it is the only one.
-    """
+def named_shards(model: nn.Module, hf: HFConfig) -> Iterator[tuple[str, Tensor]]:
+    """(name with the global layer number, parameter) of this rank, less the last stage's copy of a tied embedding."""
     gpt: GPTModel = unwrap_model(model)
     for name, parameter in gpt.named_parameters():
         if name == "output_layer.weight" and hf.tie_word_embeddings:
@@ -63,11 +60,12 @@ def load_hf_weights(model: nn.Module, folder: str | Path, hf: HFConfig, topology
         ModelFolderError: a file or a tensor is missing, or has another shape than config.json says.
     """
     tensors = HFTensors(folder)
+    gpt: GPTModel = unwrap_model(model)
     with torch.no_grad():
-        for name, parameter in unwrap_model(model).named_parameters():
+        for name, parameter in gpt.named_parameters():
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 name = "embedding.word_embeddings.weight"  # the last stage's copy
-            rule, layer = find_rule(_with_global_layer(name, unwrap_model(model)), hf)
+            rule, layer = find_rule(_with_global_layer(name, gpt), hf)
             sources = [tensors[hf_name] for hf_name in rule.hf_names(layer)]
             shard = rule.layout.to_shard(sources, topology.tp_rank, topology.tp_size, hf)
             if shard.shape != parameter.shape:

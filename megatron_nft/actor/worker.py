@@ -40,7 +40,7 @@ class Worker:
         self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor.precision)
         self.pipeline = Pipeline(self.model, self.hf, self.topology, config.algorithm, config.rollout.temperature)
         self.plan = plan_weights(
-            list(named_shards(self.model, self.hf, self.topology)),
+            list(named_shards(self.model, self.hf)),
             self.hf,
             tp_size=self.topology.tp_size,
             dtype=getattr(torch, config.rollout.dtype),

@@ -187,9 +187,8 @@ class Engine:
         """Closes vLLM's update session, whatever it has received. The weights are unusable already."""
         self._update_open = False
         try:
-            self._llm.update_weights(
-                {"update_info": {"manifest": None}}
-            )  # fails, and so ends the session, if incomplete
+            # Fails, and so ends the session, if parameters are missing.
+            self._llm.update_weights({"update_info": {"manifest": None}})
             self._llm.finish_weight_update()
         except Exception as error:
             logging.getLogger(__name__).warning("dropped an unfinished weight update: %s", error)

@@ -1,6 +1,7 @@
 """Actor and engine through Ray: after every weight sync the running engine is what a fresh one would be."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,7 @@ ROUNDS = 3
 def with_verdicts(groups):
     """Alternating verdicts, so that any group makes a training sequence."""
     return [
-        type(g)(
-            prompt=g.prompt,
-            rollouts=g.rollouts,
-            verdicts=tuple(Verdict(kind="right" if i % 2 else "wrong") for i in range(len(g.rollouts))),
-        )
+        replace(g, verdicts=tuple(Verdict(kind="right" if i % 2 else "wrong") for i in range(len(g.rollouts))))
         for g in groups
     ]
 
@@ -39,7 +36,7 @@ def long_prompts(prompts, count):
     made = []
     for prompt in prompts[:count]:
         tokens = np.tile(prompt.token_ids_P, 200 // len(prompt.token_ids_P) + 1)
-        made.append(type(prompt)(**{**vars(prompt), "token_ids_P": tokens}))
+        made.append(replace(prompt, token_ids_P=tokens))
     return made
 
 
