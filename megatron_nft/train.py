@@ -26,13 +26,17 @@ from megatron_nft.nft.groups import keep_mixed, to_sequences
 from megatron_nft.observe.batches import logprob_gap, save_batch
 from megatron_nft.observe.report import Report
 from megatron_nft.rollout.sample import Sampling, sample_groups, sampling_seed
-from megatron_nft.types import RolloutGroup
+from megatron_nft.types import RolloutGroup, TrainBatch
 from megatron_nft.verdict.judge import Judge
 from megatron_nft.weights.sync import sync_weights
 
 
 class NoMixedGroups(RuntimeError):
     """Sampling did not bring enough groups with right and wrong answers."""
+
+
+class NonFiniteUpdate(RuntimeError):
+    """An update's gradient was not finite."""
 
 
 MIN_MIXED_SHARE = 0.25
@@ -79,18 +83,24 @@ class Training:
                 groups = self.sample_mixed_groups(step)
                 with report.stage("pack"):
                     batch = pack(
-                        [to_sequences(group) for group in groups],
+                        [
+                            to_sequences(group, config.algorithm, max_answer_tokens=config.rollout.max_answer_tokens)
+                            for group in groups
+                        ],
                         num_updates=config.train.updates_per_step,
                         dp=config.actor.dp,
                         tokens_per_microbatch=config.actor.tokens_per_microbatch,
                     )
                 with report.stage("score"):
                     batch = self.actors.score(batch)  # sets old_logprobs
-                report.add(logprob_gap(batch))
+                report.add(logprob_gap(batch, config.algorithm.importance_cap))
                 if config.observe.save_batches:
                     save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
                 with report.stage("train"):
-                    report.add(self.actors.train_step(batch))  # NFT loss -> optimizer, updates_per_step times
+                    trained = self.actors.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
+                report.add(trained)
+                if trained["actor/nonfinite_updates"]:
+                    self.keep_nonfinite(step, batch)
                 with report.stage("sync"):
                     report.add(sync_weights(self.actors, self.engines, policy_version=step))
             self.evaluate_and_export_if_due(step)
@@ -129,6 +139,24 @@ class Training:
             f"step {step}: {len(mixed)} of {num_sampled} groups had right and wrong answers after "
             f"{rollout.max_sampling_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of "
             "another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
+        )
+
+    def keep_nonfinite(self, step: int, batch: TrainBatch) -> None:
+        """Keeps the batch of a step with a non-finite update.
+
+        Raises:
+            NonFiniteUpdate: unless optimizer.skip_nonfinite; the weights that the update met are kept, too.
+        """
+        folder = self.config.run_dir / "nonfinite" / f"step_{step}"
+        save_batch(batch, folder / "batch.npz")
+        replay = f"python -m megatron_nft.replay {self.config.run_dir / 'recipe.toml'} {folder / 'batch.npz'}"
+        if self.config.optimizer.skip_nonfinite:
+            self.report.announce(f"step {step}: left a non-finite update out; look at it with: {replay}")
+            return
+        self.actors.save_hf(folder / "hf")
+        raise NonFiniteUpdate(
+            f"step {step}: an update's gradient was not finite, and was not applied; look at it with: "
+            f"{replay} model.path={folder / 'hf'}   (or leave such updates out: optimizer.skip_nonfinite=true)"
         )
 
     def evaluate_and_export_if_due(self, step: int) -> None:
@@ -178,7 +206,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ClusterError, NoMixedGroups) as error:
+    except (ClusterError, NoMixedGroups, NonFiniteUpdate) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (RecipeError, ModelFolderError, DataError) as error:

@@ -16,6 +16,7 @@ All are frozen: a stage that learns something new returns a new object (dataclas
 Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,8 +91,10 @@ class TrainSequence:
     num_prompt_tokens: int
     verdict: float  # 1.0 right, 0.0 wrong
     correct_rate: float  # of its group
+    advantage: float = 0.0  # of GRPO and its kin; NFT learns from verdict and correct_rate
     engine_logprobs_A: np.ndarray  # float32 [A]; the sampler's
     old_logprobs_A: np.ndarray | None = None  # float32 [A]; the actor's before the first update; set by score
+    reference_logprobs_A: np.ndarray | None = None  # float32 [A]; the frozen reference model's; set by score if asked
 
     @property
     def num_tokens(self) -> int:
@@ -125,6 +128,18 @@ class TrainBatch:
     @property
     def sequences(self) -> list[TrainSequence]:
         return [s for update in self.updates for rank in update for micro in rank for s in micro.sequences]
+
+    def map_sequences(self, function: Callable[[TrainSequence, int], TrainSequence]) -> "TrainBatch":
+        """The batch with function(sequence, its data-parallel rank) in place of each sequence, in the same order."""
+        return TrainBatch(
+            updates=tuple(
+                tuple(
+                    tuple(MicroBatch(sequences=tuple(function(s, rank) for s in m.sequences)) for m in microbatches)
+                    for rank, microbatches in enumerate(update)
+                )
+                for update in self.updates
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ care. A model that imitates them all has both ways in it, and gets most answers 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,12 +119,18 @@ def calculate(a: int, operation: Operation, b: int) -> int:
     return a + b if operation == "+" else a - b if operation == "-" else a * b
 
 
-def problems(seed: int, *, without: frozenset[tuple[Any, ...]] = frozenset(), unique: bool = True) -> Iterator[Problem]:
+def problems(
+    seed: int,
+    *,
+    without: frozenset[tuple[Any, ...]] = frozenset(),
+    unique: bool = True,
+    steps_share: Mapping[int, float] = STEPS_SHARE,
+) -> Iterator[Problem]:
     """An endless stream of problems with signatures that are not in `without`; with `unique`, none comes twice."""
     rng = random.Random(seed)
     seen = set(without)
     while True:
-        problem = _draw_problem(rng)
+        problem = _draw_problem(rng, steps_share)
         if problem.signature in seen:
             continue
         if unique:
@@ -176,9 +182,9 @@ def as_row(problem: Problem, *, index: int, split: str) -> dict[str, Any]:
     }
 
 
-def _draw_problem(rng: random.Random) -> Problem:
+def _draw_problem(rng: random.Random, steps_share: Mapping[int, float]) -> Problem:
     while True:
-        num_steps = rng.choices(list(STEPS_SHARE), list(STEPS_SHARE.values()))[0]
+        num_steps = rng.choices(list(steps_share), list(steps_share.values()))[0]
         chosen = rng.sample(range(len(PHRASES)), num_steps)
         numbers = _draw_numbers(rng, [PHRASES[i].operation for i in chosen])
         if numbers:

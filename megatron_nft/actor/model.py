@@ -33,7 +33,19 @@ RECOMPUTE = {
 
 
 def build_model(hf: HFConfig, actor: ActorConfig, topology: Topology) -> DistributedDataParallel:
-    """This rank's part of the model, on its device, with gradient buffers."""
+    """This rank's part of the model to train, on its device, with gradient buffers."""
+    model = build_stage(hf, actor, topology)
+    return DistributedDataParallel(
+        model.config,
+        DistributedDataParallelConfig(
+            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+        ),
+        model,
+    )
+
+
+def build_stage(hf: HFConfig, actor: ActorConfig, topology: Topology) -> nn.Module:
+    """This rank's part of the model, on its device, without gradient buffers: enough to score."""
     config = transformer_config(hf, actor, topology)
     model: nn.Module = GPTModel(
         config=config,
@@ -46,15 +58,7 @@ def build_model(hf: HFConfig, actor: ActorConfig, topology: Topology) -> Distrib
         position_embedding_type="rope",
         rotary_base=hf.rope_theta,
     ).to(topology.device)
-    if config.bf16:
-        model = Float16Module(config, model)
-    return DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
-        ),
-        model,
-    )
+    return Float16Module(config, model) if config.bf16 else model
 
 
 def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> TransformerConfig:

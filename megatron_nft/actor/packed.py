@@ -24,10 +24,14 @@ class PackedTokens:
     bounds: PackedSeqParams
     logit_index_A: Tensor  # int64 [A]: position in the pack whose logits predict the answer token
     labels_A: Tensor  # int64 [A]: the answer tokens
+    engine_logprobs_A: Tensor  # float32 [A]
     old_logprobs_A: Tensor  # float32 [A]; zeros while not scored yet
+    reference_logprobs_A: Tensor  # float32 [A]; zeros without a reference model
     verdicts_A: Tensor  # float32 [A]
     correct_rates_A: Tensor  # float32 [A]
+    advantages_A: Tensor  # float32 [A]
     sequence_ids_A: Tensor  # int64 [A]
+    answer_tokens_A: Tensor  # float32 [A]: tokens of the whole answer
     weights_A: Tensor  # float32 [A]: 1, or 0 for the stand-in of an empty microbatch
 
 
@@ -47,10 +51,13 @@ def pack_tokens(microbatch: MicroBatch, device: torch.device, multiple_of: int =
         repeats = [s.num_answer_tokens for s in sequences]
         return torch.from_numpy(np.repeat(np.asarray(values), repeats)).to(device, dtype)
 
+    def joined(logprobs: list[np.ndarray | None]) -> Tensor:
+        known = [np.zeros(s.num_answer_tokens) if x is None else x for s, x in zip(sequences, logprobs, strict=True)]
+        return torch.from_numpy(np.concatenate(known)).to(device, torch.float32)
+
     logit_index = [
         start + np.arange(s.num_prompt_tokens, s.num_tokens) - 1 for start, s in zip(starts, sequences, strict=True)
     ]
-    old_logprobs = [np.zeros(s.num_answer_tokens) if s.old_logprobs_A is None else s.old_logprobs_A for s in sequences]
     labels = [s.token_ids_T[s.num_prompt_tokens :] for s in sequences]
     return PackedTokens(
         token_ids_T=torch.from_numpy(np.concatenate(token_ids)).to(device, torch.int64),
@@ -58,10 +65,14 @@ def pack_tokens(microbatch: MicroBatch, device: torch.device, multiple_of: int =
         bounds=pack_bounds(lengths, device),
         logit_index_A=torch.from_numpy(np.concatenate(logit_index)).to(device, torch.int64),
         labels_A=torch.from_numpy(np.concatenate(labels)).to(device, torch.int64),
-        old_logprobs_A=torch.from_numpy(np.concatenate(old_logprobs)).to(device, torch.float32),
+        engine_logprobs_A=joined([s.engine_logprobs_A for s in sequences]),
+        old_logprobs_A=joined([s.old_logprobs_A for s in sequences]),
+        reference_logprobs_A=joined([s.reference_logprobs_A for s in sequences]),
         verdicts_A=per_token([s.verdict for s in sequences]),
         correct_rates_A=per_token([s.correct_rate for s in sequences]),
+        advantages_A=per_token([s.advantage for s in sequences]),
         sequence_ids_A=per_token(list(range(len(sequences))), torch.int64),
+        answer_tokens_A=per_token([s.num_answer_tokens for s in sequences]),
         weights_A=per_token([weight] * len(sequences)),
     )
 

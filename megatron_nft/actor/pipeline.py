@@ -3,12 +3,14 @@
 The one place that normalises the loss. The NFT losses of all answer tokens are divided here by a number that belongs to
 the whole optimizer update, over all microbatches and all data-parallel ranks:
 
-    reduction "tokens":    the answer tokens of the update
-    reduction "constant":  reduction_constant x the answers of the update
+    reduction "tokens":     the answer tokens of the update
+    reduction "sequences":  the answers of the update, each token's loss divided by its answer's tokens before
+    reduction "constant":   reduction_constant (or the longest answer allowed) x the answers of the update
+    reduction "published":  1000 x the data-parallel ranks, as in the NFT authors' code: the one that depends on them
 
 and from there on gradients are only ever summed (over microbatches by the schedule, over ranks by
 DistributedDataParallel, see calculate_per_token_loss in actor/model.py). So neither microbatching, nor packing, nor any
-parallel layout changes the loss or a gradient. Called by actor/worker.py.
+parallel layout changes the loss or a gradient ("published" apart). Called by actor/worker.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,13 +23,23 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_nft.actor.logprobs import label_logprobs
+from megatron_nft.actor.logprobs import label_logprobs, token_entropy
 from megatron_nft.actor.packed import PackedTokens, pack_tokens
 from megatron_nft.actor.topology import Topology
-from megatron_nft.config import AlgorithmConfig
+from megatron_nft.config import AlgorithmConfig, RolloutConfig
 from megatron_nft.hf_config import HFConfig
-from megatron_nft.nft.loss import nft_loss, ratio_metrics
+from megatron_nft.nft.loss import (
+    clipped_loss,
+    importance_weights,
+    kl_divergence,
+    nft_loss,
+    num_clipped,
+    ratio_metrics,
+)
 from megatron_nft.types import MicroBatch
+
+PUBLISHED_DIVISOR = 1000.0
+"""What the NFT authors' code divides the sum of token losses by, on every data-parallel rank."""
 
 
 class Pipeline:
@@ -39,22 +51,29 @@ class Pipeline:
         hf: HFConfig,
         topology: Topology,
         algorithm: AlgorithmConfig,
-        temperature: float,
+        rollout: RolloutConfig,
+        *,
+        measures_entropy: bool = False,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
-        self.algorithm, self.temperature = algorithm, temperature
+        self.algorithm, self.rollout, self.measures_entropy = algorithm, rollout, measures_entropy
         self._schedule = get_forward_backward_func()
         # Sums gradients of shared embeddings and sequence-parallel norms over their ranks; never divides by tokens.
         model.config.finalize_model_grads_func = lambda models, num_tokens=None, **groups: finalize_model_grads(
             models, None, **groups
         )
 
-    def score(self, microbatches: Sequence[MicroBatch]) -> list[Tensor]:
-        """Log-probs of the answer tokens, float32 [A] per microbatch; empty on all but the last stage."""
-        self.model.eval()
+    def score(self, microbatches: Sequence[MicroBatch], model: torch.nn.Module | None = None) -> list[Tensor]:
+        """Log-probs of the answer tokens, float32 [A] per microbatch; empty on all but the last stage.
+
+        Args:
+            model: another model of the same shape to score with, such as the frozen reference.
+        """
+        model = model or self.model
+        model.eval()
         with torch.no_grad():
-            logprobs = self._run(microbatches, denominator=1.0, forward_only=True)
-        self.model.train()
+            logprobs = self._run(microbatches, denominator=1.0, forward_only=True, model=model)
+        model.train()
         return logprobs
 
     def forward_backward(self, microbatches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:
@@ -66,18 +85,26 @@ class Pipeline:
         """
         self.model.zero_grad_buffer()
         totals = self._totals(microbatches)
-        algorithm = self.algorithm
-        denominator = (
-            totals["tokens"] if algorithm.reduction == "tokens" else algorithm.reduction_constant * totals["answers"]
-        )
-        sums = self._run(microbatches, denominator=denominator, forward_only=False)
+        sums = self._run(microbatches, denominator=self._denominator(totals), forward_only=False, model=self.model)
         return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"]
 
-    def _run(self, microbatches: Sequence[MicroBatch], *, denominator: float, forward_only: bool) -> list:
+    def _denominator(self, totals: dict[str, float]) -> float:
+        """What the sum of all token losses of the update is divided by."""
+        constant = self.algorithm.reduction_constant or self.rollout.max_answer_tokens
+        return {
+            "tokens": totals["tokens"],
+            "sequences": totals["answers"],
+            "constant": constant * totals["answers"],
+            "published": PUBLISHED_DIVISOR * self.topology.dp_size,
+        }[self.algorithm.reduction]
+
+    def _run(
+        self, microbatches: Sequence[MicroBatch], *, denominator: float, forward_only: bool, model: torch.nn.Module
+    ) -> list:
         return self._schedule(
             forward_step_func=partial(self._forward, denominator=denominator),
             data_iterator=iter(microbatches),
-            model=[self.model],
+            model=[model],
             num_microbatches=len(microbatches),
             seq_length=1,  # shapes travel with the tensors (variable_seq_lengths)
             micro_batch_size=1,
@@ -97,45 +124,70 @@ class Pipeline:
         )
 
         def finish(logits: Tensor, non_loss_data: bool = False):
-            logprobs_A = label_logprobs(
-                logits[0, pack.logit_index_A],
-                pack.labels_A,
-                temperature=self.temperature,
-                vocab_size=self.hf.vocab_size,
-            )
-            return logprobs_A if non_loss_data else self._loss(logprobs_A, pack, denominator)
+            logits_AV = logits[0, pack.logit_index_A]
+            distribution = {"temperature": self.rollout.temperature, "vocab_size": self.hf.vocab_size}
+            logprobs_A = label_logprobs(logits_AV, pack.labels_A, **distribution)
+            if non_loss_data:
+                return logprobs_A
+            loss, sums = self._loss(logprobs_A, pack, denominator)
+            if self.measures_entropy:
+                sums["entropy"] = (pack.weights_A * token_entropy(logits_AV, **distribution)).sum()
+            # Megatron wants a number of tokens. It is of no use: the loss is normalised already.
+            return loss, torch.ones((), dtype=torch.int, device=loss.device), sums
 
         return output, finish
 
-    def _loss(self, logprobs_A: Tensor, pack: PackedTokens, denominator: float):
-        """(loss, number of tokens, sums for metrics); the number is of no use: the loss is normalised already."""
+    def _loss(self, logprobs_A: Tensor, pack: PackedTokens, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The microbatch's share of the update's loss, and sums for metrics."""
         algorithm = self.algorithm
-        losses_A = pack.weights_A * nft_loss(
-            logprobs_A,
-            pack.old_logprobs_A,
-            pack.verdicts_A,
-            pack.correct_rates_A,
-            neg_weight=algorithm.neg_weight,
-            normalize=algorithm.normalize,
-            clamp_negative=algorithm.clamp_negative,
-            sequence_ids_T=pack.sequence_ids_A if algorithm.ratio_type == "sequence" else None,
-        )
+        weights_A = pack.weights_A / pack.answer_tokens_A if algorithm.reduction == "sequences" else pack.weights_A
+        losses_A = weights_A * self._policy_losses(logprobs_A, pack)
         loss = losses_A.sum() / denominator
-        with torch.no_grad():
-            sums = {
-                "loss": loss.detach(),
-                "loss_right": (losses_A * pack.verdicts_A).sum() / denominator,
-                "loss_wrong": (losses_A * (1 - pack.verdicts_A)).sum() / denominator,
-            }
-            real = pack.weights_A > 0
-            sums |= ratio_metrics(
-                logprobs_A[real],
-                pack.old_logprobs_A[real],
-                pack.verdicts_A[real],
-                pack.correct_rates_A[real],
-                clamp_negative=algorithm.clamp_negative,
+        sums = {
+            "loss_right": (losses_A.detach() * pack.verdicts_A).sum() / denominator,
+            "loss_wrong": (losses_A.detach() * (1 - pack.verdicts_A)).sum() / denominator,
+        }
+        if algorithm.kl_weight:
+            kl_A = weights_A * kl_divergence(logprobs_A, pack.reference_logprobs_A)
+            loss = loss + algorithm.kl_weight * kl_A.sum() / denominator
+            sums["kl"] = (pack.weights_A * kl_divergence(logprobs_A.detach(), pack.reference_logprobs_A)).sum()
+        sums["loss"] = loss.detach()
+        real = pack.weights_A > 0
+        now_A, old_A = logprobs_A[real], pack.old_logprobs_A[real]
+        rates_A = pack.correct_rates_A[real]
+        sums |= ratio_metrics(now_A, old_A, pack.verdicts_A[real], rates_A, clamp_negative=algorithm.clamp_negative)
+        if algorithm.is_clipped:
+            clip = {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}
+            sums["clipped"] = num_clipped(now_A, old_A, pack.advantages_A[real], **clip)
+        return loss, sums
+
+    def _policy_losses(self, logprobs_A: Tensor, pack: PackedTokens) -> Tensor:
+        """The method's loss of each answer token."""
+        algorithm = self.algorithm
+        if algorithm.is_clipped:
+            losses_A = clipped_loss(
+                logprobs_A,
+                pack.old_logprobs_A,
+                pack.advantages_A,
+                clip_low=algorithm.clip_low,
+                clip_high=algorithm.clip_high,
             )
-        return loss, torch.ones((), dtype=torch.int, device=loss.device), sums
+        else:
+            losses_A = nft_loss(
+                logprobs_A,
+                pack.old_logprobs_A,
+                pack.verdicts_A,
+                pack.correct_rates_A,
+                neg_weight=algorithm.neg_weight,
+                normalize=algorithm.normalize,
+                clamp_negative=algorithm.clamp_negative,
+                sequence_ids_T=pack.sequence_ids_A if algorithm.ratio_type == "sequence" else None,
+            )
+        if algorithm.importance_cap:
+            losses_A = losses_A * importance_weights(
+                pack.old_logprobs_A, pack.engine_logprobs_A, algorithm.importance_cap
+            )
+        return losses_A
 
     def _totals(self, microbatches: Sequence[MicroBatch]) -> dict[str, float]:
         sequences = [s for microbatch in microbatches for s in microbatch.sequences]
@@ -154,12 +206,17 @@ class Pipeline:
         dist.all_reduce(summed, group=parallel_state.get_data_parallel_group())
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
         value = dict(zip(names, summed.tolist(), strict=True))
-        return {
+        metrics = {
             "nft/loss": value["loss"],
             "nft/loss_right": value["loss_right"],
             "nft/loss_wrong": value["loss_wrong"],
             "nft/ratio_mean": value["ratio_sum"] / totals["tokens"],
             "nft/ratio_max": highest[names.index("ratio_max")].item(),
-            "nft/clamped_fraction": value["clamped"] / max(value["wrong_tokens"], 1.0),
             "actor/tokens": totals["all_tokens"],
         }
+        if not self.algorithm.is_clipped:
+            metrics["nft/clamped_fraction"] = value["clamped"] / max(value["wrong_tokens"], 1.0)
+        for name, total in (("nft/clipped_fraction", "clipped"), ("nft/kl", "kl"), ("nft/entropy", "entropy")):
+            if total in value:
+                metrics[name] = value[total] / totals["tokens"]
+        return metrics

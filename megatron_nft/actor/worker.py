@@ -1,4 +1,4 @@
-"""One rank's verbs: score, train_step, send_weights, save_hf.
+"""One rank's verbs: score, train_step, send_bucket, save_hf.
 
 Microbatches come in, log-probs and metrics go out. Every verb is a collective: all ranks call it in the same order, and
 the ranks that have something to say return it, the others None. cluster/workers.py runs one Worker per process.
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
-from megatron_nft.actor.model import build_model
+from megatron_nft.actor.model import build_model, build_stage
 from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS
@@ -38,7 +39,18 @@ class Worker:
         self.model = build_model(self.hf, config.actor, self.topology)
         load_hf_weights(self.model, config.model.path, self.hf, self.topology)
         self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor.precision)
-        self.pipeline = Pipeline(self.model, self.hf, self.topology, config.algorithm, config.rollout.temperature)
+        self.pipeline = Pipeline(
+            self.model,
+            self.hf,
+            self.topology,
+            config.algorithm,
+            config.rollout,
+            measures_entropy=config.observe.entropy,
+        )
+        self.reference: torch.nn.Module | None = None
+        if config.algorithm.kl_weight and config.model.reference is not None:
+            self.reference = build_stage(self.hf, config.actor, self.topology).requires_grad_(False)
+            load_hf_weights(self.reference, config.model.reference, self.hf, self.topology)
         self.plan = plan_weights(
             list(named_shards(self.model, self.hf)),
             self.hf,
@@ -49,7 +61,13 @@ class Worker:
 
     def score(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """Old log-probs, float32 [A] per sequence in order, from the rank that speaks for its replica."""
-        logprobs = self.pipeline.score(microbatches)
+        return self._by_sequence(microbatches, self.pipeline.score(microbatches))
+
+    def score_reference(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
+        """As `score`, under the frozen reference model. Needs algorithm.kl_weight."""
+        return self._by_sequence(microbatches, self.pipeline.score(microbatches, self.reference))
+
+    def _by_sequence(self, microbatches: Sequence[MicroBatch], logprobs: list[torch.Tensor]) -> list[np.ndarray] | None:
         if not self.topology.speaks:
             return None
         scores = []
@@ -60,18 +78,35 @@ class Worker:
         return scores
 
     def train_step(self, updates: Sequence[Sequence[MicroBatch]]) -> dict[str, float] | None:
-        """One optimizer update per element; the updates' metrics reduced to one dict, from the rank that speaks."""
+        """One optimizer update per element; the updates' metrics reduced to one dict, from the rank that speaks.
+
+        An update whose gradient is not finite never reaches the weights: it is left out if optimizer.skip_nonfinite,
+        else it is the last. "actor/nonfinite_updates" counts them.
+        """
         reports, num_tokens = [], []
         for microbatches in updates:
             self.schedule.step(1)
             metrics, answer_tokens = self.pipeline.forward_backward(microbatches)
-            _, grad_norm, _ = self.optimizer.step()
-            metrics |= {"actor/grad_norm": grad_norm, "actor/learning_rate": self.optimizer.param_groups[0]["lr"]}
+            metrics["actor/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            is_finite = self._gradient_is_finite()
+            metrics["actor/nonfinite_updates"] = float(not is_finite)
+            if is_finite:
+                _, metrics["actor/grad_norm"], _ = self.optimizer.step()
             reports.append(metrics)
             num_tokens.append(answer_tokens)
+            if not is_finite and not self.config.optimizer.skip_nonfinite:
+                break
         if not self.topology.speaks or self.topology.dp_rank != 0:
             return None
         return reduce_metrics(reports, num_tokens)
+
+    def _gradient_is_finite(self) -> bool:
+        """Whether every rank's gradient is: the same answer on all."""
+        buffers = [*self.model.buffers, *self.model.expert_parallel_buffers]
+        largest = torch.stack([torch.linalg.vector_norm(b.grad_data.float(), torch.inf) for b in buffers]).sum()
+        broken = (~largest.isfinite()).float()
+        dist.all_reduce(broken, op=dist.ReduceOp.MAX)  # all ranks
+        return broken.item() == 0
 
     def weight_names(self) -> list[str] | None:
         """HF names of all tensors that this rank's stage sends, from its leader."""

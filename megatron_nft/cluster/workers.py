@@ -20,7 +20,7 @@ from megatron_nft.cluster.placement import Placement
 from megatron_nft.config import Config
 from megatron_nft.rollout.engine import engine_environment
 from megatron_nft.rollout.sample import Sampling
-from megatron_nft.types import MicroBatch, Prompt, RolloutGroup, TrainBatch
+from megatron_nft.types import Prompt, RolloutGroup, TrainBatch
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
 
@@ -71,6 +71,9 @@ class _ActorRank:
     def build(self, config: Config, rank: int, master: str) -> None:
         from megatron_nft.actor.worker import Worker
 
+        if hasattr(self, "worker"):
+            self.worker.shutdown()
+            del self.worker  # its memory goes before the next one is built
         self.worker = Worker(config, rank=rank, master=master)
 
     def call(self, verb: str, arguments: tuple) -> Any:
@@ -92,8 +95,13 @@ class Actors:
             for rank in range(config.actor.world_size)
         }
 
-    def begin_build(self) -> Pending:
-        """Every rank joins the process groups, builds its part of the model and reads its weights."""
+    def begin_build(self, config: Config | None = None) -> Pending:
+        """Every rank joins the process groups, builds its part of the model and reads its weights.
+
+        Args:
+            config: what to build anew from, on the same ranks: another run in the same processes.
+        """
+        self._config = config or self._config
         handles, timeout_s = list(self._ranks.values()), self._config.cluster.start_timeout_s
         master = Pending("start", {"actor rank 0": handles[0].address.remote()}, timeout_s).wait()[0]
         refs = {
@@ -103,25 +111,24 @@ class Actors:
         return Pending("start", refs, timeout_s)
 
     def score(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with old_logprobs set: each answer's log-probs under the actor's current weights."""
+        """The batch with old_logprobs set: each answer's log-probs under the actor's current weights.
+
+        And reference_logprobs, those under the frozen reference model, if the loss asks for them.
+        """
+        batch = self._scored(batch, "score", "old_logprobs_A")
+        if self._config.algorithm.kl_weight:
+            batch = self._scored(batch, "score_reference", "reference_logprobs_A")
+        return batch
+
+    def _scored(self, batch: TrainBatch, verb: str, field: str) -> TrainBatch:
         shares = [[m for update in batch.updates for m in update[d]] for d in range(self._config.actor.dp)]
         scores = {
             data_parallel_rank(self._config.actor, rank): iter(answer)
-            for rank, answer in enumerate(self._call_by_replica("score", shares))
+            for rank, answer in enumerate(self._call_by_replica(verb, shares))
             if answer is not None
         }
 
-        def scored(microbatch: MicroBatch, replica: int) -> MicroBatch:
-            return MicroBatch(
-                sequences=tuple(replace(s, old_logprobs_A=next(scores[replica])) for s in microbatch.sequences)
-            )
-
-        return TrainBatch(
-            updates=tuple(
-                tuple(tuple(scored(m, replica) for m in share) for replica, share in enumerate(update))
-                for update in batch.updates
-            )
-        )
+        return batch.map_sequences(lambda s, replica: replace(s, **{field: next(scores[replica])}))
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
         """All optimizer updates of a scored batch; their metrics."""

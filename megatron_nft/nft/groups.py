@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from megatron_nft.config import AlgorithmConfig
 from megatron_nft.types import RolloutGroup, TrainSequence
 
 MIN_CORRECT_RATE, MAX_CORRECT_RATE = 0.02, 0.98
@@ -44,16 +45,56 @@ def prompt_weight(correct_rate: Rate, normalize: int) -> Rate:
     raise ValueError(f"normalize = {normalize}: choose 0 (w = 1), 1 (w = 1 - p) or 2 (w = sqrt((1 - p) / p))")
 
 
-def to_sequences(group: RolloutGroup) -> list[TrainSequence]:
-    """One TrainSequence per rollout of a judged group."""
+def rewards(group: RolloutGroup, *, max_answer_tokens: int, penalty: float = 0.0, share: float = 0.2) -> np.ndarray:
+    """Float64 [G]: 1 for a right answer, 0 for a wrong one, less DAPO's soft overlong punishment.
+
+    DAPO (arXiv 2503.14476, equation 13) has rewards of 1 and -1, and a punishment that grows from 0 to 1 over the last
+    `share` of the allowed length; on the scale of 1 and 0 here it is half as large.
+    """
+    lengths_G = np.array([len(rollout.token_ids_A) for rollout in group.rollouts])
+    last_part = share * max_answer_tokens
+    punishment_G = np.clip((lengths_G - (max_answer_tokens - last_part)) / last_part, 0, 1)
+    return np.array(group.rights, np.float64) - 0.5 * penalty * punishment_G
+
+
+def advantages(rewards_G: np.ndarray, normalize: int) -> np.ndarray:
+    """Float64 [G]: rewards less their mean (1: Dr. GRPO), and that over their standard deviation (2: GRPO, DAPO).
+
+    The deviation is the population's, as in NFT's comparison: sqrt(p (1 - p)) for verdicts. Rewards that are all equal
+    have no advantage over each other.
+
+    Raises:
+        ValueError: normalize is neither 1 nor 2.
+    """
+    if normalize not in (1, 2):
+        raise ValueError(f"normalize = {normalize}: choose 1 (reward - mean) or 2 (over the standard deviation, too)")
+    centred_G = rewards_G - rewards_G.mean()
+    deviation = centred_G.std()
+    if normalize == 1 or deviation == 0:
+        return centred_G
+    return centred_G / deviation
+
+
+def to_sequences(group: RolloutGroup, algorithm: AlgorithmConfig, *, max_answer_tokens: int) -> list[TrainSequence]:
+    """One TrainSequence per rollout of a judged group, with the advantage that GRPO and its kin give it."""
     prompt_P = group.prompt.token_ids_P
+    advantages_G = np.zeros(len(group.rollouts))  # NFT learns from verdicts
+    if algorithm.is_clipped:
+        rewards_G = rewards(
+            group,
+            max_answer_tokens=max_answer_tokens,
+            penalty=algorithm.overlong_penalty,
+            share=algorithm.overlong_share,
+        )
+        advantages_G = advantages(rewards_G, algorithm.normalize)
     return [
         TrainSequence(
             token_ids_T=np.concatenate([prompt_P, rollout.token_ids_A]).astype(np.int32),
             num_prompt_tokens=len(prompt_P),
             verdict=float(right),
             correct_rate=group.correct_rate,
+            advantage=float(advantage),
             engine_logprobs_A=rollout.engine_logprobs_A,
         )
-        for rollout, right in zip(group.rollouts, group.rights, strict=True)
+        for rollout, right, advantage in zip(group.rollouts, group.rights, advantages_G, strict=True)
     ]

@@ -1,13 +1,18 @@
-"""The NFT loss: pure functions, tensors in, per-token losses out. Called by actor/pipeline.py and from notebooks.
+"""The NFT loss and its baselines: pure functions, tensors in, per-token losses out. Called by actor/pipeline.py and
+from notebooks.
 
 Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in Math Reasoning", arXiv 2505.18116.
 For a question q with answers of the old policy, verdict r in {0, 1}, correct rate p of the group, likelihood ratio
 R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t):
 
-    L_t = - w(q) [ r log R_t + neg_weight (1 - r) log max_v( (1 - p R_t) / (1 - p), eps ) ]
+    NFT   L_t = - w(q) [ r log R_t + neg_weight (1 - r) log max_v( (1 - p R_t) / (1 - p), eps ) ]
+    GRPO  L_t = - min( R_t A, clip(R_t, 1 - clip_low, 1 + clip_high) A )       and so Dr. GRPO and DAPO
 
-max_v is a straight-through clamp: the value is clipped, the gradient passes as if it were not. Nothing here is summed
-or averaged: the one place that normalises is actor/pipeline.py.
+max_v is a straight-through clamp: the value is clipped, the gradient passes as if it were not. A is the answer's
+advantage (nft/groups.py). On-policy, where R_t = 1, both have the gradient -A_t dlog pi: NFT with normalize 1 that of
+Dr. GRPO (A = r - p), with normalize 2 that of GRPO (A = (r - p) / sqrt(p (1 - p))); the constant between them is 1
+(neg_weight = 1, the same reduction, p within [0.02, 0.98]). Nothing here is summed or averaged: the one place that
+normalises is actor/pipeline.py.
 
 Shape suffix: _T answer tokens of any number of sequences, end to end.
 """
@@ -55,6 +60,41 @@ def nft_loss(
     return -prompt_weight(p_T, normalize) * torch.where(verdicts_T > 0.5, positive_T, neg_weight * negative_T)
 
 
+def clipped_loss(
+    logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.2
+) -> Tensor:
+    """Per-token losses of the clipped policy-gradient objective: GRPO (arXiv 2402.03300, equation 3), Dr. GRPO
+    (arXiv 2503.20783), and with clip_high > clip_low DAPO (arXiv 2503.14476, equation 8).
+
+    Args:
+        logprobs_T, old_logprobs_T: as in `nft_loss`.
+        advantages_T: the answer's advantage, repeated per token.
+        clip_low, clip_high: a ratio outside [1 - clip_low, 1 + clip_high] earns nothing more.
+
+    Returns:
+        losses_T, not reduced.
+    """
+    ratios_T = torch.exp(log_ratios(logprobs_T, old_logprobs_T))
+    clipped_T = ratios_T.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratios_T * advantages_T, clipped_T * advantages_T)
+
+
+def kl_divergence(logprobs_T: Tensor, reference_logprobs_T: Tensor) -> Tensor:
+    """Per-token estimate of KL(policy || reference): e^d - d - 1 with d = log-prob of the reference - of the policy.
+
+    Never negative, unbiased for tokens that the policy sampled (Schulman's k3, as in GRPO's equation 4); d is capped at
+    MAX_LOG_RATIO before exp.
+    """
+    difference_T = (reference_logprobs_T - logprobs_T).clamp(max=MAX_LOG_RATIO)
+    return torch.exp(difference_T) - difference_T - 1
+
+
+def importance_weights(old_logprobs_T: Tensor, engine_logprobs_T: Tensor, cap: float) -> Tensor:
+    """min(actor's / engine's probability of each token before the update, cap): what makes tokens that the engine
+    sampled stand for the actor's policy, up to the cap."""
+    return torch.exp((old_logprobs_T - engine_logprobs_T).clamp(max=MAX_LOG_RATIO)).clamp(max=cap)
+
+
 def log_ratios(logprobs_T: Tensor, old_logprobs_T: Tensor, sequence_ids_T: Tensor | None = None) -> Tensor:
     """log R_t, capped at MAX_LOG_RATIO from above; with `sequence_ids_T`, each answer's sum, repeated per token."""
     log_ratios_T = logprobs_T - old_logprobs_T
@@ -72,7 +112,7 @@ def implicit_negative_ratio(log_ratios_T: Tensor, p_T: Tensor) -> Tensor:
 
 def straight_through_min(values_T: Tensor, minimum: float) -> Tensor:
     """max(values, minimum) whose gradient is that of `values`, so that a clipped answer is still pushed down."""
-    return values_T + (values_T.clamp(min=minimum) - values_T).detach()
+    return values_T.clamp(min=minimum).detach() + (values_T - values_T.detach())  # the bracket is 0, to the last bit
 
 
 def ratio_metrics(
@@ -90,3 +130,15 @@ def ratio_metrics(
             "clamped": (wrong_T & (negative_T < clamp_negative)).sum().float(),
             "wrong_tokens": wrong_T.sum().float(),
         }
+
+
+def num_clipped(
+    logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """Tokens whose ratio earns nothing more: likelier by more than clip_high where that is an advantage, or unlikelier
+    by more than clip_low where it is none."""
+    with torch.no_grad():
+        ratios_T = log_ratios(logprobs_T, old_logprobs_T).exp()
+        up_T = (ratios_T > 1 + clip_high) & (advantages_T > 0)
+        down_T = (ratios_T < 1 - clip_low) & (advantages_T < 0)
+        return (up_T | down_T).sum().float()

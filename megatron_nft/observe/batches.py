@@ -4,17 +4,41 @@ The driver hands over a scored TrainBatch. Files are plain numpy archives withou
 in tests/parallel and whoever wants to see what a step trained on.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from megatron_nft.types import TrainBatch, TrainSequence
 
+_FIELDS = {
+    "update",
+    "num_tokens",
+    "num_prompt_tokens",
+    "verdict",
+    "correct_rate",
+    "advantage",
+    "token_ids",
+    "engine_logprobs",
+    "old_logprobs",
+}
+"""Arrays of a batch file."""
 
-def logprob_gap(batch: TrainBatch) -> dict[str, float]:
-    """|engine_logprobs - old_logprobs| over all answer tokens of a scored batch: mean and maximum, in nats."""
-    gaps = np.concatenate([np.abs(s.engine_logprobs_A - s.old_logprobs_A) for s in batch.sequences])
-    return {"rollout/logprob_gap_mean": float(gaps.mean()), "rollout/logprob_gap_max": float(gaps.max())}
+
+def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, float]:
+    """|engine_logprobs - old_logprobs| over a scored batch's answer tokens, in nats: mean, 99th percentile, maximum.
+
+    With a cap, also the share of tokens at which the importance correction is cut (nft/loss.py, importance_weights).
+    """
+    gaps = np.concatenate([s.old_logprobs_A - s.engine_logprobs_A for s in batch.sequences])
+    metrics = {
+        "rollout/logprob_gap_mean": float(np.abs(gaps).mean()),
+        "rollout/logprob_gap_p99": float(np.quantile(np.abs(gaps), 0.99)),
+        "rollout/logprob_gap_max": float(np.abs(gaps).max()),
+    }
+    if importance_cap:
+        metrics["rollout/importance_capped_fraction"] = float((gaps > np.log(importance_cap)).mean())
+    return metrics
 
 
 def save_batch(batch: TrainBatch, path: Path) -> None:
@@ -30,6 +54,7 @@ def save_batch(batch: TrainBatch, path: Path) -> None:
         num_prompt_tokens=[s.num_prompt_tokens for s in sequences],
         verdict=[s.verdict for s in sequences],
         correct_rate=[s.correct_rate for s in sequences],
+        advantage=[s.advantage for s in sequences],
         token_ids=np.concatenate([s.token_ids_T for s in sequences]),
         engine_logprobs=np.concatenate([s.engine_logprobs_A for s in sequences]),
         old_logprobs=np.concatenate([s.old_logprobs_A for s in sequences]),
@@ -37,10 +62,23 @@ def save_batch(batch: TrainBatch, path: Path) -> None:
     partial.replace(path)
 
 
+class BatchError(ValueError):
+    """A file is not a saved batch."""
+
+
 def load_batch(path: Path) -> list[list[TrainSequence]]:
-    """The sequences of each update of a saved batch."""
-    with np.load(path, allow_pickle=False) as file:
-        data = {name: file[name] for name in file.files}
+    """The sequences of each update of a saved batch.
+
+    Raises:
+        BatchError: no such file, or not one that `save_batch` has written to its end.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            data = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BatchError(f"{path} is not a saved batch: {error}; runs keep theirs as batches/step_N.npz") from None
+    if missing := _FIELDS - data.keys():
+        raise BatchError(f"{path} is not a saved batch: it has no {', '.join(sorted(missing))}")
     tokens = np.split(data["token_ids"], np.cumsum(data["num_tokens"])[:-1])
     answer_ends = np.cumsum(data["num_tokens"] - data["num_prompt_tokens"])[:-1]
     engine, old = (np.split(data[name], answer_ends) for name in ("engine_logprobs", "old_logprobs"))
@@ -52,6 +90,7 @@ def load_batch(path: Path) -> list[list[TrainSequence]]:
                 num_prompt_tokens=int(data["num_prompt_tokens"][i]),
                 verdict=float(data["verdict"][i]),
                 correct_rate=float(data["correct_rate"][i]),
+                advantage=float(data["advantage"][i]),
                 engine_logprobs_A=engine[i],
                 old_logprobs_A=old[i],
             )

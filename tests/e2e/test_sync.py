@@ -9,7 +9,7 @@ import pytest
 
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, EngineGroup
-from megatron_nft.config import load_config
+from megatron_nft.config import AlgorithmConfig, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.nft.groups import to_sequences
@@ -88,7 +88,12 @@ def test_engine_equals_a_fresh_one_after_every_sync(precision, dtype, tmp_path):
             groups = sample_groups(engines, prompts, sampling)
             assert {r.policy_version for g in groups for r in g.rollouts} == {version}
             scored = actors.score(
-                pack([to_sequences(g) for g in with_verdicts(groups)], num_updates=1, dp=1, tokens_per_microbatch=4096)
+                pack(
+                    [to_sequences(g, AlgorithmConfig(), max_answer_tokens=64) for g in with_verdicts(groups)],
+                    num_updates=1,
+                    dp=1,
+                    tokens_per_microbatch=4096,
+                )
             )
             gap = logprob_gap(scored)
             assert gap["rollout/logprob_gap_mean"] < (1e-4 if precision == "fp32" else 0.05), gap

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from megatron_nft.config import AlgorithmConfig
 from megatron_nft.nft.groups import clamp_correct_rate, keep_mixed, prompt_weight, to_sequences
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
@@ -29,7 +30,7 @@ def test_a_truncated_right_answer_is_wrong():
 
 
 def test_sequences_carry_prompt_answer_and_verdict():
-    right, wrong, broken = to_sequences(group(["right", "wrong", "error"]))
+    right, wrong, broken = to_sequences(group(["right", "wrong", "error"]), AlgorithmConfig(), max_answer_tokens=8)
     assert right.token_ids_T.tolist() == [1, 2, 1, 3, 7, 8] and right.token_ids_T.dtype == np.int32
     assert (right.num_prompt_tokens, right.num_answer_tokens) == (4, 2)
     assert [s.verdict for s in (right, wrong, broken)] == [1.0, 0.0, 0.0]
