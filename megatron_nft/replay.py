@@ -22,6 +22,7 @@ from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.hf_config import ModelFolderError
 from megatron_nft.observe.batches import BatchError, load_batch
+from megatron_nft.observe.metrics import METRICS
 from megatron_nft.types import TrainBatch, TrainSequence
 
 
@@ -40,7 +41,7 @@ def replay(config: Config, updates: Sequence[list[TrainSequence]]) -> int:
         print("score: " + score_difference(batches, scored))
         for number, (batch, now) in enumerate(zip(batches, scored, strict=True), 1):
             metrics = actors.train_step(with_stored_logprobs(now, batch))
-            values = " | ".join(f"{name.split('/')[1]} {value:.6g}" for name, value in sorted(metrics.items()))
+            values = " | ".join(f"{name.split('/')[1]} {metrics[name]:.6g}" for name in METRICS if name in metrics)
             print(f"update {number}/{len(batches)} | {values}", flush=True)
             if metrics["actor/nonfinite_updates"]:
                 num_broken += 1

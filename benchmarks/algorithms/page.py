@@ -1,1 +1,137 @@
-def write_page(*a): ...
+"""The study's table (Markdown) and curves (SVG), from the cells that are there. Called by run.py."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from cells import LEARNING_RATES, METHODS, all_cells
+
+Curves = dict[tuple[str, int], dict[int, dict[int, float]]]
+"""(method, updates) -> seed -> step -> held-out greedy accuracy."""
+
+COLOURS = ("#0b6e4f", "#58b09c", "#c0392b", "#2c5aa0", "#8e6bbf", "#e08e0b")
+WIDTH, HEIGHT, LEFT, TOP = 300, 260, 46, 34
+
+
+def read_curves(out: Path, seeds: int) -> Curves:
+    """What finished cells have left."""
+    curves: Curves = {}
+    for cell in all_cells(seeds):
+        path = out / cell.name / "cell.json"
+        if path.exists():
+            curve = json.loads(path.read_text())["greedy_accuracy"]
+            by_seed = curves.setdefault((cell.method, cell.updates), {})
+            by_seed[cell.seed] = {int(step): value for step, value in curve.items()}
+    return curves
+
+
+def write_page(out: Path, page: Path, seeds: int) -> None:
+    """Writes table.md and curves.svg into `page`."""
+    curves = read_curves(out, seeds)
+    page.mkdir(parents=True, exist_ok=True)
+    (page / "table.md").write_text(table(curves))
+    (page / "curves.svg").write_text(svg(curves))
+    print(table(curves) + f"\nwritten: {page / 'table.md'}, {page / 'curves.svg'}")
+
+
+def table(curves: Curves) -> str:
+    """Accuracy at the end and over the whole curve, in percent: mean ± standard deviation over seeds, and the mean
+    difference to NFT 1 of the same seed with its 95% interval (t distribution)."""
+    lines = []
+    for updates, rate in LEARNING_RATES.items():
+        lines += [
+            f"**{updates} update{'s' if updates > 1 else ''} per rollout batch** (learning rate {rate:g})\n",
+            "| method | seeds | start | end | mean over the curve | end, less NFT 1 | curve, less NFT 1 |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        base = curves.get(("NFT 1", updates), {})
+        for method in METHODS:
+            by_seed = curves.get((method, updates), {})
+            if not by_seed:
+                continue
+            start, end = ([100 * c[edge(c)] for c in by_seed.values()] for edge in (min, max))
+            whole = [100 * np.mean(list(c.values())) for c in by_seed.values()]
+            pairs = [seed for seed in by_seed if seed in base]
+            ends = [100 * (by_seed[s][max(by_seed[s])] - base[s][max(base[s])]) for s in pairs]
+            wholes = [100 * (np.mean(list(by_seed[s].values())) - np.mean(list(base[s].values()))) for s in pairs]
+            differences = ["", ""] if method == "NFT 1" else [interval(ends), interval(wholes)]
+            lines.append(
+                f"| {method} | {len(by_seed)} | {np.mean(start):.1f} | {spread(end)} | {spread(whole)} | "
+                + " | ".join(differences)
+                + " |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Number of seeds -> two-sided 95% point of Student's t with one degree of freedom less."""
+
+
+def interval(values: Sequence[float]) -> str:
+    if len(values) not in T_95:
+        return f"{np.mean(values):+.1f}" if values else ""
+    half = T_95[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):+.1f} ± {half:.1f}"
+
+
+def svg(curves: Curves) -> str:
+    """A panel for each number of updates: mean over seeds as a line, ± one standard deviation as a band."""
+    panels = [panel(curves, updates, i * (WIDTH + LEFT)) for i, updates in enumerate(LEARNING_RATES)]
+    width, height = len(panels) * (WIDTH + LEFT) + 20, HEIGHT + TOP + 70
+    legend = "".join(
+        f'<rect x="{LEFT + 150 * i}" y="{height - 22}" width="14" height="4" fill="{colour}"/>'
+        f'<text x="{LEFT + 20 + 150 * i}" y="{height - 15}">{method}</text>'
+        for i, (method, colour) in enumerate(zip(METHODS, COLOURS, strict=True))
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="12">\n<rect width="{width}" height="{height}" fill="white"/>\n'
+        + "\n".join(panels)
+        + f"\n{legend}\n</svg>\n"
+    )
+
+
+def panel(curves: Curves, updates: int, left: float) -> str:
+    steps = sorted({s for by_seed in curves.values() for curve in by_seed.values() for s in curve}) or [0, 1]
+
+    def x(step: float) -> float:
+        return left + LEFT + (WIDTH - 20) * step / max(steps)
+
+    def y(accuracy: float) -> float:
+        return TOP + HEIGHT * (1 - accuracy)
+
+    title = f"{updates} update{'s' if updates > 1 else ''} per batch"
+    parts = [
+        f'<text x="{x(0)}" y="{TOP - 14}" font-weight="bold">{title}</text>',
+        f'<text x="{x(max(steps) / 2)}" y="{TOP + HEIGHT + 34}" text-anchor="middle">rollout step</text>',
+    ]
+    for percent in range(0, 101, 20):
+        at = y(percent / 100)
+        parts.append(f'<line x1="{x(0)}" x2="{x(max(steps))}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x(0) - 6}" y="{at + 4:.1f}" text-anchor="end">{percent}%</text>')
+    parts += [f'<text x="{x(s):.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{s}</text>' for s in steps]
+    for method, colour in zip(METHODS, COLOURS, strict=True):
+        by_seed = curves.get((method, updates), {})
+        if by_seed:
+            parts += line(by_seed, colour, x, y)
+    return "\n".join(parts)
+
+
+def line(by_seed: Mapping[int, Mapping[int, float]], colour: str, x, y) -> list[str]:
+    steps = sorted(next(iter(by_seed.values())))
+    values = np.array([[curve[s] for s in steps] for curve in by_seed.values()])
+    mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0 * values.mean(0)
+    upper = [f"{x(s):.1f},{y(m + d):.1f}" for s, m, d in zip(steps, mean, deviation, strict=True)]
+    lower = [f"{x(s):.1f},{y(m - d):.1f}" for s, m, d in zip(steps, mean, deviation, strict=True)]
+    points = " ".join(f"{x(s):.1f},{y(m):.1f}" for s, m in zip(steps, mean, strict=True))
+    return [
+        f'<polygon points="{" ".join(upper + lower[::-1])}" fill="{colour}" opacity="0.12"/>',
+        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>',
+    ]

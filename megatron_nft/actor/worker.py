@@ -88,7 +88,7 @@ class Worker:
             self.schedule.step(1)
             metrics, answer_tokens = self.pipeline.forward_backward(microbatches)
             metrics["actor/learning_rate"] = self.optimizer.param_groups[0]["lr"]
-            is_finite = self._gradient_is_finite()
+            is_finite = self._is_finite(metrics.get("nft/loss", 0.0))
             metrics["actor/nonfinite_updates"] = float(not is_finite)
             if is_finite:
                 _, metrics["actor/grad_norm"], _ = self.optimizer.step()
@@ -100,11 +100,14 @@ class Worker:
             return None
         return reduce_metrics(reports, num_tokens)
 
-    def _gradient_is_finite(self) -> bool:
-        """Whether every rank's gradient is: the same answer on all."""
+    def _is_finite(self, loss: float) -> bool:
+        """Whether the loss and every rank's gradient are: the same answer on all ranks.
+
+        The loss is asked, too: where it is not a number, clamps can leave a gradient that is one.
+        """
         buffers = [*self.model.buffers, *self.model.expert_parallel_buffers]
-        largest = torch.stack([torch.linalg.vector_norm(b.grad_data.float(), torch.inf) for b in buffers]).sum()
-        broken = (~largest.isfinite()).float()
+        largest = [torch.linalg.vector_norm(b.grad_data.float(), torch.inf) for b in buffers]
+        broken = (~(torch.stack(largest).sum() + loss).isfinite()).float()
         dist.all_reduce(broken, op=dist.ReduceOp.MAX)  # all ranks
         return broken.item() == 0
 

@@ -1,4 +1,4 @@
-"""GRPO, Dr. GRPO and DAPO by hand; that NFT on-policy is GRPO; KL and importance weights; RFT's silence on wrong ones."""
+"""GRPO, Dr. GRPO and DAPO by hand; NFT on-policy is GRPO; RFT ignores wrong answers; KL and importance weights."""
 
 import math
 
@@ -12,8 +12,6 @@ from megatron_nft.config import AlgorithmConfig
 from megatron_nft.nft.groups import advantages, rewards, to_sequences
 from megatron_nft.nft.loss import clipped_loss, importance_weights, kl_divergence, nft_loss, num_clipped
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
-
-RATIOS = [0.5, 0.9, 1.0, 1.25, 1.5, math.exp(12)]
 
 
 def loss_and_gradient(ratio, advantage, **clip):
@@ -101,7 +99,7 @@ def group(answers):
 
 
 def test_soft_overlong_punishment_by_hand():
-    """DAPO's equation 13 with a limit of 100 and a last part of 20, on rewards of 1 and 0: half as large as on 1, -1."""
+    """DAPO's equation 13, limit 100 and last part 20, on rewards of 1 and 0: half as large as on 1 and -1."""
     judged = group([(True, 80), (True, 90), (True, 100), (False, 50), (False, 100)])
     plain = rewards(judged, max_answer_tokens=100)
     assert plain.tolist() == [1, 1, 1, 0, 0]

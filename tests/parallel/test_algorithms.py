@@ -1,0 +1,253 @@
+"""NFT and its baselines on a real Megatron model: on-policy equalities, layouts, KL, entropy, broken updates."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_nft.actor.topology import data_parallel_rank
+from megatron_nft.config import AlgorithmConfig, load_config
+from megatron_nft.data.packing import pack
+from megatron_nft.observe.batches import load_batch
+from tests.parallel.ranks import run_ranks
+from tests.parallel.test_layouts import ASSETS, _moved
+
+pytestmark = pytest.mark.parallel
+# Too small a rate to move a weight: every method then meets the same model.
+STILL = ["actor.tp=1", "optimizer.learning_rate=1e-30", "optimizer.weight_decay=0"]
+
+
+def sequences():
+    """16 answers of one group and 16 of another, right and wrong ones."""
+    update = load_batch(ASSETS / "batch.npz")[0]
+    return [*update[:16], *update[16:32]]
+
+
+def build(rank, master, overrides, stored):
+    """A worker, and this rank's microbatches of the given sequences."""
+    torch.set_num_threads(1)
+    from megatron_nft.actor.worker import Worker
+
+    config = load_config("launch/recipes/quickstart.toml", [*STILL, *overrides])
+    worker = Worker(config, rank=rank, master=master)
+    batch = pack([stored], num_updates=1, dp=config.actor.dp, tokens_per_microbatch=config.actor.tokens_per_microbatch)
+    return worker, list(batch.updates[0][data_parallel_rank(config.actor, rank)])
+
+
+def with_scores(worker, microbatches):
+    """On-policy: old log-probs as this very worker computes them (at dp=1)."""
+    logprobs = [x.cpu().numpy() for x in worker.pipeline.score(microbatches)]
+    scored = []
+    for microbatch, logprobs_A in zip(microbatches, logprobs, strict=True):
+        ends = np.cumsum([s.num_answer_tokens for s in microbatch.sequences])[:-1]
+        parts = np.split(logprobs_A, ends)
+        pairs = zip(microbatch.sequences, parts, strict=True)
+        scored.append(replace(microbatch, sequences=tuple(replace(s, old_logprobs_A=x) for s, x in pairs)))
+    return scored
+
+
+def with_advantages(microbatches, normalize):
+    """Advantages from verdicts: reward - p, over the standard deviation for normalize = 2."""
+
+    def advantage(s):
+        deviation = (s.correct_rate * (1 - s.correct_rate)) ** 0.5 if normalize == 2 else 1.0
+        return replace(s, advantage=(s.verdict - s.correct_rate) / deviation)
+
+    return [replace(m, sequences=tuple(advantage(s) for s in m.sequences)) for m in microbatches]
+
+
+def gradient(worker, microbatches, **algorithm):
+    """This rank's gradient of one update under another algorithm."""
+    worker.pipeline.algorithm = AlgorithmConfig(**algorithm)
+    worker.pipeline.forward_backward(microbatches)
+    return torch.cat([buffer.grad_data.clone() for buffer in worker.model.buffers])
+
+
+# --- On-policy, NFT is GRPO ------------------------------------------------------------------------------------------
+
+
+def on_policy_gradients(rank, master):
+    worker, microbatches = build(rank, master, ["actor.tp=2"], sequences())
+    microbatches = with_scores(worker, microbatches)
+    found = {}
+    for normalize, name in ((1, "dr_grpo"), (2, "grpo")):
+        given = with_advantages(microbatches, normalize)
+        found[name] = (
+            gradient(worker, given, name="nft", normalize=normalize).numpy(),
+            gradient(worker, given, name=name, reduction="tokens").numpy(),
+        )
+    only_right = [replace(m, sequences=tuple(s for s in m.sequences if s.verdict)) for m in microbatches]
+    # "published" divides by a constant, so leaving answers out changes nothing else.
+    found["rft"] = (
+        gradient(worker, microbatches, name="rft", reduction="published").numpy(),
+        gradient(worker, [m for m in only_right if m.sequences], name="rft", reduction="published").numpy(),
+    )
+    halves = [gradient(worker, microbatches, neg_weight=w, reduction="published").numpy() for w in (0.5, 1.0)]
+    # neg_weight is linear: NFT 1 = RFT + 2 (NFT 0.5 - RFT).
+    found["linear"] = (halves[1], found["rft"][0] + 2 * (halves[0] - found["rft"][0]))
+    worker.shutdown()
+    return found
+
+
+@cache
+def on_policy():
+    return run_ranks(2, on_policy_gradients)
+
+
+@pytest.mark.parametrize("name", ["dr_grpo", "grpo", "rft", "linear"])
+def test_gradients_agree_at_tp_2(name):
+    """dr_grpo: NFT normalize=1 against Dr. GRPO; grpo: normalize=2 against GRPO; the constant between them is 1."""
+    for rank in on_policy():
+        mine, other = rank[name]
+        assert np.linalg.norm(mine) > 1e-3
+        assert np.linalg.norm(mine - other) <= 1e-6 * np.linalg.norm(other)
+
+
+# --- Layouts ---------------------------------------------------------------------------------------------------------
+
+ALGORITHMS = {
+    "nft, sequences": {"reduction": "sequences"},
+    "nft, constant": {"reduction": "constant", "reduction_constant": 30.0},
+    "nft 0.5, importance": {"neg_weight": 0.5, "importance_cap": 1.05},
+    "nft, normalize 2, clamp 0.1": {"normalize": 2, "clamp_negative": 0.1},
+    "rft": {"name": "rft"},
+    "grpo": {"name": "grpo"},
+    "dr_grpo": {"name": "dr_grpo"},
+    "dapo": {"name": "dapo"},
+    "dapo, kl": {"name": "dapo", "kl_weight": 0.1},
+    "published": {"reduction": "published"},
+}
+
+
+def metrics_of_all(rank, master, overrides, reference):
+    """Metrics of one update under every algorithm, from the rank that speaks; and the weights' change."""
+    moved = [_moved(s) for s in sequences()]
+    kl = ["algorithm.kl_weight=0.1", f"model.reference={reference}", "observe.entropy=true"]
+    worker, microbatches = build(rank, master, [*overrides, *kl], moved)
+    reference_logprobs = worker._by_sequence(microbatches, worker.pipeline.score(microbatches, worker.reference))
+    if reference_logprobs is None:  # only the rank that speaks has them, as in a run, where the driver hands them out
+        reference_logprobs = [np.zeros(s.num_answer_tokens) for m in microbatches for s in m.sequences]
+    if worker.topology.tp_size > 1:  # in a run the driver hands the log-probs to all ranks
+        box = [reference_logprobs]
+        group = worker_group(worker)
+        torch.distributed.broadcast_object_list(box, group=group, group_src=0)
+        reference_logprobs = box[0]
+    each = iter(reference_logprobs)
+    microbatches = [
+        replace(m, sequences=tuple(replace(s, reference_logprobs_A=next(each)) for s in m.sequences))
+        for m in microbatches
+    ]
+    found = {}
+    for name, algorithm in ALGORITHMS.items():
+        worker.pipeline.algorithm = AlgorithmConfig(**algorithm)
+        found[name] = worker.train_step([microbatches])
+    worker.shutdown()
+    return found
+
+
+def worker_group(worker):
+    from megatron.core import parallel_state
+
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The model with its last layers' weights scaled: another policy of the same shape."""
+    folder = tmp_path_factory.mktemp("reference")
+    for file in (ASSETS / "model").iterdir():
+        if file.suffix == ".safetensors":
+            tensors = load_file(file)
+            changed = {k: v * 1.02 if "layers.3" in k else v for k, v in tensors.items()}
+            save_file(changed, folder / file.name, {"format": "pt"})
+        else:
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def oracle(reference):
+    return run_ranks(1, metrics_of_all, [], str(reference))[0]
+
+
+@pytest.mark.parametrize("overrides", [["actor.tp=2", "actor.tokens_per_microbatch=300"], ["actor.dp=2"]], ids=" ".join)
+def test_every_algorithm_is_the_same_in_every_layout(oracle, reference, overrides):
+    ranks = run_ranks(2, metrics_of_all, overrides, str(reference))
+    for name in ALGORITHMS:
+        (metrics,) = [rank[name] for rank in ranks if rank[name] is not None]
+        scale = 2.0 if name == "published" and "actor.dp=2" in overrides else 1.0  # its mean over data-parallel ranks
+        for metric, expected in oracle[name].items():
+            factor = scale if "loss" in metric or metric == "actor/grad_norm" else 1.0
+            assert factor * metrics[metric] == pytest.approx(expected, rel=1e-5, abs=1e-7), (name, metric)
+
+
+def test_published_scale_is_the_sum_over_tokens_by_1000(oracle):
+    tokens = sum(s.num_answer_tokens for s in sequences())
+    token_mean = run_ranks(1, plain_loss)[0]
+    assert oracle["published"]["nft/loss"] == pytest.approx(token_mean * tokens / 1000, rel=1e-5)
+
+
+def plain_loss(rank, master):
+    worker, microbatches = build(rank, master, [], [_moved(s) for s in sequences()])
+    return worker.train_step([microbatches])["nft/loss"]
+
+
+def test_kl_and_entropy_equal_those_of_transformers(oracle, reference):
+    from transformers import AutoModelForCausalLM
+
+    policy, frozen = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (ASSETS / "model", reference)
+    )
+    entropies, divergences = [], []
+    for sequence in sequences():
+        tokens = torch.from_numpy(sequence.token_ids_T).long()
+        first = sequence.num_prompt_tokens
+        with torch.no_grad():
+            now, other = (
+                torch.log_softmax(model(tokens[None]).logits[0], -1)[first - 1 : -1] for model in (policy, frozen)
+            )
+        entropies.append(-(now.exp() * now).sum(-1))
+        difference = (other - now).gather(1, tokens[first:, None])[:, 0]
+        divergences.append(difference.exp() - difference - 1)
+    assert oracle["dapo"]["nft/entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-4)
+    assert oracle["dapo, kl"]["nft/kl"] == pytest.approx(torch.cat(divergences).mean().item(), rel=1e-3)
+    assert "nft/kl" not in oracle["dapo"]
+    weighted = oracle["dapo"]["nft/loss"] + 0.1 * oracle["dapo, kl"]["nft/kl"]
+    assert oracle["dapo, kl"]["nft/loss"] == pytest.approx(weighted, rel=1e-5)
+
+
+# --- Updates that are not finite -------------------------------------------------------------------------------------
+
+
+def train_on_broken(rank, master, overrides):
+    """Three updates, the second with a log-prob that is not a number on data-parallel rank 1."""
+    worker, whole = build(rank, master, ["actor.dp=2", "optimizer.learning_rate=1e-3", *overrides], sequences())
+    before = [p.detach().clone() for p in worker.model.parameters()]
+    broken = whole
+    if worker.topology.dp_rank == 1:
+        first, *others = whole[0].sequences
+        nan = replace(first, old_logprobs_A=np.full_like(first.old_logprobs_A, np.nan))
+        broken = [replace(whole[0], sequences=(nan, *others)), *whole[1:]]
+    moved = []
+    reports = []
+    for updates in ([broken], [whole], [whole, broken, whole]):
+        reports.append(worker.train_step(updates))
+        moved.append(max(float((a - b).abs().max()) for a, b in zip(worker.model.parameters(), before, strict=True)))
+    worker.shutdown()
+    return reports, moved
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_broken_update_never_reaches_the_weights(skip):
+    ranks = run_ranks(2, train_on_broken, [f"optimizer.skip_nonfinite={str(skip).lower()}"])
+    (reports,) = [rank[0] for rank in ranks if rank[0][0] is not None]
+    for _, moved in ranks:
+        assert moved[0] == 0 and moved[1] > 0 and np.isfinite(moved).all()
+        # Skipping, the third update of the last batch runs; else the broken one is the last.
+    assert [r["actor/nonfinite_updates"] for r in reports] == [1, 0, 1]
+    answer_tokens = sum(s.num_tokens for s in sequences())
+    assert reports[2]["actor/tokens"] == (3 if skip else 2) * answer_tokens
+    assert np.isfinite(reports[1]["actor/grad_norm"])
