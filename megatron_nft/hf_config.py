@@ -9,8 +9,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-FAMILIES = {"qwen2": "Qwen2ForCausalLM"}
+FAMILIES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 """model_type -> architecture of the families that weights/mapping.py can name."""
+
+QKV_BIAS = {"qwen2"}
+"""Families whose query, key and value projections have a bias. Nothing in config.json says so."""
 
 
 class ModelFolderError(ValueError):
@@ -57,10 +60,14 @@ def read_hf_config(folder: str | Path) -> HFConfig:
             f"{folder / 'config.json'}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ModelFolderError(f"{folder / 'config.json'}: rope type {rope['rope_type']!r} is not supported")
+    rope_type = rope.get("rope_type") or rope.get("type", "default")  # "type": the key of older configs
+    if rope_type != "default":
+        raise ModelFolderError(f"{folder / 'config.json'}: rope type {rope_type!r} is not supported")
     if raw.get("use_sliding_window"):
         raise ModelFolderError(f"{folder / 'config.json'}: use_sliding_window = true is not supported")
+    for bias in ("attention_bias", "mlp_bias"):
+        if raw.get(bias):
+            raise ModelFolderError(f"{folder / 'config.json'}: {bias} = true is not supported")
     heads = raw["num_attention_heads"]
     return HFConfig(
         model_type=model_type,
@@ -75,5 +82,5 @@ def read_hf_config(folder: str | Path) -> HFConfig:
         rms_norm_eps=raw["rms_norm_eps"],
         rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10000.0),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        qkv_bias=True,
+        qkv_bias=model_type in QKV_BIAS,
     )

@@ -133,12 +133,11 @@ QKV = Layout(_qkv_to_hf, _qkv_to_shard)
 _MEGATRON, _HF = "decoder.layers.{layer}", "model.layers.{layer}"
 _QKV = [f"{_HF}.self_attn.{x}_proj" for x in "qkv"]
 
-QWEN2 = [
+LLAMA = [
     Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCAB),
     Rule("output_layer.weight", ("lm_head.weight",), VOCAB),
     Rule("decoder.final_layernorm.weight", ("model.norm.weight",), WHOLE),
     Rule(f"{_MEGATRON}.self_attention.linear_qkv.weight", tuple(f"{x}.weight" for x in _QKV), QKV),
-    Rule(f"{_MEGATRON}.self_attention.linear_qkv.bias", tuple(f"{x}.bias" for x in _QKV), QKV),
     Rule(f"{_MEGATRON}.self_attention.linear_proj.weight", (f"{_HF}.self_attn.o_proj.weight",), COLUMNS),
     Rule(f"{_MEGATRON}.mlp.linear_fc1.weight", (f"{_HF}.mlp.gate_proj.weight", f"{_HF}.mlp.up_proj.weight"), GATE_UP),
     Rule(f"{_MEGATRON}.mlp.linear_fc2.weight", (f"{_HF}.mlp.down_proj.weight",), COLUMNS),
@@ -149,4 +148,8 @@ QWEN2 = [
     Rule(f"{_MEGATRON}.mlp.linear_fc1.layer_norm_weight", (f"{_HF}.post_attention_layernorm.weight",), WHOLE),
 ]
 
-TABLES: dict[str, dict[str, Rule]] = {"qwen2": {rule.megatron: rule for rule in QWEN2}}
+QWEN2 = [*LLAMA, Rule(f"{_MEGATRON}.self_attention.linear_qkv.bias", tuple(f"{x}.bias" for x in _QKV), QKV)]
+
+TABLES: dict[str, dict[str, Rule]] = {
+    family: {rule.megatron: rule for rule in rules} for family, rules in {"qwen2": QWEN2, "llama": LLAMA}.items()
+}

@@ -1,5 +1,7 @@
 """The mapping table is two-way: HF -> shards -> HF is the identity, and shards lie as Megatron wants them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,3 +64,13 @@ def test_layer_number_comes_back_and_unknown_names_are_refused():
     assert rule.hf_names(layer) == ["model.layers.17.mlp.down_proj.weight"]
     with pytest.raises(MappingError, match=r"decoder\.layers\.3\.mlp\.router"):
         find_rule("decoder.layers.3.mlp.router.weight", HF)
+
+
+def test_llama_is_qwen2_without_the_bias():
+    assert TABLES["qwen2"].keys() - TABLES["llama"].keys() == {"decoder.layers.{layer}.self_attention.linear_qkv.bias"}
+    assert all(TABLES["qwen2"][name] is rule for name, rule in TABLES["llama"].items())
+    llama = replace(HF, model_type="llama", qkv_bias=False)
+    rule, layer = find_rule("decoder.layers.1.self_attention.linear_qkv.weight", llama)
+    assert rule.hf_names(layer)[0] == "model.layers.1.self_attn.q_proj.weight"
+    with pytest.raises(MappingError, match="in the table of 'llama'"):
+        find_rule("decoder.layers.1.self_attention.linear_qkv.bias", llama)

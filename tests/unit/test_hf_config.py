@@ -1,0 +1,42 @@
+"""config.json -> HFConfig: what differs between the families, and what is refused."""
+
+import json
+
+import pytest
+
+from megatron_nft.hf_config import ModelFolderError, read_hf_config
+
+DIMENSIONS = {
+    "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+
+
+def read(folder, **settings):
+    (folder / "config.json").write_text(json.dumps(DIMENSIONS | settings))
+    return read_hf_config(folder)
+
+
+def test_qwen2_has_a_bias_and_llama_has_none(tmp_path):
+    assert read(tmp_path, model_type="qwen2").qkv_bias
+    llama = read(tmp_path, model_type="llama", attention_bias=False, mlp_bias=False)
+    assert not llama.qkv_bias and llama.head_dim == 32
+
+
+def test_rope_theta_of_both_generations_of_config_files(tmp_path):
+    new = {"rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"}}
+    assert read(tmp_path, model_type="llama", **new).rope_theta == 100000.0
+    assert read(tmp_path, model_type="llama", rope_theta=500000.0, rope_scaling=None).rope_theta == 500000.0
+    assert read(tmp_path, model_type="llama").rope_theta == 10000.0
+
+
+@pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
+def test_a_llama_with_biases_is_refused(tmp_path, bias):
+    with pytest.raises(ModelFolderError, match=f"{bias} = true is not supported"):
+        read(tmp_path, model_type="llama", **{bias: True})
+
+
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_rope_scaling_is_refused(tmp_path, key):
+    with pytest.raises(ModelFolderError, match="rope type 'llama3' is not supported"):
+        read(tmp_path, model_type="llama", rope_theta=500000.0, rope_scaling={key: "llama3", "factor": 8.0})
