@@ -389,6 +389,11 @@ def check_layout(config: Config, hf: HFConfig) -> None:
             f"{config.rollout.max_answer_tokens} = {config.max_sequence_tokens} > the model's "
             f"max_position_embeddings {hf.max_position_embeddings}; shorten one of them"
         )
+    if hf.sliding_window is not None and config.max_sequence_tokens > hf.sliding_window:
+        raise RecipeError(
+            f"data.max_prompt_tokens + rollout.max_answer_tokens = {config.max_sequence_tokens} > the model's "
+            f"sliding_window {hf.sliding_window}, and the actor attends to whole sequences; shorten one of them"
+        )
 
 
 def to_toml(config: Config) -> str:

@@ -8,12 +8,24 @@ imports.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-FAMILIES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+FAMILIES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
 """model_type -> architecture of the families that weights/mapping.py can name."""
 
 QKV_BIAS = {"qwen2"}
 """Families whose query, key and value projections have a bias. Nothing in config.json says so."""
+
+QK_NORM = {"qwen3"}
+"""Families that normalise each head's queries and keys. Nothing in config.json says so."""
+
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""The rope scaling that Megatron-Core knows (RotaryEmbedding._apply_scaling), less its factor."""
 
 
 class ModelFolderError(ValueError):
@@ -37,6 +49,11 @@ class HFConfig:
     rope_theta: float
     tie_word_embeddings: bool
     qkv_bias: bool
+    qk_norm: bool = False
+    rope_scaling_factor: float | None = None  # of Llama 3.1's rope scaling
+    sliding_window: int | None = (
+        None  # tokens; the actor has none, so sequences must be no longer (config.check_layout)
+    )
 
 
 def read_hf_config(folder: str | Path) -> HFConfig:
@@ -60,11 +77,7 @@ def read_hf_config(folder: str | Path) -> HFConfig:
             f"{folder / 'config.json'}: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type") or rope.get("type", "default")  # "type": the key of older configs
-    if rope_type != "default":
-        raise ModelFolderError(f"{folder / 'config.json'}: rope type {rope_type!r} is not supported")
-    if raw.get("use_sliding_window"):
-        raise ModelFolderError(f"{folder / 'config.json'}: use_sliding_window = true is not supported")
+    has_window = raw.get("use_sliding_window", model_type == "mistral")
     for bias in ("attention_bias", "mlp_bias"):
         if raw.get(bias):
             raise ModelFolderError(f"{folder / 'config.json'}: {bias} = true is not supported")
@@ -83,4 +96,19 @@ def read_hf_config(folder: str | Path) -> HFConfig:
         rope_theta=raw.get("rope_theta") or rope.get("rope_theta", 10000.0),
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         qkv_bias=model_type in QKV_BIAS,
+        qk_norm=model_type in QK_NORM,
+        rope_scaling_factor=_rope_scaling_factor(rope, folder / "config.json"),
+        sliding_window=raw.get("sliding_window") if has_window else None,
     )
+
+
+def _rope_scaling_factor(rope: dict[str, Any], file: Path) -> float | None:
+    rope_type = rope.get("rope_type") or rope.get("type", "default")  # "type": the key of older configs
+    if rope_type == "default":
+        return None
+    if rope_type != "llama3":
+        raise ModelFolderError(f"{file}: rope type {rope_type!r} is not supported; supported: default, llama3")
+    for name, known in LLAMA3_ROPE.items():
+        if rope.get(name, known) != known:
+            raise ModelFolderError(f"{file}: {name} = {rope[name]} is not supported; Megatron-Core knows {known}")
+    return float(rope["factor"])

@@ -57,6 +57,8 @@ def build_stage(hf: HFConfig, actor: ActorConfig, topology: Topology) -> nn.Modu
         share_embeddings_and_output_weights=hf.tie_word_embeddings,
         position_embedding_type="rope",
         rotary_base=hf.rope_theta,
+        rope_scaling=hf.rope_scaling_factor is not None,
+        rope_scaling_factor=hf.rope_scaling_factor or 1.0,
     ).to(topology.device)
     return Float16Module(config, model) if config.bf16 else model
 
@@ -77,6 +79,7 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
         gated_linear_unit=True,
         add_bias_linear=False,
         add_qkv_bias=hf.qkv_bias,
+        qk_layernorm=hf.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bf16=precision.is_bf16,
@@ -107,10 +110,13 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
 def layer_spec(config: TransformerConfig, topology: Topology) -> ModuleSpec | TransformerBlockSubmodules:
     """The one switch between TransformerEngine's layers and Megatron's local ones."""
     if topology.device.type == "cuda":
-        return get_gpt_layer_with_transformer_engine_spec()
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = PackedCausalAttention
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = PackedCausalAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
 
 

@@ -150,6 +150,13 @@ LLAMA = [
 
 QWEN2 = [*LLAMA, Rule(f"{_MEGATRON}.self_attention.linear_qkv.bias", tuple(f"{x}.bias" for x in _QKV), QKV)]
 
+QWEN3 = [
+    *LLAMA,
+    Rule(f"{_MEGATRON}.self_attention.q_layernorm.weight", (f"{_HF}.self_attn.q_norm.weight",), WHOLE),
+    Rule(f"{_MEGATRON}.self_attention.k_layernorm.weight", (f"{_HF}.self_attn.k_norm.weight",), WHOLE),
+]
+
+_FAMILIES = {"qwen2": QWEN2, "qwen3": QWEN3, "llama": LLAMA, "mistral": LLAMA}
 TABLES: dict[str, dict[str, Rule]] = {
-    family: {rule.megatron: rule for rule in rules} for family, rules in {"qwen2": QWEN2, "llama": LLAMA}.items()
+    family: {rule.megatron: rule for rule in rules} for family, rules in _FAMILIES.items()
 }

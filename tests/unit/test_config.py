@@ -117,6 +117,15 @@ def test_config_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_sequences_beyond_a_sliding_window(recipe, tmp_path):
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(MODEL | {"model_type": "mistral", "sliding_window": 128})
+    )
+    message = refusal(recipe)
+    assert "rollout.max_answer_tokens = 200 > the model's sliding_window 128" in message
+    assert load_config(recipe, ["rollout.max_answer_tokens=28"])
+
+
 def algorithm(recipe, *overrides):
     return load_config(recipe, overrides).algorithm
 

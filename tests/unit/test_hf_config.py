@@ -36,7 +36,29 @@ def test_a_llama_with_biases_is_refused(tmp_path, bias):
         read(tmp_path, model_type="llama", **{bias: True})
 
 
+LLAMA3 = {
+    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("key", ["rope_type", "type"])
-def test_rope_scaling_is_refused(tmp_path, key):
-    with pytest.raises(ModelFolderError, match="rope type 'llama3' is not supported"):
-        read(tmp_path, model_type="llama", rope_theta=500000.0, rope_scaling={key: "llama3", "factor": 8.0})
+def test_rope_scaling_of_llama_3_is_known_and_no_other(tmp_path, key):
+    assert read(tmp_path, model_type="llama", rope_scaling={key: "llama3", **LLAMA3}).rope_scaling_factor == 8.0
+    assert read(tmp_path, model_type="llama").rope_scaling_factor is None
+    with pytest.raises(ModelFolderError, match="rope type 'yarn' is not supported; supported: default, llama3"):
+        read(tmp_path, model_type="qwen2", rope_scaling={key: "yarn", "factor": 4.0})
+    with pytest.raises(ModelFolderError, match=r"high_freq_factor = 8\.0 is not supported; Megatron-Core knows 4\.0"):
+        read(tmp_path, model_type="llama", rope_scaling={key: "llama3", **LLAMA3, "high_freq_factor": 8.0})
+
+
+def test_qwen3_normalises_queries_and_keys(tmp_path):
+    qwen3 = read(tmp_path, model_type="qwen3", attention_bias=False, head_dim=64)
+    assert qwen3.qk_norm and not qwen3.qkv_bias and qwen3.head_dim == 64
+
+
+def test_sliding_windows(tmp_path):
+    """Mistral's is in force unless null, Qwen's only if use_sliding_window says so."""
+    assert read(tmp_path, model_type="mistral", sliding_window=4096).sliding_window == 4096
+    assert read(tmp_path, model_type="mistral", sliding_window=None).sliding_window is None
+    assert read(tmp_path, model_type="qwen2", sliding_window=4096, use_sliding_window=False).sliding_window is None
+    assert read(tmp_path, model_type="qwen2", sliding_window=4096, use_sliding_window=True).sliding_window == 4096
