@@ -109,10 +109,9 @@ def test_log_probs_gradient_and_names_equal_those_of_transformers(family, folder
     assert {name for _, _, names in ranks for name in names} == named
 
 
+@pytest.mark.parametrize("family", ["llama 3"], indirect=True)
 def test_the_scaling_of_llama_3_shows(family, folder):
     """Else the test above would not notice if it were left out."""
-    if family != "llama 3":
-        pytest.skip("for llama 3")
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
