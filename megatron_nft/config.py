@@ -196,10 +196,21 @@ class ActorConfig(Section):
     """Pipeline-parallel size."""
     dp: int = Field(1, ge=1)
     """Data-parallel size; the optimizer state is sharded over it."""
+    vpp: int = Field(1, ge=1)
+    """Virtual pipeline stages per rank (Megatron's interleaved schedule): smaller bubbles for more messages."""
+    num_layers_in_first_pipeline_stage: int | None = Field(None, ge=1)
+    """Layers of the first rank's stages together. Unset: as many as the others have."""
+    num_layers_in_last_pipeline_stage: int | None = Field(None, ge=1)
+    """Layers of the last rank's stages together; fewer make up for the vocabulary's logits."""
     sequence_parallel: bool = False
     """Shard norms and residuals over the tensor-parallel ranks along the tokens."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Number format of forward and backward; master weights and the optimizer stay fp32."""
+    precision: Literal["fp32", "bf16", "fp8-delayed", "fp8-tensorwise", "fp8-blockwise", "fp8-mxfp8"] = "bf16"
+    """Number format of forward and backward; master weights and the optimizer stay fp32. FP8 by TransformerEngine's
+    recipe of that name: delayed and tensorwise from Ada and Hopper on, blockwise on Hopper, mxfp8 on Blackwell."""
+    num_layers_at_start_in_bf16: int = Field(0, ge=0)
+    """FP8: the first so many layers stay in bf16."""
+    num_layers_at_end_in_bf16: int = Field(0, ge=0)
+    """FP8: the last so many layers stay in bf16."""
     tokens_per_microbatch: int = Field(16384, ge=1)
     """Token budget of a packed microbatch. A single longer sequence still gets a microbatch of its own."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -329,6 +340,24 @@ class Config(Section):
                 f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
                 f"an HF folder (usually model.path, {self.model.path!r}), or kl_weight = 0"
             )
+        if actor.pp == 1 and actor.vpp > 1:
+            raise ValueError(f"actor.vpp = {actor.vpp} needs actor.pp > 1; one stage cannot be interleaved with others")
+        if actor.precision.startswith("fp8") and self.cluster.device == "cpu":
+            raise ValueError(
+                f'actor.precision = "{actor.precision}" needs a CUDA device, and cluster.device is "cpu"; choose '
+                '"fp32" or "bf16"'
+            )
+        if actor.num_layers_at_start_in_bf16 or actor.num_layers_at_end_in_bf16:
+            if not actor.precision.startswith("fp8"):
+                raise ValueError(
+                    f'actor.num_layers_at_start_in_bf16 and _at_end_in_bf16 are for FP8; with "{actor.precision}" '
+                    "leave them at 0"
+                )
+            if actor.precision == "fp8-delayed":
+                raise ValueError(
+                    "fp8-delayed keeps no layers in bf16 (Megatron-Core refuses it); set "
+                    'actor.num_layers_at_start_in_bf16 = actor.num_layers_at_end_in_bf16 = 0, or "fp8-tensorwise"'
+                )
         if actor.sequence_parallel and actor.tp == 1:
             raise ValueError("actor.sequence_parallel = true needs actor.tp > 1; there is nothing to shard over")
         return self
@@ -377,12 +406,7 @@ def check_layout(config: Config, hf: HFConfig) -> None:
         raise RecipeError(
             f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}"
         )
-    if hf.num_hidden_layers % config.actor.pp:
-        fits = [n for n in range(1, hf.num_hidden_layers + 1) if hf.num_hidden_layers % n == 0]
-        raise RecipeError(
-            f"actor.pp = {config.actor.pp} does not divide the model's {hf.num_hidden_layers} layers; "
-            f"choose one of {fits}"
-        )
+    _check_stages(config.actor, hf.num_hidden_layers)
     if config.max_sequence_tokens > hf.max_position_embeddings:
         raise RecipeError(
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "
@@ -394,6 +418,37 @@ def check_layout(config: Config, hf: HFConfig) -> None:
             f"data.max_prompt_tokens + rollout.max_answer_tokens = {config.max_sequence_tokens} > the model's "
             f"sliding_window {hf.sliding_window}, and the actor attends to whole sequences; shorten one of them"
         )
+
+
+def _check_stages(actor: ActorConfig, num_layers: int) -> None:
+    """Every rank's layers must be a whole number, and split evenly over its virtual stages."""
+    ends = {
+        key: getattr(actor, key)
+        for key in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+        if getattr(actor, key) is not None
+    }
+    for key, layers in ends.items():
+        if actor.pp == 1:
+            raise RecipeError(f"actor.{key} = {layers} needs actor.pp > 1; with one stage all layers are in it")
+        if layers % actor.vpp:
+            raise RecipeError(f"actor.{key} = {layers} does not split evenly over actor.vpp = {actor.vpp} stages")
+    left, stages = num_layers - sum(ends.values()), actor.pp - len(ends)
+    if (stages == 0 and left == 0) or (stages and left > 0 and left % (stages * actor.vpp) == 0):
+        return
+    if ends:
+        set_apart = " and ".join(f"{key} = {layers}" for key, layers in ends.items())
+        raise RecipeError(
+            f"actor.{set_apart} leave {left} of the model's {num_layers} layers for {stages} other ranks of "
+            f"{actor.vpp} stage(s) each; they must split evenly"
+        )
+    if actor.vpp > 1:
+        fits = [n for n in range(1, num_layers + 1) if num_layers % (n * actor.pp) == 0]
+        raise RecipeError(
+            f"actor.pp = {actor.pp} x vpp = {actor.vpp} stages do not divide the model's {num_layers} layers; "
+            + (f"with this pp choose vpp from {fits}" if fits else "choose a pp that does")
+        )
+    fits = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
+    raise RecipeError(f"actor.pp = {actor.pp} does not divide the model's {num_layers} layers; choose one of {fits}")
 
 
 def to_toml(config: Config) -> str:

@@ -51,9 +51,7 @@ class HFConfig:
     qkv_bias: bool
     qk_norm: bool = False
     rope_scaling_factor: float | None = None  # of Llama 3.1's rope scaling
-    sliding_window: int | None = (
-        None  # tokens; the actor has none, so sequences must be no longer (config.check_layout)
-    )
+    sliding_window: int | None = None  # tokens; config.check_layout allows no longer sequence: the actor has no window
 
 
 def read_hf_config(folder: str | Path) -> HFConfig:

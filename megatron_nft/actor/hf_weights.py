@@ -5,7 +5,7 @@ the parameters under names with global layer numbers. Called by actor/worker.py.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -44,25 +44,30 @@ class HFTensors:
             return file.get_tensor(name)
 
 
-def named_shards(model: nn.Module, hf: HFConfig) -> Iterator[tuple[str, Tensor]]:
+def _parameters(model: Sequence[nn.Module]) -> Iterator[tuple[GPTModel, str, nn.Parameter]]:
+    for chunk in model:
+        gpt: GPTModel = unwrap_model(chunk)
+        for name, parameter in gpt.named_parameters():
+            yield gpt, name, parameter
+
+
+def named_shards(model: Sequence[nn.Module], hf: HFConfig) -> Iterator[tuple[str, Tensor]]:
     """(name with the global layer number, parameter) of this rank, less the last stage's copy of a tied embedding."""
-    gpt: GPTModel = unwrap_model(model)
-    for name, parameter in gpt.named_parameters():
+    for gpt, name, parameter in _parameters(model):
         if name == "output_layer.weight" and hf.tie_word_embeddings:
             continue
         yield _with_global_layer(name, gpt), parameter
 
 
-def load_hf_weights(model: nn.Module, folder: str | Path, hf: HFConfig, topology: Topology) -> None:
-    """Fills every parameter of this rank from an HF folder.
+def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig, topology: Topology) -> None:
+    """Fills every parameter of this rank's chunks from an HF folder.
 
     Raises:
         ModelFolderError: a file or a tensor is missing, or has another shape than config.json says.
     """
     tensors = HFTensors(folder)
-    gpt: GPTModel = unwrap_model(model)
     with torch.no_grad():
-        for name, parameter in gpt.named_parameters():
+        for gpt, name, parameter in _parameters(model):
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 name = "embedding.word_embeddings.weight"  # the last stage's copy
             rule, layer = find_rule(_with_global_layer(name, gpt), hf)

@@ -32,35 +32,41 @@ RECOMPUTE = {
 }
 
 
-def build_model(hf: HFConfig, actor: ActorConfig, topology: Topology) -> DistributedDataParallel:
-    """This rank's part of the model to train, on its device, with gradient buffers."""
-    model = build_stage(hf, actor, topology)
-    return DistributedDataParallel(
-        model.config,
-        DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
-        ),
-        model,
-    )
+def build_model(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[DistributedDataParallel]:
+    """This rank's part of the model to train, on its device, with gradient buffers: a chunk per virtual stage."""
+    return [
+        DistributedDataParallel(
+            chunk.config,
+            DistributedDataParallelConfig(
+                use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+            ),
+            chunk,
+        )
+        for chunk in build_chunks(hf, actor, topology)
+    ]
 
 
-def build_stage(hf: HFConfig, actor: ActorConfig, topology: Topology) -> nn.Module:
+def build_chunks(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[nn.Module]:
     """This rank's part of the model, on its device, without gradient buffers: enough to score."""
     config = transformer_config(hf, actor, topology)
-    model: nn.Module = GPTModel(
-        config=config,
-        transformer_layer_spec=layer_spec(config, topology),
-        vocab_size=padded_vocab_size(hf.vocab_size, actor.tp),
-        max_sequence_length=hf.max_position_embeddings,
-        pre_process=topology.is_first_stage,
-        post_process=topology.is_last_stage,
-        share_embeddings_and_output_weights=hf.tie_word_embeddings,
-        position_embedding_type="rope",
-        rotary_base=hf.rope_theta,
-        rope_scaling=hf.rope_scaling_factor is not None,
-        rope_scaling_factor=hf.rope_scaling_factor or 1.0,
-    ).to(topology.device)
-    return Float16Module(config, model) if config.bf16 else model
+    chunks = []
+    for vp_stage in range(actor.vpp):
+        chunk: nn.Module = GPTModel(
+            config=config,
+            transformer_layer_spec=layer_spec(config, topology, vp_stage if actor.vpp > 1 else None),
+            vocab_size=padded_vocab_size(hf.vocab_size, actor.tp),
+            max_sequence_length=hf.max_position_embeddings,
+            pre_process=topology.is_first_stage and vp_stage == 0,
+            post_process=topology.is_last_stage and vp_stage == actor.vpp - 1,
+            share_embeddings_and_output_weights=hf.tie_word_embeddings,
+            position_embedding_type="rope",
+            rotary_base=hf.rope_theta,
+            rope_scaling=hf.rope_scaling_factor is not None,
+            rope_scaling_factor=hf.rope_scaling_factor or 1.0,
+            vp_stage=vp_stage if actor.vpp > 1 else None,
+        ).to(topology.device)
+        chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
+    return chunks
 
 
 def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> TransformerConfig:
@@ -82,13 +88,16 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
         qk_layernorm=hf.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        bf16=precision.is_bf16,
-        params_dtype=precision.dtype,
-        pipeline_dtype=precision.dtype,
-        attention_softmax_in_fp32=True,
+        **precision.megatron_arguments(actor),
         tensor_model_parallel_size=actor.tp,
         pipeline_model_parallel_size=actor.pp,
+        virtual_pipeline_model_parallel_size=actor.vpp if actor.vpp > 1 else None,
+        num_layers_in_first_pipeline_stage=actor.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=actor.num_layers_in_last_pipeline_stage,
         sequence_parallel=actor.sequence_parallel,
+        # Two ranks are each other's previous and next: only single messages, in order, then find the right receiver.
+        overlap_p2p_comm=actor.vpp > 1,
+        batch_p2p_comm=actor.vpp == 1,
         variable_seq_lengths=True,  # microbatches are packed to a budget, not padded to a length
         moe_token_dispatcher_type="alltoall",  # the only one that Megatron allows beside variable lengths
         # Gradients are summed over microbatches and ranks, never divided: actor/pipeline.py has normalised the loss.
@@ -107,7 +116,9 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
     )
 
 
-def layer_spec(config: TransformerConfig, topology: Topology) -> ModuleSpec | TransformerBlockSubmodules:
+def layer_spec(
+    config: TransformerConfig, topology: Topology, vp_stage: int | None = None
+) -> ModuleSpec | TransformerBlockSubmodules:
     """The one switch between TransformerEngine's layers and Megatron's local ones."""
     if topology.device.type == "cuda":
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
@@ -117,7 +128,9 @@ def layer_spec(config: TransformerConfig, topology: Topology) -> ModuleSpec | Tr
     attention.core_attention = PackedCausalAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm
+    )
 
 
 class RMSNorm(nn.Module):

@@ -10,7 +10,7 @@ from megatron_nft.config import OptimizerConfig
 
 
 def build_optimizer(
-    model: DistributedDataParallel, optimizer: OptimizerConfig, precision: str
+    model: list[DistributedDataParallel], optimizer: OptimizerConfig, precision: str
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW with its state sharded over the data-parallel ranks; linear warm-up, then a constant rate.
 
@@ -30,7 +30,7 @@ def build_optimizer(
             params_dtype=fmt.dtype,
             use_distributed_optimizer=True,
         ),
-        [model],
+        model,
         use_gloo_process_groups=False,
     )
     schedule = OptimizerParamScheduler(

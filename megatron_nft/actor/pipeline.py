@@ -43,38 +43,42 @@ PUBLISHED_DIVISOR = 1000.0
 
 
 class Pipeline:
-    """This rank's model in the schedule."""
+    """This rank's model (a chunk per virtual stage) in the schedule."""
 
     def __init__(
         self,
-        model: DistributedDataParallel,
+        model: list[DistributedDataParallel],
         hf: HFConfig,
         topology: Topology,
         algorithm: AlgorithmConfig,
         rollout: RolloutConfig,
         *,
         measures_entropy: bool = False,
+        token_multiple: int = 1,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
-        self.algorithm, self.rollout, self.measures_entropy = algorithm, rollout, measures_entropy
+        self.algorithm, self.rollout = algorithm, rollout
+        self.measures_entropy, self.token_multiple = measures_entropy, token_multiple
         self._schedule = get_forward_backward_func()
         # Sums gradients of shared embeddings and sequence-parallel norms over their ranks; never divides by tokens.
-        model.config.finalize_model_grads_func = lambda models, num_tokens=None, **groups: finalize_model_grads(
+        model[0].config.finalize_model_grads_func = lambda models, num_tokens=None, **groups: finalize_model_grads(
             models, None, **groups
         )
 
-    def score(self, microbatches: Sequence[MicroBatch], model: torch.nn.Module | None = None) -> list[Tensor]:
+    def score(self, microbatches: Sequence[MicroBatch], model: list[torch.nn.Module] | None = None) -> list[Tensor]:
         """Log-probs of the answer tokens, float32 [A] per microbatch; empty on all but the last stage.
 
         Args:
             model: another model of the same shape to score with, such as the frozen reference.
         """
         model = model or self.model
-        model.eval()
+        for chunk in model:
+            chunk.eval()
         with torch.no_grad():
-            logprobs = self._run(microbatches, denominator=1.0, forward_only=True, model=model)
-        model.train()
-        return logprobs
+            logprobs = self._run(microbatches, model, denominator=1.0, forward_only=True)
+        for chunk in model:
+            chunk.train()
+        return logprobs[: len(microbatches)]
 
     def forward_backward(self, microbatches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:
         """Leaves the gradient of one update in the model's buffers.
@@ -83,9 +87,10 @@ class Pipeline:
             Metrics over the whole update on the last stage, equal on all its ranks (empty elsewhere), and the number
             of answer tokens behind them.
         """
-        self.model.zero_grad_buffer()
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
         totals = self._totals(microbatches)
-        sums = self._run(microbatches, denominator=self._denominator(totals), forward_only=False, model=self.model)
+        sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
         return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"]
 
     def _denominator(self, totals: dict[str, float]) -> float:
@@ -99,12 +104,21 @@ class Pipeline:
         }[self.algorithm.reduction]
 
     def _run(
-        self, microbatches: Sequence[MicroBatch], *, denominator: float, forward_only: bool, model: torch.nn.Module
+        self,
+        microbatches: Sequence[MicroBatch],
+        model: list[torch.nn.Module],
+        *,
+        denominator: float,
+        forward_only: bool,
     ) -> list:
+        if len(model) > 1:  # the interleaved schedule takes rounds of pp microbatches; empty ones weigh nothing
+            missing = -len(microbatches) % self.topology.pp_size
+            microbatches = [*microbatches, *[MicroBatch(sequences=())] * missing]
+        iterators = [iter(microbatches) for _ in model]
         return self._schedule(
             forward_step_func=partial(self._forward, denominator=denominator),
-            data_iterator=iter(microbatches),
-            model=[model],
+            data_iterator=iterators if len(model) > 1 else iterators[0],
+            model=model,
             num_microbatches=len(microbatches),
             seq_length=1,  # shapes travel with the tensors (variable_seq_lengths)
             micro_batch_size=1,
@@ -114,7 +128,7 @@ class Pipeline:
 
     def _forward(self, microbatches: Iterator[MicroBatch], model: torch.nn.Module, denominator: float):
         """Megatron's forward_step: one microbatch through this stage, and the loss function for its output."""
-        multiple = self.topology.tp_size if model.config.sequence_parallel else 1
+        multiple = self.token_multiple * (self.topology.tp_size if model.config.sequence_parallel else 1)
         pack = pack_tokens(next(microbatches), self.topology.device, multiple)
         output = model(
             input_ids=pack.token_ids_T[None],

@@ -79,6 +79,7 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tp,
         pipeline_model_parallel_size=config.pp,
+        virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
         distributed_timeout_minutes=max(1, round(config.timeout_s / 60)),
         create_gloo_process_groups=False,
     )

@@ -14,10 +14,10 @@ from megatron.core import parallel_state
 from safetensors.torch import save_file
 
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
-from megatron_nft.actor.model import build_model, build_stage
+from megatron_nft.actor.model import build_chunks, build_model
 from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.pipeline import Pipeline
-from megatron_nft.actor.precision import PRECISIONS
+from megatron_nft.actor.precision import PRECISIONS, check_device
 from megatron_nft.actor.topology import destroy_topology, init_topology
 from megatron_nft.config import Config
 from megatron_nft.hf_config import read_hf_config
@@ -35,6 +35,8 @@ class Worker:
         self.topology = init_topology(
             config.actor, rank=rank, master=master, device=config.cluster.device, seed=config.run.seed
         )
+        if self.topology.device.type == "cuda":
+            check_device(config.actor.precision, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
         self.hf = read_hf_config(config.model.path)
         self.model = build_model(self.hf, config.actor, self.topology)
         load_hf_weights(self.model, config.model.path, self.hf, self.topology)
@@ -46,10 +48,11 @@ class Worker:
             config.algorithm,
             config.rollout,
             measures_entropy=config.observe.entropy,
+            token_multiple=PRECISIONS[config.actor.precision].token_multiple,
         )
-        self.reference: torch.nn.Module | None = None
+        self.reference: list[torch.nn.Module] | None = None
         if config.algorithm.kl_weight and config.model.reference is not None:
-            self.reference = build_stage(self.hf, config.actor, self.topology).requires_grad_(False)
+            self.reference = [c.requires_grad_(False) for c in build_chunks(self.hf, config.actor, self.topology)]
             load_hf_weights(self.reference, config.model.reference, self.hf, self.topology)
         self.plan = plan_weights(
             list(named_shards(self.model, self.hf)),
@@ -105,7 +108,7 @@ class Worker:
 
         The loss is asked, too: where it is not a number, clamps can leave a gradient that is one.
         """
-        buffers = [*self.model.buffers, *self.model.expert_parallel_buffers]
+        buffers = [b for chunk in self.model for b in (*chunk.buffers, *chunk.expert_parallel_buffers)]
         largest = [torch.linalg.vector_norm(b.grad_data.float(), torch.inf) for b in buffers]
         broken = (~(torch.stack(largest).sum() + loss).isfinite()).float()
         dist.all_reduce(broken, op=dist.ReduceOp.MAX)  # all ranks

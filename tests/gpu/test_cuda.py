@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_nft.actor.precision import PrecisionError, check_device
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.observe.batches import load_batch
@@ -32,9 +33,16 @@ def train_on_cuda(rank, master, overrides):
     return max(np.abs(x - s.old_logprobs_A).mean() for x, s in zip(scores, sequences, strict=True)), metrics
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-2), ("bf16", 0.1)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"),
+    [("fp32", 1e-2), ("bf16", 0.1), ("fp8-delayed", 0.3), ("fp8-tensorwise", 0.3), ("fp8-blockwise", 0.3)],
+)
 def test_actor_scores_and_trains_with_transformer_engine(precision, tolerance):
-    """The stored log-probs come from local layers in fp32 on a CPU. TF32 and BF16 products explain the tolerance."""
+    """The stored log-probs come from local layers in fp32 on a CPU. TF32, BF16 and FP8 explain the tolerance."""
+    try:
+        check_device(precision, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
+    except PrecisionError as error:
+        pytest.skip(str(error))
     ((gap, metrics),) = run_ranks(1, train_on_cuda, [f"actor.precision={precision}"])
     assert gap < tolerance
     assert np.isfinite(metrics["nft/loss"]) and metrics["actor/grad_norm"] > 0

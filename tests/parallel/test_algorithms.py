@@ -63,7 +63,7 @@ def gradient(worker, microbatches, **algorithm):
     """This rank's gradient of one update under another algorithm."""
     worker.pipeline.algorithm = AlgorithmConfig(**algorithm)
     worker.pipeline.forward_backward(microbatches)
-    return torch.cat([buffer.grad_data.clone() for buffer in worker.model.buffers])
+    return torch.cat([buffer.grad_data.clone() for buffer in worker.model[0].buffers])
 
 
 # --- On-policy, NFT is GRPO ------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_kl_and_entropy_equal_those_of_transformers(oracle, reference):
 def train_on_broken(rank, master, overrides):
     """Three updates, the second with a log-prob that is not a number on data-parallel rank 1."""
     worker, whole = build(rank, master, ["actor.dp=2", "optimizer.learning_rate=1e-3", *overrides], sequences())
-    before = [p.detach().clone() for p in worker.model.parameters()]
+    before = [p.detach().clone() for p in worker.model[0].parameters()]
     broken = whole
     if worker.topology.dp_rank == 1:
         first, *others = whole[0].sequences
@@ -235,7 +235,7 @@ def train_on_broken(rank, master, overrides):
     reports = []
     for updates in ([broken], [whole], [whole, broken, whole]):
         reports.append(worker.train_step(updates))
-        moved.append(max(float((a - b).abs().max()) for a, b in zip(worker.model.parameters(), before, strict=True)))
+        moved.append(max(float((a - b).abs().max()) for a, b in zip(worker.model[0].parameters(), before, strict=True)))
     worker.shutdown()
     return reports, moved
 

@@ -63,7 +63,9 @@ def _moved(sequence):
 @cache
 def outcome(*overrides):
     layout = {
-        key: int(value) for key, _, value in (o.partition("=") for o in overrides) if key[-2:] in ("tp", "pp", "dp")
+        key: int(value)
+        for key, _, value in (o.partition("=") for o in overrides)
+        if key in ("actor.tp", "actor.pp", "actor.dp")
     }
     world_size = int(np.prod(list(layout.values()))) if layout else 1
     ranks = run_ranks(world_size, train_on_stored_batch, overrides)
@@ -82,6 +84,9 @@ LAYOUTS = [
     ["actor.tp=2", "actor.dp=2", "actor.tokens_per_microbatch=300"],
     ["actor.tokens_per_microbatch=150"],
     ["actor.recompute=full"],
+    ["actor.pp=2", "actor.vpp=2", "actor.tokens_per_microbatch=400"],
+    ["actor.pp=2", "actor.tp=2", "actor.vpp=2", "actor.recompute=selective"],
+    ["actor.pp=2", "actor.num_layers_in_last_pipeline_stage=1"],
 ]
 
 

@@ -62,7 +62,7 @@ def test_unknown_key_lists_the_known_ones(recipe):
 def test_every_wrong_value_is_listed_with_its_reason(recipe):
     message = refusal(recipe, "rollout.group_size=1", "actor.precision=fp16")
     assert "rollout.group_size = 1: Input should be greater than or equal to 2" in message
-    assert "actor.precision = 'fp16'" in message and "'fp32' or 'bf16'" in message
+    assert "actor.precision = 'fp16'" in message and "'fp32', 'bf16', 'fp8-delayed'" in message
 
 
 def test_tp_that_does_not_divide_the_heads(recipe):
@@ -73,6 +73,29 @@ def test_tp_that_does_not_divide_the_heads(recipe):
 
 def test_pp_that_does_not_divide_the_layers(recipe):
     assert "actor.pp = 3 does not divide the model's 4 layers; choose one of [1, 2, 4]" in refusal(recipe, "actor.pp=3")
+
+
+def test_virtual_stages_and_uneven_ends(recipe):
+    assert load_config(recipe, ["actor.pp=2", "actor.vpp=2"]).actor.vpp == 2
+    assert load_config(recipe, ["actor.pp=2", "actor.num_layers_in_last_pipeline_stage=1"])
+    assert "actor.vpp = 2 needs actor.pp > 1" in refusal(recipe, "actor.vpp=2")
+    message = refusal(recipe, "actor.pp=2", "actor.vpp=3")
+    assert "pp = 2 x vpp = 3 stages do not divide the model's 4 layers; with this pp choose vpp from [1, 2]" in message
+    message = refusal(recipe, "actor.pp=2", "actor.vpp=2", "actor.num_layers_in_first_pipeline_stage=1")
+    assert "num_layers_in_first_pipeline_stage = 1 does not split evenly over actor.vpp = 2 stages" in message
+    message = refusal(recipe, "actor.pp=2", "actor.num_layers_in_first_pipeline_stage=4")
+    assert "num_layers_in_first_pipeline_stage = 4 leave 0 of the model's 4 layers for 1 other ranks" in message
+    assert "needs actor.pp > 1" in refusal(recipe, "actor.num_layers_in_last_pipeline_stage=2")
+
+
+def test_fp8_is_for_cuda_and_its_bf16_layers_for_fp8(recipe):
+    config = load_config(recipe, ["actor.precision=fp8-blockwise", "actor.num_layers_at_end_in_bf16=1"])
+    assert config.actor.num_layers_at_end_in_bf16 == 1
+    message = refusal(recipe, "actor.precision=fp8-blockwise", "cluster.device=cpu")
+    assert 'actor.precision = "fp8-blockwise" needs a CUDA device' in message
+    assert "are for FP8" in refusal(recipe, "actor.precision=bf16", "actor.num_layers_at_end_in_bf16=1")
+    message = refusal(recipe, "actor.precision=fp8-delayed", "actor.num_layers_at_end_in_bf16=1")
+    assert "fp8-delayed keeps no layers in bf16" in message
 
 
 def test_world_size_that_does_not_fit(recipe):

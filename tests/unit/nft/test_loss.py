@@ -69,10 +69,34 @@ def test_sequence_ratio_is_the_product_of_token_ratios():
 @pytest.mark.parametrize("rate", [0.01, 0.5, 0.99])
 @pytest.mark.parametrize("log_ratio", [-1e4, -12.0, 12.0])
 def test_extreme_ratios_stay_finite(log_ratio, rate, verdict):
+    """Finite, and as the equation says: p within [0.02, 0.98], log R at most 10, w(q) = 1 - p, eps = 1."""
     loss, gradient = loss_and_gradient(log_ratio, verdict, rate)
     assert math.isfinite(loss) and math.isfinite(gradient)
-    if verdict == 1.0:
-        assert loss == pytest.approx(-(1 - min(max(rate, 0.02), 0.98)) * min(log_ratio, MAX_LOG_RATIO), rel=1e-6)
+    p, capped = min(max(rate, 0.02), 0.98), min(log_ratio, MAX_LOG_RATIO)
+    implicit = max((1 - p * math.exp(capped)) / (1 - p), 1.0)
+    expected = -(1 - p) * (capped if verdict == 1.0 else math.log(implicit))
+    assert loss == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("verdict", [0.0, 1.0])
+def test_log_probs_of_minus_ten_thousand(verdict):
+    """Impossible tokens, before and now: the ratio alone counts."""
+    old = torch.full((3,), -1e4)
+    logprobs = (old + torch.tensor([0.0, -0.25, 0.25])).requires_grad_()
+    losses = nft_loss(logprobs, old, torch.full((3,), verdict), torch.full((3,), 0.5), normalize=0)
+    losses.sum().backward()
+    ratios = [1.0, math.exp(-0.25), math.exp(0.25)]
+    expected = [-math.log(r if verdict else max(2 - r, 1.0)) for r in ratios]
+    assert losses.tolist() == pytest.approx(expected, abs=1e-6)
+    assert logprobs.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("eps", [1.0, 0.01])
+def test_the_clamp_is_exact_in_single_precision(eps):
+    """p R of 1e6 and more: the clipped value must be eps itself, not the rounding error of a difference."""
+    logprobs = torch.tensor([9.9, 12.0], requires_grad=True)
+    losses = nft_loss(logprobs, torch.zeros(2), torch.zeros(2), torch.full((2,), 0.98), normalize=0, clamp_negative=eps)
+    assert losses.tolist() == pytest.approx([-math.log(eps)] * 2, abs=1e-6)
 
 
 def test_gradient_equals_finite_differences_where_nothing_is_clipped():
