@@ -196,6 +196,8 @@ class ActorConfig(Section):
     """Pipeline-parallel size."""
     dp: int = Field(1, ge=1)
     """Data-parallel size; the optimizer state is sharded over it."""
+    cp: int = Field(1, ge=1)
+    """Context-parallel size: every sequence's tokens are spread over so many ranks, for long answers."""
     vpp: int = Field(1, ge=1)
     """Virtual pipeline stages per rank (Megatron's interleaved schedule): smaller bubbles for more messages."""
     num_layers_in_first_pipeline_stage: int | None = Field(None, ge=1)
@@ -220,7 +222,14 @@ class ActorConfig(Section):
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.cp
+
+    @property
+    def layout(self) -> str:
+        """In words: the axes that every run has, and those that are in use."""
+        virtual = f" x {self.vpp} virtual stages" if self.vpp > 1 else ""
+        context = f" x cp {self.cp}" if self.cp > 1 else ""
+        return f"tp {self.tp} x pp {self.pp}{virtual}{context} x dp {self.dp}"
 
 
 class OptimizerConfig(Section):
@@ -325,11 +334,9 @@ class Config(Section):
         actor, train = self.actor, self.train
         if self.cluster.actor_ranks not in (None, actor.world_size):
             ranks = self.cluster.actor_ranks
-            fits = ranks // (actor.tp * actor.pp)
-            remedy = f"set actor.dp = {fits}" if fits * actor.tp * actor.pp == ranks else "change actor.tp or actor.pp"
-            raise ValueError(
-                f"tp {actor.tp} x pp {actor.pp} x dp {actor.dp} = {actor.world_size} != world size {ranks}; {remedy}"
-            )
+            replica = actor.world_size // actor.dp
+            remedy = f"set actor.dp = {ranks // replica}" if ranks % replica == 0 else "change actor.tp or actor.pp"
+            raise ValueError(f"{actor.layout} = {actor.world_size} != world size {ranks}; {remedy}")
         if train.groups_per_step % train.updates_per_step:
             raise ValueError(
                 f"train.groups_per_step = {train.groups_per_step} is not a multiple of "

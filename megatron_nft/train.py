@@ -60,10 +60,9 @@ class Training:
             f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
             f"{train.num_without_answer} without an answer left out), {len(self.held_out)} held out"
         )
-        layout = config.actor
         report.announce(
-            f"actor: {layout.world_size} Megatron ranks (tp {layout.tp} x pp {layout.pp} x dp {layout.dp}), "
-            f"{layout.precision} | {config.rollout.engines} vLLM engines, {config.rollout.dtype} | starting ..."
+            f"actor: {config.actor.world_size} Megatron ranks ({config.actor.layout}), {config.actor.precision} | "
+            f"{config.rollout.engines} vLLM engines, {config.rollout.dtype} | starting ..."
         )
         placement = parts.enter_context(ray_cluster(config))
         self.actors, self.engines = Actors(config, placement), EngineGroup(config, placement)

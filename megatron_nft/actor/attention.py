@@ -3,7 +3,8 @@
 Megatron-Core's own local attention takes no packed sequences, and TransformerEngine's needs CUDA. Packed queries, keys
 and values come in as [T, heads, head_dim] with the bounds of the sequences; no token attends outside its own sequence.
 Sequences of similar length share one padded call, so the cost is close to the sum of A^2 over the sequences and never
-T^2. Used by actor/model.py where there is no TransformerEngine.
+T^2. With context parallelism a rank has its share of every sequence's queries (actor/context.py), and all keys and
+values are gathered. Used by actor/model.py where there is no TransformerEngine.
 """
 
 from dataclasses import dataclass, field
@@ -11,11 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from megatron_nft.actor.context import ContextShare
 
 MAX_PADDING = 1.25
 """Sequences share a call while its padded length total stays within this factor of the real one."""
@@ -23,10 +28,12 @@ MAX_PADDING = 1.25
 
 @dataclass
 class AttentionChunk:
-    """Sequences of similar length: where their tokens lie in the pack, padded to the longest."""
+    """Sequences of similar length: where their tokens lie, padded to the longest."""
 
-    index: Tensor  # int64 [num_sequences * max_length]; a padding slot repeats the sequence's first token
-    real: Tensor  # int64: the positions in `index` that are no padding
+    queries: Tensor  # int64 [num_sequences * most queries], in this rank's share of the pack; padding repeats the first
+    keys: Tensor  # int64 [num_sequences * longest], in the gathered keys; padding repeats the sequence's first token
+    real: Tensor  # int64: the positions in `queries` that are no padding
+    mask: Tensor | None  # bool [num_sequences, 1, queries, keys]; None: a plain causal mask does
     num_sequences: int
 
 
@@ -38,8 +45,12 @@ class PackedSequences(PackedSeqParams):
     restore: Tensor | None = None  # int64 [T]: brings the chunks' outputs back into the pack's order
 
 
-def pack_bounds(lengths: list[int], device: torch.device) -> PackedSeqParams:
-    """Bounds of sequences of these lengths (tokens), lying end to end; an attention plan where there is no CUDA."""
+def pack_bounds(lengths: list[int], device: torch.device, share: ContextShare | None = None) -> PackedSeqParams:
+    """Bounds of sequences of these lengths (tokens), lying end to end; an attention plan where there is no CUDA.
+
+    Args:
+        share: this rank's tokens under context parallelism; None: all.
+    """
     starts = torch.tensor([0, *lengths]).cumsum(0)
     bounds = starts.to(device, torch.int32)
     params = {
@@ -51,22 +62,29 @@ def pack_bounds(lengths: list[int], device: torch.device) -> PackedSeqParams:
     }
     if device.type == "cuda":
         return PackedSeqParams(**params)
-    chunks, tokens = [], []
-    for members in _similar_lengths(lengths):
-        longest = max(lengths[m] for m in members)
-        column = torch.arange(longest)
-        length = torch.tensor([lengths[m] for m in members])[:, None]
-        is_real = column < length
-        index = torch.where(is_real, starts[members][:, None] + column, starts[members][:, None])
-        chunks.append(
-            AttentionChunk(
-                index=index.flatten(),
-                real=is_real.flatten().nonzero()[:, 0],
-                num_sequences=len(members),
-            )
-        )
-        tokens.append(index[is_real])
-    return PackedSequences(**params, chunks=chunks, restore=torch.cat(tokens).argsort())
+    share = share or ContextShare(lengths)
+    chunks = [_plan_chunk(members, lengths, starts, share) for members in _similar_lengths(lengths)]
+    tokens = torch.cat([chunk.queries[chunk.real] for chunk in chunks])
+    return PackedSequences(**params, chunks=chunks, restore=tokens.argsort())
+
+
+def _plan_chunk(members: list[int], lengths: list[int], starts: Tensor, share: ContextShare) -> AttentionChunk:
+    length = torch.tensor([lengths[m] for m in members])[:, None]
+    start = starts[members][:, None]
+    position, is_real = share.positions(length)  # of this rank's tokens in their sequences
+    column = torch.arange(int(length.max()))
+    keys = torch.where(column < length, start + column, start)
+    # Whole sequences lie in order, and what pads them comes last: torch's own causal mask is right, and faster.
+    mask = None if share.size == 1 else column <= position[:, None, :, None]
+    local_start = start // share.size
+    queries = torch.where(is_real, local_start + torch.arange(position.shape[1]), local_start)
+    return AttentionChunk(
+        queries=queries.flatten(),
+        keys=share.gathered_T[keys].flatten(),
+        real=is_real.flatten().nonzero()[:, 0],
+        mask=mask,
+        num_sequences=len(members),
+    )
 
 
 def _similar_lengths(lengths: list[int]) -> list[list[int]]:
@@ -95,11 +113,9 @@ class PackedCausalAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
-        **megatron: Any,  # cp_comm_type, pg_collection ...: of no use without context parallelism
+        **megatron: Any,  # cp_comm_type, pg_collection ...
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size != 1:
-            raise ValueError("local attention has no context parallelism")
         self.softmax_scale = softmax_scale
 
     def forward(
@@ -113,18 +129,29 @@ class PackedCausalAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSequences,
     ) -> Tensor:
-        """query [T, heads, d], key and value [T, kv_heads, d] -> [T, heads, d]."""
+        """query [T, heads, d], key and value [T, kv_heads, d] -> [T, heads, d]; T: this rank's share of the tokens."""
+        if self.config.context_parallel_size > 1:
+            group = parallel_state.get_context_parallel_group()
+            both = gather_from_sequence_parallel_region(torch.stack([key, value], 1), group=group)
+            key, value = both.unbind(1)
         outputs = []
         for chunk in packed_seq_params.chunks:
-            q, k, v = (self._take(tensor, chunk) for tensor in (query, key, value))
+            q = self._take(query, chunk.queries, chunk.num_sequences)
+            k, v = (self._take(tensor, chunk.keys, chunk.num_sequences) for tensor in (key, value))
             out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
+                q,
+                k,
+                v,
+                attn_mask=chunk.mask,
+                is_causal=chunk.mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
             out = out.transpose(1, 2).reshape(-1, *query.shape[1:])
-            outputs.append(out if len(chunk.real) == len(chunk.index) else out.index_select(0, chunk.real))
+            outputs.append(out if len(chunk.real) == len(chunk.queries) else out.index_select(0, chunk.real))
         return torch.cat(outputs).index_select(0, packed_seq_params.restore)
 
     @staticmethod
-    def _take(tensor: Tensor, chunk: AttentionChunk) -> Tensor:
+    def _take(tensor: Tensor, index: Tensor, num_sequences: int) -> Tensor:
         """[T, heads, d] -> [sequences, heads, longest, d]"""
-        return tensor.index_select(0, chunk.index).view(chunk.num_sequences, -1, *tensor.shape[1:]).transpose(1, 2)
+        return tensor.index_select(0, index).view(num_sequences, -1, *tensor.shape[1:]).transpose(1, 2)

@@ -94,6 +94,7 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
         virtual_pipeline_model_parallel_size=actor.vpp if actor.vpp > 1 else None,
         num_layers_in_first_pipeline_stage=actor.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=actor.num_layers_in_last_pipeline_stage,
+        context_parallel_size=actor.cp,
         sequence_parallel=actor.sequence_parallel,
         # Two ranks are each other's previous and next: only single messages, in order, then find the right receiver.
         overlap_p2p_comm=actor.vpp > 1,

@@ -1,7 +1,8 @@
 """A microbatch as tensors: sequences end to end, and what the loss needs at each answer token.
 
 A MicroBatch comes in, a PackedTokens on the rank's device goes out. Called by actor/pipeline.py.
-Shape suffixes: _T tokens of the pack, _A answer tokens of all its sequences, end to end.
+Shape suffixes: _T tokens of the pack that this rank holds (all of them, without context parallelism), _A answer tokens
+of all its sequences, end to end, _O those of them whose logits this rank computes.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from megatron_nft.actor.attention import pack_bounds
+from megatron_nft.actor.context import ContextShare
+from megatron_nft.actor.topology import Topology
 from megatron_nft.types import MicroBatch, TrainSequence
 
 
@@ -22,8 +25,10 @@ class PackedTokens:
     token_ids_T: Tensor  # int64 [T]
     positions_T: Tensor  # int64 [T], counted from 0 in each sequence
     bounds: PackedSeqParams
-    logit_index_A: Tensor  # int64 [A]: position in the pack whose logits predict the answer token
-    labels_A: Tensor  # int64 [A]: the answer tokens
+    logit_index_O: Tensor  # int64 [O]: position in this rank's tokens whose logits predict the answer token
+    labels_O: Tensor  # int64 [O]: the answer tokens
+    gather_A: Tensor  # int64 [A]: where each answer token lies in all ranks' own ones, each padded to gather_most
+    gather_most: int
     engine_logprobs_A: Tensor  # float32 [A]
     old_logprobs_A: Tensor  # float32 [A]; zeros while not scored yet
     reference_logprobs_A: Tensor  # float32 [A]; zeros without a reference model
@@ -35,17 +40,24 @@ class PackedTokens:
     weights_A: Tensor  # float32 [A]: 1, or 0 for the stand-in of an empty microbatch
 
 
-def pack_tokens(microbatch: MicroBatch, device: torch.device, multiple_of: int = 1) -> PackedTokens:
-    """Packs a microbatch; `multiple_of` pads the pack at its end, as sequence parallelism needs."""
-    sequences, weight = microbatch.sequences, 1.0
+def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1) -> PackedTokens:
+    """Packs a microbatch, and takes this rank's share of it.
+
+    Args:
+        multiple_of: the share is padded at its end to a multiple, as sequence parallelism and FP8 need.
+    """
+    sequences, weight, device = microbatch.sequences, 1.0, topology.device
     if not sequences:
         sequences, weight = (_STAND_IN,), 0.0
-    lengths = [s.num_tokens for s in sequences]
-    token_ids = [s.token_ids_T for s in sequences]
+    # Context parallelism cuts every sequence into 2 x cp pieces: padding tokens at a sequence's end are seen by none.
+    pieces = 2 * topology.cp_size if topology.cp_size > 1 else 1
+    padded = [np.pad(s.token_ids_T, (0, -s.num_tokens % pieces)) for s in sequences]
+    lengths = [len(tokens) for tokens in padded]
     starts = np.cumsum([0, *lengths[:-1]])
-    if padding := -sum(lengths) % multiple_of:
-        token_ids.append(np.zeros(padding, np.int32))
-        lengths.append(padding)
+    if padding := -sum(lengths) % np.lcm(multiple_of * topology.cp_size, pieces):
+        padded.append(np.zeros(padding, np.int32))
+        lengths.append(int(padding))
+    share = ContextShare(lengths, topology.cp_size, topology.cp_rank)
 
     def per_token(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
         repeats = [s.num_answer_tokens for s in sequences]
@@ -58,13 +70,24 @@ def pack_tokens(microbatch: MicroBatch, device: torch.device, multiple_of: int =
     logit_index = [
         start + np.arange(s.num_prompt_tokens, s.num_tokens) - 1 for start, s in zip(starts, sequences, strict=True)
     ]
-    labels = [s.token_ids_T[s.num_prompt_tokens :] for s in sequences]
+    labels_A = torch.from_numpy(np.concatenate([s.token_ids_T[s.num_prompt_tokens :] for s in sequences]))
+    # Where the logits of each answer token would lie if all ranks' tokens were gathered: so on which rank, and where.
+    gathered_A = share.gathered_T[torch.from_numpy(np.concatenate(logit_index))]
+    rank_A, local_A = gathered_A // len(share.tokens), gathered_A % len(share.tokens)
+    counts = rank_A.bincount(minlength=topology.cp_size)
+    own, most = rank_A == topology.cp_rank, int(counts.max())
+    order_A = torch.empty_like(rank_A)
+    for rank in range(topology.cp_size):
+        order_A[rank_A == rank] = rank * most + torch.arange(int(counts[rank]))
+    positions = torch.cat([torch.arange(length) for length in lengths])
     return PackedTokens(
-        token_ids_T=torch.from_numpy(np.concatenate(token_ids)).to(device, torch.int64),
-        positions_T=torch.cat([torch.arange(length) for length in lengths]).to(device),
-        bounds=pack_bounds(lengths, device),
-        logit_index_A=torch.from_numpy(np.concatenate(logit_index)).to(device, torch.int64),
-        labels_A=torch.from_numpy(np.concatenate(labels)).to(device, torch.int64),
+        token_ids_T=torch.from_numpy(np.concatenate(padded))[share.tokens].to(device, torch.int64),
+        positions_T=positions[share.tokens].to(device),
+        bounds=pack_bounds(lengths, device, share),
+        logit_index_O=local_A[own].to(device),
+        labels_O=labels_A[own].to(device, torch.int64),
+        gather_A=order_A.to(device),
+        gather_most=most,
         engine_logprobs_A=joined([s.engine_logprobs_A for s in sequences]),
         old_logprobs_A=joined([s.old_logprobs_A for s in sequences]),
         reference_logprobs_A=joined([s.reference_logprobs_A for s in sequences]),

@@ -23,6 +23,7 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_nft.actor.context import gather_answers
 from megatron_nft.actor.logprobs import label_logprobs, token_entropy
 from megatron_nft.actor.packed import PackedTokens, pack_tokens
 from megatron_nft.actor.topology import Topology
@@ -129,7 +130,7 @@ class Pipeline:
     def _forward(self, microbatches: Iterator[MicroBatch], model: torch.nn.Module, denominator: float):
         """Megatron's forward_step: one microbatch through this stage, and the loss function for its output."""
         multiple = self.token_multiple * (self.topology.tp_size if model.config.sequence_parallel else 1)
-        pack = pack_tokens(next(microbatches), self.topology.device, multiple)
+        pack = pack_tokens(next(microbatches), self.topology, multiple)
         output = model(
             input_ids=pack.token_ids_T[None],
             position_ids=pack.positions_T[None],
@@ -138,18 +139,23 @@ class Pipeline:
         )
 
         def finish(logits: Tensor, non_loss_data: bool = False):
-            logits_AV = logits[0, pack.logit_index_A]
+            logits_OV = logits[0, pack.logit_index_O]
             distribution = {"temperature": self.rollout.temperature, "vocab_size": self.hf.vocab_size}
-            logprobs_A = label_logprobs(logits_AV, pack.labels_A, **distribution)
+            logprobs_A = self._all_answers(label_logprobs(logits_OV, pack.labels_O, **distribution), pack)
             if non_loss_data:
                 return logprobs_A
             loss, sums = self._loss(logprobs_A, pack, denominator)
             if self.measures_entropy:
-                sums["entropy"] = (pack.weights_A * token_entropy(logits_AV, **distribution)).sum()
+                entropies_A = self._all_answers(token_entropy(logits_OV, **distribution), pack)
+                sums["entropy"] = (pack.weights_A * entropies_A).sum()
             # Megatron wants a number of tokens. It is of no use: the loss is normalised already.
             return loss, torch.ones((), dtype=torch.int, device=loss.device), sums
 
         return output, finish
+
+    def _all_answers(self, values_O: Tensor, pack: PackedTokens) -> Tensor:
+        """From here on every context-parallel rank has all answer tokens, and computes the same loss of them."""
+        return values_O if self.topology.cp_size == 1 else gather_answers(values_O, pack.gather_A, pack.gather_most)
 
     def _loss(self, logprobs_A: Tensor, pack: PackedTokens, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The microbatch's share of the update's loss, and sums for metrics."""

@@ -1,7 +1,8 @@
-"""Parallel ranks: who this process is in the (tensor, pipeline, data) grid. The only caller of parallel_state's init.
+"""Parallel ranks: who this process is in the grid of tensor, context, data and pipeline axes. The only caller of
+parallel_state's initialisation.
 
 A rank number and the actor's layout come in; process groups (NCCL, or gloo on a CPU) and a `Topology` go out. Ranks are
-numbered as Megatron numbers them: tensor axis fastest, then data, then pipeline. Called by actor/worker.py.
+numbered as Megatron numbers them: tensor axis fastest, then context, data, pipeline. Called by actor/worker.py.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ class Topology:
     tp_size: int
     pp_rank: int
     pp_size: int
+    cp_rank: int
+    cp_size: int
     dp_rank: int
     dp_size: int
     device: torch.device
@@ -36,17 +39,22 @@ class Topology:
     @property
     def speaks(self) -> bool:
         """Whether this rank answers for its data-parallel replica: it has the log-probs."""
-        return self.is_last_stage and self.tp_rank == 0
+        return self.is_last_stage and self.tp_rank == 0 and self.cp_rank == 0
 
     @property
     def sends_weights(self) -> bool:
         """Whether this rank's pipeline stage is sent from here: one leader per stage."""
-        return self.tp_rank == 0 and self.dp_rank == 0
+        return self.tp_rank == 0 and self.is_first_replica
+
+    @property
+    def is_first_replica(self) -> bool:
+        """Whether this rank's shards are those that are sent and exported; other replicas hold equal ones."""
+        return self.dp_rank == 0 and self.cp_rank == 0
 
 
 def data_parallel_rank(config: ActorConfig, rank: int) -> int:
     """The data-parallel rank of global rank `rank`, for a driver that hands out microbatches."""
-    return rank // config.tp % config.dp
+    return rank // (config.tp * config.cp) % config.dp
 
 
 def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, seed: int) -> Topology:
@@ -81,6 +89,7 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
         pipeline_model_parallel_size=config.pp,
         virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
         distributed_timeout_minutes=max(1, round(config.timeout_s / 60)),
+        context_parallel_size=config.cp,
         create_gloo_process_groups=False,
     )
     torch.manual_seed(seed)
@@ -90,6 +99,8 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
         tp_size=config.tp,
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         pp_size=config.pp,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=config.cp,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=config.dp,
         device=torch_device,

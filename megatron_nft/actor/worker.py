@@ -148,7 +148,7 @@ class Worker:
         destroy_topology()
 
     def _gather(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        if index >= len(self.plan.buckets) or self.topology.dp_rank != 0:
+        if index >= len(self.plan.buckets) or not self.topology.is_first_replica:
             return {}
         return gather_bucket(
             self.plan.buckets[index],

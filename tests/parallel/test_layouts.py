@@ -65,7 +65,7 @@ def outcome(*overrides):
     layout = {
         key: int(value)
         for key, _, value in (o.partition("=") for o in overrides)
-        if key in ("actor.tp", "actor.pp", "actor.dp")
+        if key in ("actor.tp", "actor.pp", "actor.cp", "actor.dp")
     }
     world_size = int(np.prod(list(layout.values()))) if layout else 1
     ranks = run_ranks(world_size, train_on_stored_batch, overrides)
@@ -87,6 +87,10 @@ LAYOUTS = [
     ["actor.pp=2", "actor.vpp=2", "actor.tokens_per_microbatch=400"],
     ["actor.pp=2", "actor.tp=2", "actor.vpp=2", "actor.recompute=selective"],
     ["actor.pp=2", "actor.num_layers_in_last_pipeline_stage=1"],
+    ["actor.cp=2"],
+    ["actor.cp=2", "actor.tp=2", "actor.sequence_parallel=true"],
+    ["actor.cp=2", "actor.pp=2", "actor.tokens_per_microbatch=300"],
+    ["actor.cp=2", "actor.dp=2", "actor.recompute=full"],
 ]
 
 

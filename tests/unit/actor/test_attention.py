@@ -34,5 +34,5 @@ def test_equals_one_sequence_at_a_time(lengths):
 def test_padding_stays_within_its_bound():
     lengths = torch.randint(1, 400, (200,), generator=torch.Generator().manual_seed(1)).tolist()
     bounds = pack_bounds(lengths, torch.device("cpu"))
-    assert sum(len(chunk.index) for chunk in bounds.chunks) <= 1.25 * sum(lengths)
+    assert sum(len(chunk.queries) for chunk in bounds.chunks) <= 1.25 * sum(lengths)
     assert len(bounds.chunks) < 40, "similar lengths share a call"
