@@ -3,8 +3,8 @@
     python benchmarks/algorithms/run.py --out runs/algorithms            (90 runs, about 80 minutes on two cores)
 
 Resumable: a finished cell is kept (its cell.json says so) and the page is made of what is there. Runs go side by side
-in `--lanes` processes. A lane starts Ray, one Megatron rank and one vLLM engine once, and trains its cells in them one
-after the other, each from the base model with a new optimizer: that is what train.py does, less the start-up.
+in `--lanes` processes. A lane starts Ray, the graders and one vLLM engine once, and trains its cells with them one
+after the other, each with a new Megatron rank and the base weights: what train.py does, less most of the start-up.
 """
 
 import argparse
@@ -50,10 +50,11 @@ def train_lane(cells: list[Cell], out: Path) -> None:
 
 
 def begin_again(training: Training, config: Config, report: Report) -> None:
-    """Another run in the same processes: base weights in actor and engine, a new optimizer and prompt order."""
+    """Another run on the same engine and graders: base weights everywhere, a new optimizer and prompt order."""
     training.config, training.report, training.mixed_share = config, report, 1.0
     training.prompts = PromptStream(training.prompts.prompts, config.run.seed)
-    training.actors.begin_build(config).wait()
+    training.actors.restart(config)
+    training.actors.begin_build().wait()
     sync_weights(training.actors, training.engines, policy_version=0)
 
 

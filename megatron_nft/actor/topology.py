@@ -5,6 +5,7 @@ A rank number and the actor's layout come in; process groups (NCCL, or gloo on a
 numbered as Megatron numbers them: tensor axis fastest, then context, data, pipeline. Called by actor/worker.py.
 """
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -71,8 +72,9 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
     else:
         if not torch.cuda.is_available():
             raise RuntimeError("cluster.device = cuda, but torch finds no CUDA device; set cluster.device = cpu")
-        torch.cuda.set_device(0)  # Ray shows each actor its own device as number 0
-        torch_device = torch.device("cuda", 0)
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))  # torchrun's; Ray shows each actor its own device as number 0
+        torch.cuda.set_device(local_rank)
+        torch_device = torch.device("cuda", local_rank)
 
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed

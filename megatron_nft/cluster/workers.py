@@ -71,9 +71,6 @@ class _ActorRank:
     def build(self, config: Config, rank: int, master: str) -> None:
         from megatron_nft.actor.worker import Worker
 
-        if hasattr(self, "worker"):
-            self.worker.shutdown()
-            del self.worker  # its memory goes before the next one is built
         self.worker = Worker(config, rank=rank, master=master)
 
     def call(self, verb: str, arguments: tuple) -> Any:
@@ -81,11 +78,15 @@ class _ActorRank:
 
 
 class Actors:
-    """All Megatron ranks. Starts them at once; `ready` waits."""
+    """All Megatron ranks. Starts them at once; `begin_build` has them build the model."""
 
     def __init__(self, config: Config, placement: Placement) -> None:
-        self._config = config
-        self._ranks = {
+        self._config, self._placement = config, placement
+        self._ranks = self._start()
+
+    def _start(self) -> dict[str, Any]:
+        config, placement = self._config, self._placement
+        return {
             f"actor rank {rank}": ray.remote(_ActorRank)
             .options(
                 **placement.actor_options(rank),
@@ -95,13 +96,18 @@ class Actors:
             for rank in range(config.actor.world_size)
         }
 
-    def begin_build(self, config: Config | None = None) -> Pending:
-        """Every rank joins the process groups, builds its part of the model and reads its weights.
+    def restart(self, config: Config) -> None:
+        """Ends the ranks' processes and starts new ones, for another run in the same place; `begin_build` follows.
 
-        Args:
-            config: what to build anew from, on the same ranks: another run in the same processes.
+        New ones, since gloo's threads outlive the process groups they served, and poll.
         """
-        self._config = config or self._config
+        for rank in self._ranks.values():
+            ray.kill(rank)
+        self._config = config
+        self._ranks = self._start()
+
+    def begin_build(self) -> Pending:
+        """Every rank joins the process groups, builds its part of the model and reads its weights."""
         handles, timeout_s = list(self._ranks.values()), self._config.cluster.start_timeout_s
         master = Pending("start", {"actor rank 0": handles[0].address.remote()}, timeout_s).wait()[0]
         refs = {

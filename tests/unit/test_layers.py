@@ -11,7 +11,7 @@ FLOORS = [
     {"weights", "nft", "data", "verdict"},
     {"actor", "rollout"},
     {"cluster"},
-    {"train", "evaluate", "replay"},
+    {"train", "evaluate", "replay", "smoke"},
 ]
 ONLY_IN = {"ray": {"cluster"}, "megatron": {"actor"}, "transformer_engine": {"actor"}, "vllm": {"rollout"}}
 HEAVY = {"torch", "ray", "vllm", "megatron", "transformers"}
