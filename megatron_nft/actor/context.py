@@ -52,6 +52,22 @@ class ContextShare:
         late = (2 * self.size - 1 - self.rank) * piece + column - piece
         return torch.where(is_real, torch.where(column < piece, early, late), 0), is_real
 
+    def split(self, index_A: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Who holds which of these tokens of the pack, given as positions.
+
+        Returns:
+            own_A: bool, whether this rank does; index_O: where in its share; order_A and most: as `gather_answers`
+            wants them.
+        """
+        gathered_A = self.gathered_T[index_A]
+        rank_A, local_A = gathered_A // len(self.tokens), gathered_A % len(self.tokens)
+        counts = rank_A.bincount(minlength=self.size)
+        most, order_A = int(counts.max()), torch.empty_like(rank_A)
+        for rank in range(self.size):
+            order_A[rank_A == rank] = rank * most + torch.arange(int(counts[rank]))
+        own_A = rank_A == self.rank
+        return own_A, local_A[own_A], order_A, most
+
 
 def _positions(length: int, size: int, rank: int) -> Tensor:
     if size == 1:

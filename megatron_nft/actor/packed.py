@@ -71,23 +71,16 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
         start + np.arange(s.num_prompt_tokens, s.num_tokens) - 1 for start, s in zip(starts, sequences, strict=True)
     ]
     labels_A = torch.from_numpy(np.concatenate([s.token_ids_T[s.num_prompt_tokens :] for s in sequences]))
-    # Where the logits of each answer token would lie if all ranks' tokens were gathered: so on which rank, and where.
-    gathered_A = share.gathered_T[torch.from_numpy(np.concatenate(logit_index))]
-    rank_A, local_A = gathered_A // len(share.tokens), gathered_A % len(share.tokens)
-    counts = rank_A.bincount(minlength=topology.cp_size)
-    own, most = rank_A == topology.cp_rank, int(counts.max())
-    order_A = torch.empty_like(rank_A)
-    for rank in range(topology.cp_size):
-        order_A[rank_A == rank] = rank * most + torch.arange(int(counts[rank]))
+    own_A, logit_index_O, gather_A, gather_most = share.split(torch.from_numpy(np.concatenate(logit_index)))
     positions = torch.cat([torch.arange(length) for length in lengths])
     return PackedTokens(
         token_ids_T=torch.from_numpy(np.concatenate(padded))[share.tokens].to(device, torch.int64),
         positions_T=positions[share.tokens].to(device),
         bounds=pack_bounds(lengths, device, share),
-        logit_index_O=local_A[own].to(device),
-        labels_O=labels_A[own].to(device, torch.int64),
-        gather_A=order_A.to(device),
-        gather_most=most,
+        logit_index_O=logit_index_O.to(device),
+        labels_O=labels_A[own_A].to(device, torch.int64),
+        gather_A=gather_A.to(device),
+        gather_most=gather_most,
         engine_logprobs_A=joined([s.engine_logprobs_A for s in sequences]),
         old_logprobs_A=joined([s.old_logprobs_A for s in sequences]),
         reference_logprobs_A=joined([s.reference_logprobs_A for s in sequences]),

@@ -27,6 +27,18 @@ def test_positions_are_those_of_the_tokens(size):
         assert int((positions + 1)[is_real].sum()) * size == sum(n * (n + 1) // 2 for n in lengths)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_each_rank_holds_comes_back_in_order(size):
+    lengths, index = [8 * size, 2 * size], torch.tensor([3, 4, 7, 8 * size, 8 * size + 1])
+    shares = [ContextShare(lengths, size, rank) for rank in range(size)]
+    padded = []
+    for share in shares:
+        own, local, order, most = share.split(index)
+        assert torch.equal(share.tokens[local], index[own])
+        padded.append(torch.cat([index[own], torch.full((most - len(local),), -1)]))
+    assert torch.equal(torch.cat(padded)[order], index)
+
+
 def test_a_sequence_that_does_not_split_is_refused():
     with pytest.raises(ValueError, match="do not split into 2 x 2 pieces"):
         ContextShare([8, 6], 2, 0)
