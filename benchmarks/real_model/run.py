@@ -49,6 +49,23 @@ def summary(name: str, folder: Path) -> dict[str, str]:
     }
 
 
+def by_step(folders: dict[str, Path]) -> list[dict[str, str]]:
+    """One row an evaluation: accuracies of every run, and the answers it had sampled for training by then."""
+    rows: dict[int, dict[str, str]] = {}
+    for name, folder in folders.items():
+        steps = records(folder, "step")
+        for r in records(folder, "evaluation"):
+            sampled = sum(s["rollout/answers"] for s in steps if s["step"] <= r["step"])
+            rows.setdefault(r["step"], {"step": f"{r['step']}"}).update(
+                {
+                    f"{name.upper()} greedy": f"{100 * r['eval/greedy_accuracy']:.1f}%",
+                    f"{name.upper()} avg@k": f"{100 * r['eval/avg_at_k']:.1f}%",
+                    f"{name.upper()} answers": f"{sampled:.0f}",
+                }
+            )
+    return list(rows.values())
+
+
 def stages(name: str, folder: Path) -> dict[str, str]:
     """Column -> median seconds per step of each stage."""
     steps = records(folder, "step")
@@ -106,6 +123,7 @@ def main() -> None:
             run([*places, *arguments.overrides, *METHODS[name], "run.overwrite=true"], folder, RECIPE)
     for rows in (summary, stages):
         print("\n" + table([rows(name.upper(), folder) for name, folder in folders.items()]))
+    print("\n" + table(by_step(folders)))
     (arguments.out / "curve.svg").write_text(curves(folders))
     print(f"\ncurve: {arguments.out / 'curve.svg'}")
 
