@@ -40,15 +40,13 @@ def _panel(title: str, runs: Mapping[str, Points], offset: float, last_step: flo
         at = f'x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 15}"'
         parts.append(f'<text {at} fill="#555555" text-anchor="middle">{step}</text>')
     parts.append(f'<text x="{x(last_step):.1f}" y="{HEIGHT - 5}" fill="#555555" text-anchor="end">step</text>')
-    ends: list[float] = []
-    for (name, points), colour in zip(runs.items(), COLOURS, strict=False):
+    for points, colour in zip(runs.values(), COLOURS, strict=False):
         path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.6" fill="{colour}"/>' for s, v in points]
+    label = 0.0
+    for (name, points), colour in sorted(zip(runs.items(), COLOURS, strict=False), key=lambda run: -run[0][1][-1][1]):
         step, value = points[-1]
-        label = y(value) + 4
-        if any(abs(label - end) < 12 for end in ends):  # two lines that end together: one label above the other
-            label = min(ends) - 12
-        ends.append(label)
+        label = max(y(value) + 4, label + 12)  # the best line's name on top, none on another
         parts.append(f'<text x="{x(step) + 6:.1f}" y="{label:.1f}" fill="{colour}">{name}</text>')
     return "\n".join(parts)
