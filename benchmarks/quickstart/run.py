@@ -22,16 +22,16 @@ COLUMNS = (
 )
 
 
-def run(overrides: list[str], folder: Path) -> None:
+def run(overrides: list[str], folder: Path, recipe: str = "launch/recipes/quickstart.toml") -> None:
     """Trains into `folder`; cost.json at its end holds the minutes and the peak memory of all processes together."""
     start, peak = time.monotonic(), 0
-    command = [sys.executable, "-m", "megatron_nft.train", "launch/recipes/quickstart.toml", *overrides]
+    command = [sys.executable, "-m", "megatron_nft.train", recipe, *overrides]
     with subprocess.Popen([*command, f"run.dir={folder.parent}", f"run.name={folder.name}"]) as process:
         done = threading.Event()
 
         def watch() -> None:
             nonlocal peak
-            while not done.wait(0.5):
+            while not done.wait(2.0):  # each look walks all page tables: 0.5 s cost a tenth of a core
                 peak = max(peak, _resident_bytes(process.pid))
 
         watcher = threading.Thread(target=watch)
