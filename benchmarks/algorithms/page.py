@@ -10,40 +10,48 @@ from cells import LEARNING_RATES, METHODS, all_cells
 Curves = dict[tuple[str, int], dict[int, dict[int, float]]]
 """(method, updates) -> seed -> step -> held-out greedy accuracy."""
 
+Ratios = dict[tuple[str, int], list[float]]
+"""(method, updates) -> largest likelihood ratio of any token, of each seed."""
+
+COLUMNS = (
+    "method", "seeds", "start", "end", "mean over the curve", "end, less NFT 1", "curve, less NFT 1", "largest ratio"
+)  # fmt: skip
 COLOURS = ("#0b6e4f", "#58b09c", "#c0392b", "#2c5aa0", "#8e6bbf", "#e08e0b")
 WIDTH, HEIGHT, LEFT, TOP = 300, 260, 46, 34
 
 
-def read_curves(out: Path, seeds: int) -> Curves:
+def read_cells(out: Path, seeds: int) -> tuple[Curves, Ratios]:
     """What finished cells have left."""
     curves: Curves = {}
+    ratios: Ratios = {}
     for cell in all_cells(seeds):
         path = out / cell.name / "cell.json"
         if path.exists():
-            curve = json.loads(path.read_text())["greedy_accuracy"]
+            result = json.loads(path.read_text())
             by_seed = curves.setdefault((cell.method, cell.updates), {})
-            by_seed[cell.seed] = {int(step): value for step, value in curve.items()}
-    return curves
+            by_seed[cell.seed] = {int(step): value for step, value in result["greedy_accuracy"].items()}
+            ratios.setdefault((cell.method, cell.updates), []).append(result["ratio_max"])
+    return curves, ratios
 
 
 def write_page(out: Path, page: Path, seeds: int) -> None:
     """Writes table.md and curves.svg into `page`."""
-    curves = read_curves(out, seeds)
+    curves, ratios = read_cells(out, seeds)
     page.mkdir(parents=True, exist_ok=True)
-    (page / "table.md").write_text(table(curves))
+    (page / "table.md").write_text(table(curves, ratios))
     (page / "curves.svg").write_text(svg(curves))
-    print(table(curves) + f"\nwritten: {page / 'table.md'}, {page / 'curves.svg'}")
+    print(table(curves, ratios) + f"\nwritten: {page / 'table.md'}, {page / 'curves.svg'}")
 
 
-def table(curves: Curves) -> str:
+def table(curves: Curves, ratios: Ratios) -> str:
     """Accuracy at the end and over the whole curve, in percent: mean ± standard deviation over seeds, and the mean
-    difference to NFT 1 of the same seed with its 95% interval (t distribution)."""
+    difference to NFT 1 of the same seed with its 95% interval (t distribution). Largest ratio: mean over seeds."""
     lines = []
     for updates, rate in LEARNING_RATES.items():
         lines += [
             f"**{updates} update{'s' if updates > 1 else ''} per rollout batch** (learning rate {rate:g})\n",
-            "| method | seeds | start | end | mean over the curve | end, less NFT 1 | curve, less NFT 1 |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            f"| {' | '.join(COLUMNS)} |",
+            "|" + " --- |" * len(COLUMNS),
         ]
         base = curves.get(("NFT 1", updates), {})
         for method in METHODS:
@@ -58,7 +66,7 @@ def table(curves: Curves) -> str:
             differences = ["", ""] if method == "NFT 1" else [interval(ends), interval(wholes)]
             lines.append(
                 f"| {method} | {len(by_seed)} | {np.mean(start):.1f} | {spread(end)} | {spread(whole)} | "
-                + " | ".join(differences)
+                + " | ".join([*differences, f"{np.mean(ratios[method, updates]):.2f}"])
                 + " |"
             )
         lines.append("")
