@@ -89,10 +89,30 @@ def interval(values: Sequence[float]) -> str:
     return f"{np.mean(values):+.1f} ± {half:.1f}"
 
 
+def less_nft(curves: Curves) -> Curves:
+    """Every curve less that of NFT 1 with the same seed and number of updates."""
+    return {
+        (method, updates): {
+            seed: {step: value - curves["NFT 1", updates][seed][step] for step, value in curve.items()}
+            for seed, curve in by_seed.items()
+            if seed in curves.get(("NFT 1", updates), {})
+        }
+        for (method, updates), by_seed in curves.items()
+        if method != "NFT 1"
+    }
+
+
 def svg(curves: Curves) -> str:
-    """A panel for each number of updates: mean over seeds as a line, ± one standard deviation as a band."""
-    panels = [panel(curves, updates, i * (WIDTH + LEFT)) for i, updates in enumerate(LEARNING_RATES)]
-    width, height = len(panels) * (WIDTH + LEFT) + 20, HEIGHT + TOP + 70
+    """A column for each number of updates: accuracy in percent, and below it the difference to NFT 1 in points. Mean
+    over seeds as a line, ± one standard deviation as a band."""
+    differences = less_nft(curves)
+    panels = []
+    for column, updates in enumerate(LEARNING_RATES):
+        left = column * (WIDTH + LEFT)
+        title = f"{updates} update{'s' if updates > 1 else ''} per batch"
+        panels.append(panel(curves, updates, left, 0, title, range(0, 101, 20)))
+        panels.append(panel(differences, updates, left, HEIGHT + 90, "less NFT 1, same seed", range(-12, 13, 4)))
+    width, height = len(LEARNING_RATES) * (WIDTH + LEFT) + 20, 2 * HEIGHT + TOP + 160
     legend = "".join(
         f'<rect x="{LEFT + 150 * i}" y="{height - 22}" width="14" height="4" fill="{colour}"/>'
         f'<text x="{LEFT + 20 + 150 * i}" y="{height - 15}">{method}</text>'
@@ -106,25 +126,26 @@ def svg(curves: Curves) -> str:
     )
 
 
-def panel(curves: Curves, updates: int, left: float) -> str:
+def panel(curves: Curves, updates: int, left: float, top: float, title: str, percents: range) -> str:
+    """One pair of axes: `percents` are the grid lines, from the lowest to the highest."""
     steps = sorted({s for by_seed in curves.values() for curve in by_seed.values() for s in curve}) or [0, 1]
+    low, high = percents[0] / 100, percents[-1] / 100
 
     def x(step: float) -> float:
         return left + LEFT + (WIDTH - 20) * step / max(steps)
 
-    def y(accuracy: float) -> float:
-        return TOP + HEIGHT * (1 - accuracy)
+    def y(value: float) -> float:
+        return top + TOP + HEIGHT * (high - min(max(value, low), high)) / (high - low)
 
-    title = f"{updates} update{'s' if updates > 1 else ''} per batch"
     parts = [
-        f'<text x="{x(0)}" y="{TOP - 14}" font-weight="bold">{title}</text>',
-        f'<text x="{x(max(steps) / 2)}" y="{TOP + HEIGHT + 34}" text-anchor="middle">rollout step</text>',
+        f'<text x="{x(0)}" y="{y(high) - 14}" font-weight="bold">{title}</text>',
+        f'<text x="{x(max(steps) / 2)}" y="{y(low) + 34}" text-anchor="middle">rollout step</text>',
     ]
-    for percent in range(0, 101, 20):
+    for percent in percents:
         at = y(percent / 100)
         parts.append(f'<line x1="{x(0)}" x2="{x(max(steps))}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x(0) - 6}" y="{at + 4:.1f}" text-anchor="end">{percent}%</text>')
-    parts += [f'<text x="{x(s):.1f}" y="{TOP + HEIGHT + 16}" text-anchor="middle">{s}</text>' for s in steps]
+        parts.append(f'<text x="{x(0) - 6}" y="{at + 4:.1f}" text-anchor="end">{percent}</text>')
+    parts += [f'<text x="{x(s):.1f}" y="{y(low) + 16:.1f}" text-anchor="middle">{s}</text>' for s in steps]
     for method, colour in zip(METHODS, COLOURS, strict=True):
         by_seed = curves.get((method, updates), {})
         if by_seed:
