@@ -118,6 +118,38 @@ def test_other_algorithms_too(algorithm, tolerance):
         assert metrics[name] == pytest.approx(expected, rel=tolerance, abs=1e-7), name
 
 
+def train_on_odd_answers(rank, master, overrides):
+    """Updates of two answers, the second of one token, and of a single answer: some ranks have none."""
+    torch.set_num_threads(1)
+    from megatron_nft.actor.worker import Worker
+
+    config = load_config("launch/recipes/quickstart.toml", ["actor.tp=1", *OPTIMIZER, *overrides])
+    worker = Worker(config, rank=rank, master=master)
+    first, second, *_ = (_moved(s) for s in stored_sequences()[0])
+    one_token = replace(
+        second,
+        token_ids_T=second.token_ids_T[: second.num_prompt_tokens + 1],
+        old_logprobs_A=second.old_logprobs_A[:1],
+        engine_logprobs_A=second.engine_logprobs_A[:1],
+    )
+    reports = []
+    for sequences in ([first, one_token], [one_token]):
+        batch = pack([sequences], num_updates=1, dp=config.actor.dp, tokens_per_microbatch=40)
+        reports.append(worker.train_step([batch.updates[0][data_parallel_rank(config.actor, rank)]]))
+    worker.shutdown()
+    return reports
+
+
+@pytest.mark.parametrize("overrides", [["actor.cp=2", "actor.dp=2"], ["actor.pp=2", "actor.vpp=2"]], ids=" ".join)
+def test_one_token_answers_and_ranks_without_any(overrides):
+    (oracle,) = run_ranks(1, train_on_odd_answers, [])
+    world_size = 4 if "actor.dp=2" in overrides else 2
+    (reports,) = [r for r in run_ranks(world_size, train_on_odd_answers, overrides) if r[0] is not None]
+    for mine, expected in zip(reports, oracle, strict=True):
+        for name, value in expected.items():
+            assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+
+
 def test_bf16_layouts_agree_to_bf16():
     _, oracle, _ = outcome()
     for overrides in (["actor.precision=bf16"], ["actor.precision=bf16", "actor.tp=2"]):
