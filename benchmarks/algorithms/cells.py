@@ -14,6 +14,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "GRPO": ("algorithm.name=grpo",),
     "Dr. GRPO": ("algorithm.name=dr_grpo",),
     "DAPO": ("algorithm.name=dapo",),
+    # NFT with Dr. GRPO's reduction: which of the two, objective or reduction, makes a difference?
+    "NFT constant": ("algorithm.name=nft", "algorithm.reduction=constant"),
 }
 LEARNING_RATES = {1: 4e-5, 4: 1.5e-5, 16: 6e-6}
 """Updates per rollout batch -> learning rate, the same for all methods: smaller where there are more updates."""

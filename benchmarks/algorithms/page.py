@@ -16,7 +16,7 @@ Ratios = dict[tuple[str, int], list[float]]
 COLUMNS = (
     "method", "seeds", "start", "end", "mean over the curve", "end, less NFT 1", "curve, less NFT 1", "largest ratio"
 )  # fmt: skip
-COLOURS = ("#0b6e4f", "#58b09c", "#c0392b", "#2c5aa0", "#8e6bbf", "#e08e0b")
+COLOURS = ("#0b6e4f", "#58b09c", "#c0392b", "#2c5aa0", "#8e6bbf", "#e08e0b", "#555555")
 WIDTH, HEIGHT, LEFT, TOP = 300, 260, 46, 34
 
 
@@ -114,8 +114,8 @@ def svg(curves: Curves) -> str:
         panels.append(panel(differences, updates, left, HEIGHT + 90, "less NFT 1, same seed", range(-12, 13, 4)))
     width, height = len(LEARNING_RATES) * (WIDTH + LEFT) + 20, 2 * HEIGHT + TOP + 160
     legend = "".join(
-        f'<rect x="{LEFT + 150 * i}" y="{height - 22}" width="14" height="4" fill="{colour}"/>'
-        f'<text x="{LEFT + 20 + 150 * i}" y="{height - 15}">{method}</text>'
+        f'<rect x="{LEFT + 140 * i}" y="{height - 22}" width="14" height="4" fill="{colour}"/>'
+        f'<text x="{LEFT + 20 + 140 * i}" y="{height - 15}">{method}</text>'
         for i, (method, colour) in enumerate(zip(METHODS, COLOURS, strict=True))
     )
     return (
