@@ -1,6 +1,6 @@
 """NFT and its baselines from one base model: trains every cell of the study, then writes its table and curves.
 
-    python benchmarks/algorithms/run.py --out runs/algorithms            (90 runs, about 80 minutes on two cores)
+    python benchmarks/algorithms/run.py --out runs/algorithms            (105 runs, about an hour on two cores)
 
 Resumable: a finished cell is kept (its cell.json says so) and the page is made of what is there. Runs go side by side
 in `--lanes` processes. A lane starts Ray, the graders and one vLLM engine once, and trains its cells with them one
