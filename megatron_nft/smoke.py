@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,15 +125,11 @@ class Smoke:
 
     def export(self, folder: Path) -> None:
         """Writes the model as an HF folder, from all ranks."""
-        if self.rank:
-            dist.barrier()
-            _gather(self.worker.save_hf(str(folder.with_name(".hf.partial"))))
-            dist.barrier()
-            return
-        with hf_folder_in_progress(folder) as partial:
-            dist.barrier()
+        with hf_folder_in_progress(folder) if self.rank == 0 else nullcontext() as begun:
+            partial = _gather(begun)[0]
             maps = _gather(self.worker.save_hf(str(partial)))
-            finish_hf_folder(partial, self.config.model.path, [m for m in maps if m is not None])
+            if self.rank == 0:
+                finish_hf_folder(partial, self.config.model.path, [m for m in maps if m is not None])
         dist.barrier()
 
     def check_log_probs(self, name: str, scores: np.ndarray, folder: str) -> None:

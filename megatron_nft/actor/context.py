@@ -27,10 +27,10 @@ class ContextShare:
         if size > 1 and any(length % (2 * size) for length in lengths):
             raise ValueError(f"sequences of {lengths} tokens do not split into 2 x {size} pieces; pad them")
         self.size, self.rank = size, rank
-        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+        length_S = torch.tensor(lengths)[:, None]
+        start_S = length_S.cumsum(0) - length_S
         by_rank = [
-            torch.cat([start + _positions(length, size, r) for start, length in zip(starts, lengths, strict=True)])
-            for r in range(size)
+            (start_S + position)[real] for position, real in (_positions(length_S, size, r) for r in range(size))
         ]
         self.tokens = by_rank[rank]
         """int64: this rank's tokens, as positions in the pack."""
@@ -43,14 +43,7 @@ class ContextShare:
         Returns:
             int64 and bool, [S, most tokens / size].
         """
-        column = torch.arange(int(length_S.max()) // self.size)
-        is_real = column < length_S // self.size
-        if self.size == 1:
-            return torch.where(is_real, column, 0), is_real
-        piece = length_S // (2 * self.size)
-        early = self.rank * piece + column
-        late = (2 * self.size - 1 - self.rank) * piece + column - piece
-        return torch.where(is_real, torch.where(column < piece, early, late), 0), is_real
+        return _positions(length_S, self.size, self.rank)
 
     def split(self, index_A: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """Who holds which of these tokens of the pack, given as positions.
@@ -69,11 +62,13 @@ class ContextShare:
         return own_A, local_A[own_A], order_A, most
 
 
-def _positions(length: int, size: int, rank: int) -> Tensor:
-    if size == 1:
-        return torch.arange(length)
-    pieces = torch.arange(length).chunk(2 * size)
-    return torch.cat([pieces[rank], pieces[2 * size - 1 - rank]])
+def _positions(length_S: Tensor, size: int, rank: int) -> tuple[Tensor, Tensor]:
+    column = torch.arange(int(length_S.max()) // size)
+    is_real = column < length_S // size
+    piece = length_S // (2 * size)
+    early = rank * piece + column
+    late = (2 * size - 1 - rank) * piece + column - piece
+    return torch.where(is_real, torch.where(column < piece, early, late), 0), is_real
 
 
 def gather_answers(values: Tensor, order_A: Tensor, most: int) -> Tensor:

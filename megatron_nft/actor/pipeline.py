@@ -168,9 +168,9 @@ class Pipeline:
             "loss_wrong": (losses_A.detach() * (1 - pack.verdicts_A)).sum() / denominator,
         }
         if algorithm.kl_weight:
-            kl_A = weights_A * kl_divergence(logprobs_A, pack.reference_logprobs_A)
-            loss = loss + algorithm.kl_weight * kl_A.sum() / denominator
-            sums["kl"] = (pack.weights_A * kl_divergence(logprobs_A.detach(), pack.reference_logprobs_A)).sum()
+            kl_A = kl_divergence(logprobs_A, pack.reference_logprobs_A)
+            loss = loss + algorithm.kl_weight * (weights_A * kl_A).sum() / denominator
+            sums["kl"] = (pack.weights_A * kl_A.detach()).sum()
         sums["loss"] = loss.detach()
         real = pack.weights_A > 0
         now_A, old_A = logprobs_A[real], pack.old_logprobs_A[real]
