@@ -38,9 +38,10 @@ def write_page(out: Path, page: Path, seeds: int) -> None:
     """Writes table.md and curves.svg into `page`."""
     curves, ratios = read_cells(out, seeds)
     page.mkdir(parents=True, exist_ok=True)
-    (page / "table.md").write_text(table(curves, ratios))
+    text = table(curves, ratios)
+    (page / "table.md").write_text(text)
     (page / "curves.svg").write_text(svg(curves))
-    print(table(curves, ratios) + f"\nwritten: {page / 'table.md'}, {page / 'curves.svg'}")
+    print(text + f"\nwritten: {page / 'table.md'}, {page / 'curves.svg'}")
 
 
 def table(curves: Curves, ratios: Ratios) -> str:

@@ -49,11 +49,6 @@ def losses_and_gradients(method, logprobs, tensors):
     return losses.detach(), x.grad
 
 
-def each_method(check):
-    for method in METHODS:
-        check(method)
-
-
 @given(batch=answers())
 @settings(max_examples=60, deadline=None)
 def test_losses_and_gradients_are_finite(batch):
