@@ -15,6 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from megatron_nft.hf_config import HFConfig, read_hf_config
 
+CUDA_ONLY = (
+    "actor.gradient_accumulation_fusion",
+    "actor.tp_comm_overlap",
+    "actor.offload_modules",
+    "actor.cpu_offloading_num_layers",
+    "optimizer.optimizer_cpu_offload",
+)
+"""Settings that a CPU has no use for."""
+
 
 class RecipeError(ValueError):
     """A recipe, an override or a path in it is wrong. The message gives the value, the reason and the remedy."""
@@ -215,8 +224,30 @@ class ActorConfig(Section):
     """FP8: the last so many layers stay in bf16."""
     tokens_per_microbatch: int = Field(16384, ge=1)
     """Token budget of a packed microbatch. A single longer sequence still gets a microbatch of its own."""
+    logits_mib: int = Field(128, ge=1)
+    """fp32 logits that a rank holds at a time: log-probs go through the vocabulary in blocks of this size, and the
+    backward pass computes their logits again."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation: trade time for memory."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients over the data-parallel ranks while the backward pass goes on."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters while the next forward pass goes on. Needs overlap_grad_reduce."""
+    ddp_bucket_size: int | None = Field(None, ge=1)
+    """Parameters per message of the two overlaps. Unset: 40 million, or 1 million x dp if that is more."""
+    gradient_accumulation_fusion: bool = False
+    """CUDA: add weight gradients to their fp32 buffers inside the matrix product."""
+    tp_comm_overlap: bool = False
+    """CUDA: overlap tensor-parallel messages with the products beside them. Needs sequence_parallel, and pads every
+    microbatch to tokens_per_microbatch."""
+    offload_modules: list[Literal["attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm"]] = []
+    """CUDA: keep these modules' inputs in host memory until the backward pass
+    (Megatron's fine_grained_activation_offloading)."""
+    cpu_offloading_num_layers: int = Field(0, ge=0)
+    """CUDA: keep all activations of so many layers in host memory until the backward pass. Needs pp = 1 and recompute =
+    "none"."""
+    fp8_param: bool = False
+    """FP8: hold the parameters of FP8 layers in FP8 as well, and gather them so. Not for fp8-mxfp8."""
     timeout_s: float = Field(1800.0, gt=0)
     """Longest wait for a collective or for one verb (score, train_step) before the run stops with an error."""
 
@@ -247,6 +278,12 @@ class OptimizerConfig(Section):
     """AdamW denominator guard."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest global gradient norm; a longer gradient is scaled down to it."""
+    optimizer_cpu_offload: bool = False
+    """CUDA: hold master weights and moments in host memory, and update them there."""
+    optimizer_offload_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the parameters that optimizer_cpu_offload is for."""
+    overlap_cpu_optimizer_d2h_h2d: bool = True
+    """Overlap the offloaded update with its transfers."""
     skip_nonfinite: bool = False
     """What to do with an update whose gradient is not finite. false: stop before it, with the batch and the weights
     kept for `python -m megatron_nft.replay`; true: leave it out, keep the batch, count it and go on."""
@@ -301,7 +338,7 @@ class ObserveConfig(Section):
     save_batches: bool = False
     """Keep every step's training batch as batches/step_N.npz, for `python -m megatron_nft.replay`."""
     entropy: bool = False
-    """Measure the policy's entropy at every answer token of the update; costs memory and time."""
+    """Measure the policy's entropy at every answer token of the update; costs some time."""
 
 
 class Config(Section):
@@ -354,6 +391,11 @@ class Config(Section):
                 f'actor.precision = "{actor.precision}" needs a CUDA device, and cluster.device is "cpu"; choose '
                 '"fp32" or "bf16"'
             )
+        if self.cluster.device == "cpu":
+            for setting in CUDA_ONLY:
+                section, _, key = setting.partition(".")
+                if getattr(getattr(self, section), key):
+                    raise ValueError(f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
         if actor.num_layers_at_start_in_bf16 or actor.num_layers_at_end_in_bf16:
             if not actor.precision.startswith("fp8"):
                 raise ValueError(
@@ -367,7 +409,38 @@ class Config(Section):
                 )
         if actor.sequence_parallel and actor.tp == 1:
             raise ValueError("actor.sequence_parallel = true needs actor.tp > 1; there is nothing to shard over")
+        self._check_performance()
         return self
+
+    def _check_performance(self) -> None:
+        actor = self.actor
+        if actor.overlap_param_gather and not actor.overlap_grad_reduce:
+            raise ValueError("actor.overlap_param_gather = true needs actor.overlap_grad_reduce = true; set both")
+        if actor.tp_comm_overlap and (not actor.sequence_parallel or actor.cp > 1):
+            raise ValueError(
+                f"actor.tp_comm_overlap = true needs actor.sequence_parallel = true and actor.cp = 1, not "
+                f"sequence_parallel = {str(actor.sequence_parallel).lower()} and cp = {actor.cp}"
+            )
+        if actor.tp_comm_overlap and self.max_sequence_tokens > actor.tokens_per_microbatch:
+            raise ValueError(
+                f"actor.tp_comm_overlap pads every microbatch to tokens_per_microbatch = "
+                f"{actor.tokens_per_microbatch}, and a sequence may have {self.max_sequence_tokens} tokens; raise "
+                "tokens_per_microbatch to that"
+            )
+        if actor.cpu_offloading_num_layers and (actor.pp > 1 or actor.recompute != "none" or actor.offload_modules):
+            raise ValueError(
+                f"actor.cpu_offloading_num_layers = {actor.cpu_offloading_num_layers} needs actor.pp = 1, "
+                'actor.recompute = "none" and no offload_modules (Megatron-Core refuses them together); with pp > 1 '
+                "use offload_modules"
+            )
+        if "attn_proj" in actor.offload_modules and "core_attn" not in actor.offload_modules:
+            raise ValueError(
+                'actor.offload_modules: "attn_proj" goes with "core_attn" only, whose backward pass needs that tensor'
+            )
+        if actor.fp8_param and (not actor.precision.startswith("fp8") or actor.precision == "fp8-mxfp8"):
+            raise ValueError(
+                f'actor.fp8_param = true needs fp8-delayed, fp8-tensorwise or fp8-blockwise, not "{actor.precision}"'
+            )
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -79,6 +79,8 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
                     f"the model has {tuple(parameter.shape)}"
                 )
             parameter.copy_(shard)
+            if hasattr(parameter, "get_high_precision_init_val"):  # fp8_param: master weights start from this
+                parameter.get_high_precision_init_val().copy_(shard)
 
 
 def _with_global_layer(name: str, gpt: GPTModel) -> str:

@@ -1,51 +1,156 @@
-"""Log-probs of the labels, and entropy, from vocab-parallel logits. Called by actor/pipeline.py on the last stage."""
+"""Log-probs of the labels, and entropy, from the last hidden states, without ever holding a microbatch's logits.
+
+A microbatch of 16,384 tokens with Qwen's vocabulary has 10 GB of fp32 logits, and a backward pass by autograd holds two
+or three times that. Here hidden states of the answer tokens go in, log-probs come out, and logits exist for a block of
+the vocabulary at a time, once in the forward and once more in the backward pass: a block's rows of the output layer are
+then read and their gradient written once, however many the tokens. The vocabulary is sharded over the tensor-parallel
+group, whose ranks exchange a few numbers a token. Called by actor/pipeline.py on the last stage.
+
+Shape suffixes: _O answer tokens, _H hidden, _V this rank's slice of the vocabulary, _B a block of it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from torch import Tensor
 
 
-def label_logprobs(logits_AV: Tensor, labels_A: Tensor, *, temperature: float, vocab_size: int) -> Tensor:
-    """log softmax(logits / temperature)[label], fp32, for this rank's slice of the vocabulary.
+class HiddenOutput(ColumnParallelLinear):
+    """Megatron's output layer without its product: the tokens' hidden states come out, ready for every rank's slice.
 
-    A collective of the tensor-parallel group; every rank of it gets all log-probs.
+    All tokens on all tensor-parallel ranks; backward, what the ranks' slices say of a hidden state is summed.
+    """
+
+    def forward(self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None):
+        """[tokens, 1, hidden], or this rank's share of the tokens with sequence parallelism -> all tokens, no bias."""
+        if self.sequence_parallel:
+            return gather_from_sequence_parallel_region(input_, group=self.tp_group), None
+        return copy_to_tensor_model_parallel_region(input_, group=self.tp_group), None
+
+
+def label_logprobs(
+    hidden_OH: Tensor,
+    weight_VH: Tensor,
+    labels_O: Tensor,
+    *,
+    temperature: float,
+    vocab_size: int,
+    group: dist.ProcessGroup,
+    logits_bytes: int,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(hidden @ weight.T / temperature)[label], fp32 [O]; a collective of `group`, equal on its ranks.
 
     Args:
-        logits_AV: [A, padded vocabulary / tp], any float format.
-        labels_A: int64 [A], ids in the whole vocabulary.
+        hidden_OH: [O, H], equal on all ranks of the group.
+        weight_VH: [padded vocabulary / tp, H], this rank's rows of the output layer.
+        labels_O: int64 [O], ids in the whole vocabulary.
         vocab_size: ids from here on are padding and get no probability.
+        group: the tensor-parallel group.
+        logits_bytes: at most so many bytes of fp32 logits are held at a time (but at least one column).
+        with_entropy: compute the entropy of each token's distribution, too.
+
+    Returns:
+        Log-probs, and entropies in nats (fp32 [O], without gradient; None unless asked for).
     """
-    scaled_AV = _scaled(logits_AV, temperature, vocab_size)
-    # Megatron takes [tokens, batch, vocabulary].
-    return -vocab_parallel_cross_entropy(scaled_AV[:, None], labels_A[:, None])[:, 0]
+    first_id = dist.get_rank(group) * len(weight_VH)
+    num_real = min(max(vocab_size - first_id, 0), len(weight_VH))  # 0: a small vocabulary ends on an earlier rank
+    block = max(1, logits_bytes // (4 * max(len(hidden_OH), 1)))
+    logprobs_O, entropies_O = _LabelLogprobs.apply(
+        hidden_OH.to(weight_VH.dtype), weight_VH, labels_O - first_id, num_real, block, temperature, with_entropy, group
+    )
+    return logprobs_O, entropies_O if with_entropy else None
 
 
-@torch.no_grad()
-def token_entropy(logits_AV: Tensor, *, temperature: float, vocab_size: int) -> Tensor:
-    """Entropy of softmax(logits / temperature) in nats, fp32 [A]; arguments as for `label_logprobs`.
+class _LabelLogprobs(torch.autograd.Function):
+    """Block by block. With x = logits / temperature, M = max x, S = sum exp(x - M): log p = x[label] - M - log S."""
 
-    A collective of the tensor-parallel group. H = log Z - E[logit], with logits shifted by their maximum.
-    """
-    group = parallel_state.get_tensor_model_parallel_group()
-    scaled_AV = _scaled(logits_AV, temperature, vocab_size)
-    highest_A = scaled_AV.amax(-1)
-    dist.all_reduce(highest_A, op=dist.ReduceOp.MAX, group=group)
-    shifted_AV = scaled_AV - highest_A[:, None]
-    weights_AV = shifted_AV.exp()
-    # Where the weight is 0 the logit may be -inf, and has no say.
-    sums_2A = torch.stack([weights_AV.sum(-1), torch.where(weights_AV > 0, weights_AV * shifted_AV, 0.0).sum(-1)])
-    dist.all_reduce(sums_2A, group=group)
-    return sums_2A[0].log() - sums_2A[1] / sums_2A[0]
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_OH: Tensor,
+        weight_VH: Tensor,
+        labels_O: Tensor,  # counted from this rank's first row
+        num_real: int,
+        block: int,
+        temperature: float,
+        with_entropy: bool,
+        group: dist.ProcessGroup,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.setting = (num_real, block, temperature)
+        highest_O = hidden_OH.new_full((len(hidden_OH),), torch.finfo(torch.float32).min, dtype=torch.float32)
+        label_O, sum_O, moment_O = torch.zeros_like(highest_O).repeat(3, 1)  # moment: sum exp(x - M) (x - M)
+        for columns, x_OB in _blocks(hidden_OH, weight_VH, *ctx.setting):
+            own_O, column_O = _own_labels(labels_O, columns)
+            label_O += torch.where(own_O, x_OB.gather(1, column_O)[:, 0], 0.0)
+            sum_O, moment_O, highest_O = _rebased(sum_O, moment_O, highest_O, x_OB.amax(-1).maximum(highest_O))
+            x_OB -= highest_O[:, None]
+            if with_entropy:
+                moment_O += x_OB.exp().mul_(x_OB).sum(-1)
+            sum_O += x_OB.exp_().sum(-1)
+        highest_of_all_O = highest_O.clone()
+        dist.all_reduce(highest_of_all_O, op=dist.ReduceOp.MAX, group=group)
+        sum_O, moment_O, highest_O = _rebased(sum_O, moment_O, highest_O, highest_of_all_O)
+        totals = torch.stack([label_O, sum_O, moment_O])
+        dist.all_reduce(totals, group=group)
+        label_O, sum_O, moment_O = totals
+        ctx.save_for_backward(hidden_OH, weight_VH, labels_O, highest_O, sum_O)
+        entropies_O = sum_O.log() - moment_O / sum_O
+        ctx.mark_non_differentiable(entropies_O)
+        return (label_O - highest_O) - sum_O.log(), entropies_O
+
+    @staticmethod
+    def backward(ctx: Any, grad_O: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """d log p[label] / d logits = (one(label) - p) / temperature, for this rank's slice; no collective."""
+        hidden_OH, weight_VH, labels_O, highest_O, sum_O = ctx.saved_tensors
+        grad_O = grad_O / ctx.setting[-1]
+        grad_hidden_OH = torch.zeros_like(hidden_OH, dtype=torch.float32)
+        grad_weight_VH = torch.zeros_like(weight_VH)
+        for columns, x_OB in _blocks(hidden_OH, weight_VH, *ctx.setting):
+            x_OB.sub_(highest_O[:, None]).exp_().mul_((-grad_O / sum_O)[:, None])
+            own_O, column_O = _own_labels(labels_O, columns)
+            x_OB.scatter_add_(1, column_O, torch.where(own_O, grad_O, 0.0)[:, None])
+            grad_OB = x_OB.to(weight_VH.dtype)
+            torch.mm(grad_OB.T, hidden_OH, out=grad_weight_VH[columns])
+            if grad_OB.dtype == torch.float32:
+                grad_hidden_OH.addmm_(grad_OB, weight_VH[columns])
+            else:
+                grad_hidden_OH += grad_OB @ weight_VH[columns]
+        return grad_hidden_OH.to(hidden_OH.dtype), grad_weight_VH, *[None] * 6
 
 
-def _scaled(logits_AV: Tensor, temperature: float, vocab_size: int) -> Tensor:
-    """fp32 logits / temperature, with the padding of the vocabulary out of the way."""
-    logits_AV = logits_AV.float() / temperature
-    slice_size = logits_AV.shape[-1]
-    first_id = parallel_state.get_tensor_model_parallel_rank() * slice_size
-    if first_id + slice_size > vocab_size:
-        is_padding = torch.arange(first_id, first_id + slice_size, device=logits_AV.device) >= vocab_size
-        logits_AV = logits_AV.masked_fill(is_padding, torch.finfo(torch.float32).min)
-    return logits_AV
+def _blocks(
+    hidden_OH: Tensor, weight_VH: Tensor, num_real: int, block: int, temperature: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """(rows of the weight, their fp32 logits / temperature [O, B]); the next block overwrites the last one's."""
+    if len(hidden_OH) == 0:
+        return
+    buffer = hidden_OH.new_empty(len(hidden_OH) * min(block, num_real), dtype=torch.float32)
+    for start in range(0, num_real, block):
+        columns = slice(start, min(start + block, num_real))
+        x_OB = buffer[: len(hidden_OH) * (columns.stop - start)].view(len(hidden_OH), -1)
+        if weight_VH.dtype == torch.float32:
+            torch.mm(hidden_OH, weight_VH[columns].T, out=x_OB)
+        else:
+            x_OB.copy_(hidden_OH @ weight_VH[columns].T)
+        yield columns, x_OB if temperature == 1.0 else x_OB.div_(temperature)
+
+
+def _own_labels(labels_O: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Which labels lie in a block, and where in it ([O, 1]; 0 for the others)."""
+    own_O = (labels_O >= columns.start) & (labels_O < columns.stop)
+    return own_O, torch.where(own_O, labels_O - columns.start, 0)[:, None]
+
+
+def _rebased(sum_O: Tensor, moment_O: Tensor, old_O: Tensor, new_O: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of exp(x - M) and exp(x - M) (x - M), from M = old to a new one that is no lower; and the new one."""
+    below_O = old_O - new_O
+    scale_O = below_O.exp()
+    return scale_O * sum_O, scale_O * (moment_O + below_O * sum_O), new_O

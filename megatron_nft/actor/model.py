@@ -6,7 +6,7 @@ uninitialised weights (actor/hf_weights.py fills them). Every Megatron argument 
 
 import torch
 import torch.nn.functional as F
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -16,9 +16,12 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
 from megatron_nft.actor.attention import PackedCausalAttention
+from megatron_nft.actor.logprobs import HiddenOutput
+from megatron_nft.actor.performance import ddp_config, start_user_buffers, transformer_arguments
 from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import ActorConfig
@@ -34,15 +37,10 @@ RECOMPUTE = {
 
 def build_model(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[DistributedDataParallel]:
     """This rank's part of the model to train, on its device, with gradient buffers: a chunk per virtual stage."""
+    start_user_buffers(hf, actor)
     return [
-        DistributedDataParallel(
-            chunk.config,
-            DistributedDataParallelConfig(
-                use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
-            ),
-            chunk,
-        )
-        for chunk in build_chunks(hf, actor, topology)
+        DistributedDataParallel(chunk.config, ddp_config(actor), chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(build_chunks(hf, actor, topology))
     ]
 
 
@@ -51,7 +49,7 @@ def build_chunks(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[n
     config = transformer_config(hf, actor, topology)
     chunks = []
     for vp_stage in range(actor.vpp):
-        chunk: nn.Module = GPTModel(
+        gpt = GPTModel(
             config=config,
             transformer_layer_spec=layer_spec(config, topology, vp_stage if actor.vpp > 1 else None),
             vocab_size=padded_vocab_size(hf.vocab_size, actor.tp),
@@ -65,8 +63,17 @@ def build_chunks(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[n
             rope_scaling_factor=hf.rope_scaling_factor or 1.0,
             vp_stage=vp_stage if actor.vpp > 1 else None,
         ).to(topology.device)
-        chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
+        if gpt.post_process:
+            # Megatron's layer in all but its forward: parameters, their marks and their checkpointing stay its own.
+            gpt.output_layer.__class__ = HiddenOutput
+        chunks.append(Float16Module(config, gpt) if config.bf16 else gpt)
     return chunks
+
+
+def output_weight(chunk: nn.Module) -> Tensor:
+    """[padded vocabulary / tp, hidden] of the last stage's chunk: its output layer's, or the tied embedding's."""
+    gpt: GPTModel = unwrap_model(chunk)
+    return gpt.shared_embedding_or_output_weight() if gpt.output_layer.weight is None else gpt.output_layer.weight
 
 
 def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> TransformerConfig:
@@ -112,7 +119,7 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
         bias_dropout_fusion=on_cuda,
         apply_rope_fusion=on_cuda,
         masked_softmax_fusion=on_cuda,
-        gradient_accumulation_fusion=False,
+        **transformer_arguments(actor),
         **RECOMPUTE[actor.recompute],
     )
 

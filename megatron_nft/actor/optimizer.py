@@ -5,18 +5,19 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_nft.actor.performance import optimizer_arguments
 from megatron_nft.actor.precision import PRECISIONS
-from megatron_nft.config import OptimizerConfig
+from megatron_nft.config import ActorConfig, OptimizerConfig
 
 
 def build_optimizer(
-    model: list[DistributedDataParallel], optimizer: OptimizerConfig, precision: str
+    model: list[DistributedDataParallel], optimizer: OptimizerConfig, actor: ActorConfig
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW with its state sharded over the data-parallel ranks; linear warm-up, then a constant rate.
 
     Call the schedule's `step(1)` before each update: update u then runs at learning_rate * min(u / warmup_updates, 1).
     """
-    fmt = PRECISIONS[precision]
+    fmt = PRECISIONS[actor.precision]
     megatron_optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -29,6 +30,7 @@ def build_optimizer(
             bf16=fmt.is_bf16,
             params_dtype=fmt.dtype,
             use_distributed_optimizer=True,
+            **optimizer_arguments(actor, optimizer),
         ),
         model,
         use_gloo_process_groups=False,

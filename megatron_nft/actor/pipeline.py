@@ -24,7 +24,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_nft.actor.context import gather_answers
-from megatron_nft.actor.logprobs import label_logprobs, token_entropy
+from megatron_nft.actor.logprobs import label_logprobs
+from megatron_nft.actor.model import output_weight
 from megatron_nft.actor.packed import PackedTokens, pack_tokens
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import AlgorithmConfig, RolloutConfig
@@ -56,10 +57,12 @@ class Pipeline:
         *,
         measures_entropy: bool = False,
         token_multiple: int = 1,
+        logits_bytes: int = 128 << 20,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
         self.algorithm, self.rollout = algorithm, rollout
         self.measures_entropy, self.token_multiple = measures_entropy, token_multiple
+        self.logits_bytes = logits_bytes
         self._schedule = get_forward_backward_func()
         # Sums gradients of shared embeddings and sequence-parallel norms over their ranks; never divides by tokens.
         model[0].config.finalize_model_grads_func = lambda models, num_tokens=None, **groups: finalize_model_grads(
@@ -129,8 +132,7 @@ class Pipeline:
 
     def _forward(self, microbatches: Iterator[MicroBatch], model: torch.nn.Module, denominator: float):
         """Megatron's forward_step: one microbatch through this stage, and the loss function for its output."""
-        multiple = self.token_multiple * (self.topology.tp_size if model.config.sequence_parallel else 1)
-        pack = pack_tokens(next(microbatches), self.topology, multiple)
+        pack = pack_tokens(next(microbatches), self.topology, self.token_multiple)
         output = model(
             input_ids=pack.token_ids_T[None],
             position_ids=pack.positions_T[None],
@@ -138,16 +140,23 @@ class Pipeline:
             packed_seq_params=pack.bounds,
         )
 
-        def finish(logits: Tensor, non_loss_data: bool = False):
-            logits_OV = logits[0, pack.logit_index_O]
-            distribution = {"temperature": self.rollout.temperature, "vocab_size": self.hf.vocab_size}
-            logprobs_A = self._all_answers(label_logprobs(logits_OV, pack.labels_O, **distribution), pack)
+        def finish(hidden: Tensor, non_loss_data: bool = False):
+            logprobs_O, entropies_O = label_logprobs(
+                hidden[0, pack.logit_index_O],
+                output_weight(model),
+                pack.labels_O,
+                temperature=self.rollout.temperature,
+                vocab_size=self.hf.vocab_size,
+                group=parallel_state.get_tensor_model_parallel_group(),
+                logits_bytes=self.logits_bytes,
+                with_entropy=self.measures_entropy and not non_loss_data,
+            )
+            logprobs_A = self._all_answers(logprobs_O, pack)
             if non_loss_data:
                 return logprobs_A
             loss, sums = self._loss(logprobs_A, pack, denominator)
-            if self.measures_entropy:
-                entropies_A = self._all_answers(token_entropy(logits_OV, **distribution), pack)
-                sums["entropy"] = (pack.weights_A * entropies_A).sum()
+            if entropies_O is not None:
+                sums["entropy"] = (pack.weights_A * self._all_answers(entropies_O, pack)).sum()
             # Megatron wants a number of tokens. It is of no use: the loss is normalised already.
             return loss, torch.ones((), dtype=torch.int, device=loss.device), sums
 

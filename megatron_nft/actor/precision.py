@@ -47,6 +47,7 @@ class Precision:
                 "first_last_layers_bf16": bool(first or last),
                 "num_layers_at_start_in_bf16": first,
                 "num_layers_at_end_in_bf16": last,
+                "fp8_param": actor.fp8_param,
             }
         return arguments
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
 from megatron_nft.actor.model import build_chunks, build_model
 from megatron_nft.actor.optimizer import build_optimizer
+from megatron_nft.actor.performance import finish_param_gather, hold_back_reductions, tokens_of_a_pass
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
 from megatron_nft.actor.topology import destroy_topology, init_topology
@@ -40,7 +41,8 @@ class Worker:
         self.hf = read_hf_config(config.model.path)
         self.model = build_model(self.hf, config.actor, self.topology)
         load_hf_weights(self.model, config.model.path, self.hf, self.topology)
-        self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor.precision)
+        hold_back_reductions(self.model)
+        self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor)
         self.pipeline = Pipeline(
             self.model,
             self.hf,
@@ -48,7 +50,8 @@ class Worker:
             config.algorithm,
             config.rollout,
             measures_entropy=config.observe.entropy,
-            token_multiple=PRECISIONS[config.actor.precision].token_multiple,
+            token_multiple=tokens_of_a_pass(config.actor),
+            logits_bytes=config.actor.logits_mib << 20,
         )
         self.reference: list[torch.nn.Module] | None = None
         if config.algorithm.kl_weight and config.model.reference is not None:
@@ -99,6 +102,7 @@ class Worker:
             num_tokens.append(answer_tokens)
             if not is_finite and not self.config.optimizer.skip_nonfinite:
                 break
+        finish_param_gather(self.model)
         if not self.topology.speaks or self.topology.dp_rank != 0:
             return None
         return reduce_metrics(reports, num_tokens)

@@ -21,10 +21,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         probe.bind(("127.0.0.1", 0))
         master = f"127.0.0.1:{probe.getsockname()[1]}"
     os.environ["OMP_NUM_THREADS"] = "1"
-    ranks = [
-        context.Process(target=_call, args=(results, rank, function, master, args), daemon=True)
-        for rank in range(world_size)
-    ]
+    ranks = [context.Process(target=_call, args=(results, rank, function, master, args)) for rank in range(world_size)]
     for rank in ranks:
         rank.start()
     try:

@@ -213,3 +213,30 @@ def test_a_reference_of_another_shape(recipe, tmp_path):
     assert "is not of the same architecture as model.path" in message
     with pytest.raises(ModelFolderError, match="no such folder"):
         load_config(recipe, ["algorithm.kl_weight=0.1", "model.reference=/nowhere"])
+
+
+def test_performance_settings_that_do_not_go_together(recipe):
+    cuda_only = [
+        "actor.gradient_accumulation_fusion=true",
+        'actor.offload_modules=["mlp_norm"]',
+        "actor.cpu_offloading_num_layers=1",
+        "optimizer.optimizer_cpu_offload=true",
+    ]
+    assert load_config(recipe, cuda_only[:2]).actor.offload_modules == ["mlp_norm"]
+    for setting in cuda_only:
+        message = refusal(recipe, setting, "cluster.device=cpu")
+        assert f"{setting.partition('=')[0]} needs a CUDA device" in message
+    assert "needs actor.overlap_grad_reduce = true" in refusal(recipe, "actor.overlap_param_gather=true")
+    overlap = ["actor.tp_comm_overlap=true", "actor.tp=2"]
+    assert "not sequence_parallel = false and cp = 1" in refusal(recipe, *overlap)
+    overlap.append("actor.sequence_parallel=true")
+    assert load_config(recipe, overlap).actor.tp_comm_overlap
+    message = refusal(recipe, *overlap, "actor.tokens_per_microbatch=100")
+    assert "raise tokens_per_microbatch" in message
+    message = refusal(recipe, "actor.cpu_offloading_num_layers=1", "actor.pp=2")
+    assert "with pp > 1 use offload_modules" in message
+    message = refusal(recipe, 'actor.offload_modules=["attn_proj"]')
+    assert 'goes with "core_attn" only' in message
+    assert load_config(recipe, ["actor.precision=fp8-blockwise", "actor.fp8_param=true"]).actor.fp8_param
+    for precision in ("bf16", "fp8-mxfp8"):
+        assert f'not "{precision}"' in refusal(recipe, f"actor.precision={precision}", "actor.fp8_param=true")
