@@ -108,6 +108,7 @@ class Smoke:
             folder = Path(_gather(scratch)[0]) / "hf"
             self.export(folder)
             self.check_log_probs("exported folder against the trained model", after, str(folder))
+            self.check_resume(Path(_gather(scratch)[0]) / "checkpoint")
             dist.barrier()
         self.time_steps()
 
@@ -131,6 +132,21 @@ class Smoke:
             if self.rank == 0:
                 finish_hf_folder(partial, self.config.model.path, [m for m in maps if m is not None])
         dist.barrier()
+
+    def check_resume(self, folder: Path) -> None:
+        """Saves, updates, goes back to what was saved, and updates again: the same update, to the last bit."""
+        if self.rank == 0:
+            folder.mkdir()
+        dist.barrier()
+        self.worker.save(str(folder))
+        straight = (self.train_step(), self.score())
+        self.worker.load(str(folder))
+        resumed = (self.train_step(), self.score())
+        same = straight[0] == resumed[0] and np.array_equal(straight[1], resumed[1])
+        gap = float(np.abs(straight[1] - resumed[1]).max())
+        self.check(
+            "resumed from a checkpoint", same, f"largest difference of log-probs after the next update {gap:.2g}"
+        )
 
     def check_log_probs(self, name: str, scores: np.ndarray, folder: str) -> None:
         """Compares with `transformers`, in fp32, on rank 0."""

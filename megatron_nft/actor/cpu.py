@@ -27,6 +27,7 @@ def adapt_to_cpu() -> None:
         )
     _replace_cuda_functions()
     _replace_megatron_random_state()
+    _let_torch_adamw_load()
     _mode = _CudaMeansCpu()
     _mode.__enter__()
 
@@ -88,3 +89,32 @@ def _replace_megatron_random_state() -> None:
 
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda new_state, *args, **kwargs: torch.set_rng_state(new_state)
+
+
+def _let_torch_adamw_load() -> None:
+    """Megatron's loader of optimizer checkpoints, for torch's AdamW: TransformerEngine's and Apex's aren't there.
+
+    Those keep one step count in the parameter group. torch keeps one in every parameter's state, which does not exist
+    before the first update; Megatron's loader asks for it, then gives all states one shared tensor, which each
+    parameter's update would count up, and later misses the key "step".
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    set_states, sharded_state_dict = (
+        DistributedOptimizer._set_main_param_and_optimizer_states,
+        DistributedOptimizer.sharded_state_dict,
+    )
+
+    def set_states_and_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        state["step"] = state["step"].clone()
+        set_states(self, model_param, {**tensors, "step": state["step"]})
+
+    def sharded_state_dict_of_any_age(self: Any, model: Any, is_loading: bool = False, **arguments: Any) -> Any:
+        if is_loading and not self.optimizer.state:
+            self._init_optimizer_states_with_dummy_values()
+        return sharded_state_dict(self, model, is_loading, **arguments)
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states_and_step
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_any_age

@@ -1,4 +1,4 @@
-"""One rank's verbs: score, train_step, send_bucket, save_hf.
+"""One rank's verbs: score, train_step, send_bucket, save_hf, save, load.
 
 Microbatches come in, log-probs and metrics go out. Every verb is a collective: all ranks call it in the same order, and
 the ranks that have something to say return it, the others None. cluster/workers.py runs one Worker per process.
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 
+from megatron_nft.actor.checkpoint import load_checkpoint, save_checkpoint
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
 from megatron_nft.actor.model import build_chunks, build_model
 from megatron_nft.actor.optimizer import build_optimizer
@@ -146,6 +147,14 @@ class Worker:
                 save_file({key: tensor.cpu() for key, tensor in tensors.items()}, Path(folder) / name, {"format": "pt"})
                 weight_map |= dict.fromkeys(tensors, name)
         return weight_map if self.topology.sends_weights else None
+
+    def save(self, folder: str) -> None:
+        """Writes weights, optimizer and schedule of all ranks into `folder`, after at least one update."""
+        save_checkpoint(Path(folder), self.model, self.optimizer, self.schedule)
+
+    def load(self, folder: str) -> None:
+        """Goes on from what `save` wrote, in this layout or another. Raises CheckpointError."""
+        load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule)
 
     def shutdown(self) -> None:
         """Leaves the process groups."""

@@ -24,7 +24,7 @@ def test_smoke_passes_at_pp_2():
     done = torchrun(2, "--pp", "2")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith(("ok", "FAIL", "step", "memory", "smoke"))]
-    assert lines[-1] == "smoke: 7 passed, 0 failed"
+    assert lines[-1] == "smoke: 8 passed, 0 failed"
     (step,) = [line for line in lines if line.startswith("step:")]
     assert re.search(r"2755 tokens in .* s \(median of 3\): .* tokens/s, .* model TFLOP/s, \d+% of the", step)
 
@@ -54,4 +54,4 @@ def test_another_model_on_one_rank(tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "smoke: 4 passed, 0 failed" in done.stdout
+    assert "smoke: 5 passed, 0 failed" in done.stdout
