@@ -19,7 +19,7 @@ import numpy as np
 
 from megatron_nft.types import MicroBatch, TrainBatch, TrainSequence
 
-MAX_EXTRA_COST = 1.01
+MAX_EXTRA_COST = 1.02
 """Balancing tokens and attention alike may make the heaviest rank this much heavier than balancing cost alone. It does
 where a few long sequences are most of a rank's attention, as with 8 sequences a rank: no split is even in both then,
 and cost is what the other ranks wait for."""
