@@ -53,6 +53,20 @@ class HFConfig:
     rope_scaling_factor: float | None = None  # of Llama 3.1's rope scaling
     sliding_window: int | None = None  # tokens; config.check_layout allows no longer sequence: the actor has no window
 
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer's matrices."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def attention_parity_tokens(self) -> float:
+        """Length of a sequence at which its causal attention costs as much as a layer's matrices, in tokens.
+
+        Forward FLOPs of a layer over T tokens: 2 P T of its P parameters, 2 T^2 heads head_dim of attention.
+        """
+        return self.layer_parameters / (self.num_attention_heads * self.head_dim)
+
 
 def read_hf_config(folder: str | Path) -> HFConfig:
     """Reads `folder`/config.json.

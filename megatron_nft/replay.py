@@ -20,7 +20,7 @@ from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, ClusterError
 from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
-from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.observe.batches import BatchError, load_batch
 from megatron_nft.observe.metrics import METRICS
 from megatron_nft.types import TrainBatch, TrainSequence
@@ -28,13 +28,19 @@ from megatron_nft.types import TrainBatch, TrainSequence
 
 def replay(config: Config, updates: Sequence[list[TrainSequence]]) -> int:
     """Scores and trains on the updates; prints what comes of each. How many were not finite."""
-    num_broken = 0
+    num_broken, hf = 0, read_hf_config(config.model.path)
     with ray_cluster(config) as placement:
         actors = Actors(config, placement)
         actors.begin_build().wait()
         batches = [
-            pack([u], num_updates=1, dp=config.actor.dp, tokens_per_microbatch=config.actor.tokens_per_microbatch)
-            for u in updates
+            pack(
+                [update],
+                num_updates=1,
+                dp=config.actor.dp,
+                tokens_per_microbatch=config.actor.tokens_per_microbatch,
+                attention_parity_tokens=hf.attention_parity_tokens,
+            )
+            for update in updates
         ]
         # The stored old_logprobs stay: they are the ones that the loss was computed with.
         scored = [actors.score(batch) for batch in batches]

@@ -64,7 +64,11 @@ class Smoke:
         self.rank = int(os.environ.get("RANK", 0))
         self.worker = Worker(config, rank=self.rank, master=_master())
         batch = pack(
-            [sequences], num_updates=1, dp=config.actor.dp, tokens_per_microbatch=config.actor.tokens_per_microbatch
+            [sequences],
+            num_updates=1,
+            dp=config.actor.dp,
+            tokens_per_microbatch=config.actor.tokens_per_microbatch,
+            attention_parity_tokens=self.worker.hf.attention_parity_tokens,
         )
         self.microbatches = list(batch.updates[0][data_parallel_rank(config.actor, self.rank)])
         self.tolerance, self.relative = TOLERANCES.get(config.actor.precision, FP8_TOLERANCE)
@@ -207,10 +211,8 @@ def _transformers_logprobs(folder: str, sequences: Sequence[TrainSequence], devi
 
 def _model_flops(hf: HFConfig, sequences: Sequence[TrainSequence]) -> float:
     """Of forward and backward: 6 per parameter of a product and token, and causal attention's 6 L H d t^2."""
-    heads, kv_heads, hidden = hf.num_attention_heads, hf.num_key_value_heads, hf.hidden_size
-    layer = hidden * hf.head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * hf.intermediate_size
-    parameters = hf.num_hidden_layers * layer + hidden * hf.vocab_size
-    attention = 6 * hf.num_hidden_layers * heads * hf.head_dim
+    parameters = hf.num_hidden_layers * hf.layer_parameters + hf.hidden_size * hf.vocab_size
+    attention = 6 * hf.num_hidden_layers * hf.num_attention_heads * hf.head_dim
     return sum(6 * parameters * s.num_tokens + attention * s.num_tokens**2 for s in sequences)
 
 

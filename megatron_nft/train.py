@@ -21,7 +21,7 @@ from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
 from megatron_nft.evaluate import evaluate
-from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.nft.groups import keep_mixed, to_sequences
 from megatron_nft.observe.batches import logprob_gap, save_batch
 from megatron_nft.observe.report import Report
@@ -48,7 +48,7 @@ class Training:
 
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
-        self.config, self.report = config, report
+        self.config, self.report, self.hf = config, report, read_hf_config(config.model.path)
         self.mixed_share = 1.0  # of the groups sampled last: how many prompts the next round must ask for
         start = time.perf_counter()
         tokenizer = load_tokenizer(config.model.path)
@@ -89,6 +89,7 @@ class Training:
                         num_updates=config.train.updates_per_step,
                         dp=config.actor.dp,
                         tokens_per_microbatch=config.actor.tokens_per_microbatch,
+                        attention_parity_tokens=self.hf.attention_parity_tokens,
                     )
                 with report.stage("score"):
                     batch = self.actors.score(batch)  # sets old_logprobs

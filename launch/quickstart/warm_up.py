@@ -76,7 +76,13 @@ def warm_up(
             num_drills = round(stage.drills_share * SEQUENCES_PER_UPDATE)
             texts = [*islice(drills, num_drills), *islice(stage.stories, SEQUENCES_PER_UPDATE - num_drills)]
             sequences = [_sequence(tokenizer, *text, learns_prompt=stage.learns_prompts) for text in texts]
-            batch = pack([sequences], num_updates=1, dp=1, tokens_per_microbatch=TOKENS_PER_MICROBATCH)
+            batch = pack(
+                [sequences],
+                num_updates=1,
+                dp=1,
+                tokens_per_microbatch=TOKENS_PER_MICROBATCH,
+                attention_parity_tokens=worker.hf.attention_parity_tokens,
+            )
             for group in worker.optimizer.param_groups:
                 group["max_lr"] = stage.learning_rate_of(update)  # Megatron's schedule reads the peak rate from here
             metrics = worker.train_step([batch.updates[0][0]])

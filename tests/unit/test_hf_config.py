@@ -62,3 +62,11 @@ def test_sliding_windows(tmp_path):
     assert read(tmp_path, model_type="mistral", sliding_window=None).sliding_window is None
     assert read(tmp_path, model_type="qwen2", sliding_window=4096, use_sliding_window=False).sliding_window is None
     assert read(tmp_path, model_type="qwen2", sliding_window=4096, use_sliding_window=True).sliding_window == 4096
+
+
+def test_attention_costs_as_much_as_the_matrices_at_this_length(tmp_path):
+    """Qwen2.5-7B: 233.0 M parameters a layer; 28 heads of 128."""
+    sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}
+    hf = read(tmp_path, model_type="qwen2", **sizes)
+    assert hf.layer_parameters == 2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944 == 233_046_016
+    assert hf.attention_parity_tokens == 233_046_016 / 3584
