@@ -292,6 +292,8 @@ class OptimizerConfig(Section):
 class WeightsConfig(Section):
     bucket_mib: int = Field(256, ge=1)
     """Size of a weight-sync bucket. Two are in use at a time."""
+    checksums: bool = False
+    """Send every bucket with a checksum that its readers compare, for a machine whose memory is in doubt."""
     timeout_s: float = Field(300.0, gt=0)
     """Longest wait for one phase of a weight sync before the run stops with the phase's name."""
 

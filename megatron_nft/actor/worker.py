@@ -136,7 +136,8 @@ class Worker:
         tensors = self._gather(index, getattr(torch, self.config.rollout.dtype))
         if not tensors:
             return None
-        return write_bucket(Path(folder), self._bucket_id(index), tensors).to_dict()
+        with_checksum = self.config.weights.checksums
+        return write_bucket(Path(folder), self._bucket_id(index), tensors, with_checksum=with_checksum).to_dict()
 
     def save_hf(self, folder: str) -> dict[str, str] | None:
         """Writes this stage's weights as safetensors files into `folder`; HF name -> file name, from its leader."""

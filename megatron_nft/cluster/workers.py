@@ -151,7 +151,8 @@ class Actors:
 
     def begin_send(self, index: int, folder: Path) -> Pending:
         """Puts one bucket of every stage on the wire; `wait` gives their manifests, or None from other ranks."""
-        return self._begin("send_bucket", index, str(folder), timeout_s=self._config.weights.timeout_s)
+        pending = self._begin("send_bucket", index, str(folder), timeout_s=self._config.weights.timeout_s)
+        return replace(pending, what=f"send bucket {index} of each stage")
 
     def save_hf(self, folder: Path) -> None:
         """Writes the model as a complete HF folder; an earlier one is replaced once the new one is whole."""
@@ -241,12 +242,15 @@ class EngineGroup:
 
     def update(self, manifest: BucketManifest) -> None:
         """Every engine loads one bucket."""
-        self._call("update", manifest.to_dict())
+        self._begin("update", manifest.to_dict(), what=f"load {Path(manifest.path).name}").wait()
 
     def finish_update(self, policy_version: int) -> None:
         """Every engine checks that it has all weights, forgets its caches and stamps its rollouts from here on."""
         self._call("finish_update", policy_version)
 
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
+        return self._begin(verb, *arguments, what=verb).wait()
+
+    def _begin(self, verb: str, *arguments: Any, what: str) -> Pending:
         refs = {name: engine.call.remote(verb, arguments) for name, engine in self._engines.items()}
-        return Pending(verb, refs, self._config.weights.timeout_s).wait()
+        return Pending(what, refs, self._config.weights.timeout_s)

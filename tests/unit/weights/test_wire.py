@@ -18,10 +18,10 @@ TENSORS = {
 
 def test_round_trip_keeps_names_dtypes_shapes_and_bits(tmp_path):
     manifest = write_bucket(tmp_path, 3, TENSORS)
-    assert manifest.names == ("lm_head.weight", "model.norm.weight")
+    assert manifest.tensors == {"lm_head.weight": ("bfloat16", (1, 2)), "model.norm.weight": ("float32", (2, 3))}
     assert manifest.num_bytes == 6 * 4 + 2 * 2
     read = read_bucket(manifest)
-    assert list(read) == list(manifest.names)
+    assert list(read) == list(manifest.tensors)
     for name, sent in TENSORS.items():
         assert read[name].dtype == sent.dtype
         assert torch.equal(read[name], sent)
@@ -55,16 +55,32 @@ def test_tensors_outlive_their_file_and_a_later_bucket_of_the_same_index(tmp_pat
 def test_wrong_names_are_listed(tmp_path):
     manifest = write_bucket(tmp_path, 0, TENSORS)
     with pytest.raises(WireError, match=r"model\.embed") as caught:
-        read_bucket(replace(manifest, names=("lm_head.weight", "model.embed")))
+        read_bucket(
+            replace(manifest, tensors={"lm_head.weight": ("bfloat16", (1, 2)), "model.embed": ("bfloat16", (1,))})
+        )
     assert caught.value.missing == ("model.embed",)
     assert caught.value.unexpected == ("model.norm.weight",)
 
 
-def test_wrong_size_is_refused(tmp_path):
+def test_wrong_dtype_or_shape_is_refused(tmp_path):
     manifest = write_bucket(tmp_path, 0, TENSORS)
     save_file({name: t.to(torch.float64) for name, t in TENSORS.items()}, manifest.path)
-    with pytest.raises(WireError, match="holds 64 bytes of tensors, its manifest says 28"):
+    with pytest.raises(WireError, match=r"lm_head.weight is \('float64', \(1, 2\)\), its manifest says \('bfloat16'"):
         read_bucket(manifest)
+    save_file({name: t.flatten() for name, t in TENSORS.items()}, manifest.path)
+    with pytest.raises(WireError, match=r"lm_head.weight is \('bfloat16', \(2,\)\)"):
+        read_bucket(manifest)
+
+
+def test_a_flipped_bit_shows_where_checksums_are_asked_for(tmp_path):
+    manifest = write_bucket(tmp_path, 0, TENSORS, with_checksum=True)
+    assert torch.equal(read_bucket(manifest)["lm_head.weight"], TENSORS["lm_head.weight"])
+    contents = bytearray(Path(manifest.path).read_bytes())
+    contents[-1] ^= 1
+    Path(manifest.path).write_bytes(contents)
+    with pytest.raises(WireError, match="its bytes changed on the way"):
+        read_bucket(manifest)
+    assert read_bucket(replace(manifest, checksum=None))
 
 
 def test_missing_or_broken_file_is_refused(tmp_path):
@@ -86,7 +102,13 @@ def test_unwritable_folder_and_empty_bucket_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "plain", [{}, {"path": "x", "names": [], "num_bytes": 1, "more": 1}, {"path": 1, "names": [], "num_bytes": 1}]
+    "plain",
+    [
+        {},
+        {"path": "x", "tensors": {}, "checksum": None, "more": 1},
+        {"path": 1, "tensors": {}, "checksum": 1},
+        {"path": "x", "tensors": [], "checksum": 1},
+    ],
 )
 def test_wrong_manifest_is_refused(plain):
     with pytest.raises(WireError, match="bucket manifest"):
