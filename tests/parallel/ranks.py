@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 180.0) -> list[Any]:
     """Calls function(rank, "host:port", *args) in `world_size` fresh processes; what each returned, by rank.
@@ -15,12 +17,16 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     Raises:
         AssertionError: a rank raised (its traceback is shown) or did not finish in time.
     """
+    os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
+    if not torch.cuda.is_available():  # else an import could start CUDA, which does not survive a fork
+        # Ranks are forked from a server process that has imported Megatron (6 s) once, and started no thread.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["megatron_nft.actor.worker"])
     results = context.Queue()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         master = f"127.0.0.1:{probe.getsockname()[1]}"
-    os.environ["OMP_NUM_THREADS"] = "1"
     ranks = [
         context.Process(target=_call, args=(results, rank, function, master, args), daemon=True)
         for rank in range(world_size)
