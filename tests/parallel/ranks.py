@@ -1,11 +1,20 @@
-"""Runs a function on several real processes: rank by rank, over gloo, with a deadline."""
+"""Runs a function on several real processes: rank by rank, over gloo, with a deadline.
+
+A rank is forked from a server process, one for all tests, which has imported Megatron (6 s) once and never starts a
+thread. Not multiprocessing's own fork server: there is one in a process, and here verdict/pool.py has it.
+"""
 
 import multiprocessing
 import os
+import pickle
+import queue
 import socket
+import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 
@@ -15,25 +24,18 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     Raises:
         AssertionError: a rank raised (its traceback is shown) or did not finish in time.
     """
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        master = f"127.0.0.1:{probe.getsockname()[1]}"
-    os.environ["OMP_NUM_THREADS"] = "1"
-    ranks = [context.Process(target=_call, args=(results, rank, function, master, args)) for rank in range(world_size)]
-    for rank in ranks:
-        rank.start()
+    server = _server()
     try:
-        answers = dict(results.get(timeout=timeout_s) for _ in ranks[:1])
-        while len(answers) < world_size and not any(isinstance(a, RankError) for a in answers.values()):
-            answers |= [results.get(timeout=timeout_s)]
-    finally:
-        for rank in ranks:
-            rank.join(timeout=5)
-            rank.kill()
+        pickle.dump((world_size, function, args, timeout_s), server.stdin)
+        server.stdin.flush()
+        answers = pickle.load(server.stdout)
+    except (EOFError, BrokenPipeError):
+        _server.cache_clear()
+        raise AssertionError(f"the process that forks ranks ended with status {server.wait()}") from None
     errors = [f"rank {rank}: {answer}" for rank, answer in answers.items() if isinstance(answer, RankError)]
     assert not errors, "\n".join(errors)
+    missing = set(range(world_size)) - answers.keys()
+    assert not missing, f"ranks {missing} sent nothing for {timeout_s:g} s"
     return [answers[rank] for rank in range(world_size)]
 
 
@@ -41,8 +43,62 @@ class RankError(Exception):
     """A rank's traceback, as text."""
 
 
-def _call(results: Any, rank: int, function: Callable[..., Any], master: str, args: tuple) -> None:
+# --- The server ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _server() -> subprocess.Popen:
+    """Ends by itself when this process does."""
+    command = [sys.executable, "-c", "from tests.parallel.ranks import serve; serve()"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def serve() -> None:
+    """Answers the requests of `run_ranks` on stdin until it is closed."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a rank prints is no answer
     warnings.filterwarnings("ignore")  # Megatron says on every rank what isn't installed
+    import torch
+
+    import megatron_nft.actor.worker  # noqa: F401
+
+    # Where there is CUDA, an import may have started it, and it does not survive a fork.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    while True:
+        try:
+            world_size, function, args, timeout_s = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(_run(context, world_size, function, args, timeout_s), answers)
+        answers.flush()
+
+
+def _run(context: Any, world_size: int, function: Callable[..., Any], args: tuple, timeout_s: float) -> dict[int, Any]:
+    """What ranks returned, or the first RankErrors; ranks that were late are missing."""
+    results = context.Queue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        master = f"127.0.0.1:{probe.getsockname()[1]}"
+    # No daemons: a rank may have children of its own, as Megatron's checkpoint writer does.
+    ranks = [context.Process(target=_call, args=(results, rank, function, master, args)) for rank in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    answers: dict[int, Any] = {}
+    try:
+        while len(answers) < world_size and not any(isinstance(a, RankError) for a in answers.values()):
+            answers |= [results.get(timeout=timeout_s)]
+    except queue.Empty:
+        pass
+    finally:
+        for rank in ranks:
+            rank.join(timeout=5)
+            rank.kill()
+    return answers
+
+
+def _call(results: Any, rank: int, function: Callable[..., Any], master: str, args: tuple) -> None:
+    warnings.filterwarnings("ignore")
     try:
         results.put((rank, function(rank, master, *args)))
     except BaseException:

@@ -1,0 +1,125 @@
+"""The layouts that tests/parallel/test_parity.py runs: a table, and what makes a layout possible.
+
+The table has every way in which up to 4 processes can be laid out, and every pair of values of two columns that is
+possible with them. test_parity.py holds it to both.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass
+from itertools import combinations, product
+
+MAX_PROCESSES = 4
+NUM_LAYERS = 8
+"""Of the models that go through these layouts: enough for pp 4 x vpp 2."""
+
+TOKEN_BUDGETS = {"single": 1, "small": 60, "large": 4096}
+"""actor.tokens_per_microbatch: every sequence in a microbatch of its own, a few packed into one, or all of a rank.
+Packing and budget are one column: without packing there is no budget."""
+
+VALUES = {
+    "tp": (1, 2, 4),
+    "pp": (1, 2, 4),
+    "vpp": (1, 2),
+    "cp": (1, 2),
+    "dp": (1, 2, 4),
+    "sp": (0, 1),
+    "recompute": ("none", "selective", "full"),
+    "microbatch": tuple(TOKEN_BUDGETS),
+    "embedding": ("tied", "untied"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A row of the table."""
+
+    tp: int
+    pp: int
+    vpp: int
+    cp: int
+    dp: int
+    sp: int
+    recompute: str
+    microbatch: str
+    embedding: str
+    last_stage: int | None = None
+    """Layers of the last rank's stages, where the stages are uneven."""
+
+    @property
+    def num_processes(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def is_possible(self) -> bool:
+        """Sequence parallelism shards over the tensor axis, virtual stages interleave with those of other ranks."""
+        return self.num_processes <= MAX_PROCESSES and (self.sp == 0 or self.tp > 1) and (self.vpp == 1 or self.pp > 1)
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """How the processes are laid out, whatever they run."""
+        return astuple(self)[:6]
+
+    @property
+    def pairs(self) -> set[frozenset]:
+        """Every two columns with their values."""
+        items = [(name, getattr(self, name)) for name in VALUES]
+        return {frozenset(pair) for pair in combinations(items, 2)}
+
+    @property
+    def overrides(self) -> list[str]:
+        """For `load_config`."""
+        lines = [f"actor.{axis}={getattr(self, axis)}" for axis in ("tp", "pp", "vpp", "cp", "dp")]
+        lines += [f"actor.sequence_parallel={'true' if self.sp else 'false'}", f"actor.recompute={self.recompute}"]
+        lines += [f"actor.tokens_per_microbatch={TOKEN_BUDGETS[self.microbatch]}"]
+        if self.last_stage is not None:
+            lines += [f"actor.num_layers_in_last_pipeline_stage={self.last_stage}"]
+        return lines
+
+    def __str__(self) -> str:
+        axes = [f"{k}{v}" for k, v in asdict(self).items() if k in ("tp", "pp", "vpp", "cp", "dp") and v > 1]
+        uneven = [] if self.last_stage is None else ["uneven"]
+        kind = [f"recompute-{self.recompute}", self.microbatch, self.embedding]
+        return " ".join([*axes, *["sp"] * self.sp, *uneven, *kind])
+
+
+def possible_layouts() -> Iterator[Layout]:
+    """Every possible combination of VALUES."""
+    for values in product(*VALUES.values()):
+        if (layout := Layout(*values)).is_possible:
+            yield layout
+
+
+# fmt: off
+LAYOUTS = [
+    #  tp pp vpp cp dp sp  recompute   microbatch embedding
+    Layout(1, 1, 1, 1, 1, 0, "none",      "large",  "tied"),
+    Layout(2, 1, 1, 1, 1, 0, "selective", "single", "tied"),
+    Layout(2, 1, 1, 1, 1, 1, "none",      "small",  "untied"),
+    Layout(4, 1, 1, 1, 1, 0, "full",      "small",  "untied"),
+    Layout(4, 1, 1, 1, 1, 1, "selective", "single", "tied"),
+    Layout(4, 1, 1, 1, 1, 1, "none",      "large",  "untied"),
+    Layout(1, 2, 1, 1, 1, 0, "none",      "small",  "untied"),
+    Layout(1, 2, 2, 1, 1, 0, "full",      "single", "tied"),
+    Layout(1, 4, 1, 1, 1, 0, "full",      "single", "untied"),
+    Layout(1, 4, 1, 1, 1, 0, "none",      "large",  "tied"),
+    Layout(1, 4, 2, 1, 1, 0, "selective", "small",  "tied"),
+    Layout(1, 1, 1, 2, 1, 0, "none",      "large",  "tied"),
+    Layout(1, 1, 1, 1, 2, 0, "selective", "small",  "tied"),
+    Layout(1, 1, 1, 1, 4, 0, "none",      "small",  "tied"),
+    Layout(1, 1, 1, 1, 4, 0, "full",      "single", "untied"),
+    Layout(1, 1, 1, 1, 4, 0, "selective", "large",  "tied"),
+    Layout(2, 2, 1, 1, 1, 0, "full",      "small",  "tied"),
+    Layout(2, 2, 1, 1, 1, 1, "selective", "small",  "tied"),
+    Layout(2, 2, 2, 1, 1, 0, "full",      "small",  "tied"),
+    Layout(2, 2, 2, 1, 1, 1, "selective", "large",  "tied"),
+    Layout(2, 1, 1, 2, 1, 0, "none",      "large",  "untied"),
+    Layout(2, 1, 1, 2, 1, 1, "full",      "large",  "untied"),
+    Layout(2, 1, 1, 1, 2, 0, "none",      "small",  "untied"),
+    Layout(2, 1, 1, 1, 2, 1, "none",      "single", "tied"),
+    Layout(1, 2, 1, 2, 1, 0, "selective", "single", "untied"),
+    Layout(1, 2, 2, 2, 1, 0, "none",      "single", "tied"),
+    Layout(1, 2, 1, 1, 2, 0, "selective", "large",  "tied", last_stage=2),
+    Layout(1, 2, 2, 1, 2, 0, "full",      "single", "untied"),
+    Layout(1, 1, 1, 2, 2, 0, "none",      "small",  "untied"),
+]
+# fmt: on
