@@ -16,6 +16,9 @@ TOKEN_BUDGETS = {"single": 1, "small": 60, "large": 4096}
 """actor.tokens_per_microbatch: every sequence in a microbatch of its own, a few packed into one, or all of a rank.
 Packing and budget are one column: without packing there is no budget."""
 
+OVERLAP_BUCKET_SIZE = 30_000
+"""Parameters: several messages for a model of these tests."""
+
 VALUES = {
     "tp": (1, 2, 4),
     "pp": (1, 2, 4),
@@ -44,6 +47,8 @@ class Layout:
     embedding: str
     last_stage: int | None = None
     """Layers of the last rank's stages, where the stages are uneven."""
+    overlap: bool = False
+    """Gradients are reduced during the backward, parameters gathered during the forward pass, in small messages."""
 
     @property
     def num_processes(self) -> int:
@@ -73,13 +78,16 @@ class Layout:
         lines += [f"actor.tokens_per_microbatch={TOKEN_BUDGETS[self.microbatch]}"]
         if self.last_stage is not None:
             lines += [f"actor.num_layers_in_last_pipeline_stage={self.last_stage}"]
+        if self.overlap:
+            lines += ["actor.overlap_grad_reduce=true", "actor.overlap_param_gather=true"]
+            lines += [f"actor.ddp_bucket_size={OVERLAP_BUCKET_SIZE}"]
         return lines
 
     def __str__(self) -> str:
         axes = [f"{k}{v}" for k, v in asdict(self).items() if k in ("tp", "pp", "vpp", "cp", "dp") and v > 1]
-        uneven = [] if self.last_stage is None else ["uneven"]
+        special = ["uneven"] * (self.last_stage is not None) + ["overlap"] * self.overlap
         kind = [f"recompute-{self.recompute}", self.microbatch, self.embedding]
-        return " ".join([*axes, *["sp"] * self.sp, *uneven, *kind])
+        return " ".join([*axes, *["sp"] * self.sp, *special, *kind])
 
 
 def possible_layouts() -> Iterator[Layout]:
@@ -121,5 +129,8 @@ LAYOUTS = [
     Layout(1, 2, 1, 1, 2, 0, "selective", "large",  "tied", last_stage=2),
     Layout(1, 2, 2, 1, 2, 0, "full",      "single", "untied"),
     Layout(1, 1, 1, 2, 2, 0, "none",      "small",  "untied"),
+    Layout(1, 1, 1, 1, 2, 0, "none",      "small",  "tied", overlap=True),
+    Layout(2, 1, 1, 1, 2, 1, "full",      "small",  "untied", overlap=True),
+    Layout(1, 2, 2, 1, 2, 0, "selective", "small",  "tied", overlap=True),
 ]
 # fmt: on

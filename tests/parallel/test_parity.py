@@ -38,6 +38,8 @@ def outcome_of_rank(rank: int, master: str, model: str, overrides: list[str], up
     paths = [f"model.path={json.dumps(model)}", "data.max_prompt_tokens=40", "rollout.max_answer_tokens=80"]
     config = load_config("launch/recipes/quickstart.toml", [*paths, *OVERRIDES, *overrides])
     worker = Worker(config, rank=rank, master=master)
+    if config.actor.overlap_grad_reduce and worker.topology.is_first_stage:  # Megatron buckets no later stage
+        assert len(worker.model[0].bucket_groups) > 1, "a single message overlaps with nothing"
     replica, budget = data_parallel_rank(config.actor, rank), config.actor.tokens_per_microbatch
     microbatches = [
         pack(groups, num_updates=1, dp=config.actor.dp, tokens_per_microbatch=budget).updates[0][replica]
