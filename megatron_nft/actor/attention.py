@@ -35,6 +35,7 @@ class AttentionChunk:
     real: Tensor  # int64: the positions in `queries` that are no padding
     mask: Tensor | None  # bool [num_sequences, 1, queries, keys]; None: a plain causal mask does
     num_sequences: int
+    rows: slice | None  # of the pack, where equally long sequences lie end to end: then nothing needs to be gathered
 
 
 @dataclass
@@ -42,7 +43,7 @@ class PackedSequences(PackedSeqParams):
     """Megatron's bounds of packed sequences, and the plan of attention calls for them, made once per microbatch."""
 
     chunks: list[AttentionChunk] = field(default_factory=list)
-    restore: Tensor | None = None  # int64 [T]: brings the chunks' outputs back into the pack's order
+    restore: Tensor | None = None  # int64 [T]: brings the chunks' outputs back into the pack's order; None: they are
 
 
 def pack_bounds(lengths: list[int], device: torch.device, share: ContextShare | None = None) -> PackedSeqParams:
@@ -65,7 +66,8 @@ def pack_bounds(lengths: list[int], device: torch.device, share: ContextShare | 
     share = share or ContextShare(lengths)
     chunks = [_plan_chunk(members, lengths, starts, share) for members in _similar_lengths(lengths)]
     tokens = torch.cat([chunk.queries[chunk.real] for chunk in chunks])
-    return PackedSequences(**params, chunks=chunks, restore=tokens.argsort())
+    is_in_order = bool((tokens[1:] > tokens[:-1]).all())
+    return PackedSequences(**params, chunks=chunks, restore=None if is_in_order else tokens.argsort())
 
 
 def _plan_chunk(members: list[int], lengths: list[int], starts: Tensor, share: ContextShare) -> AttentionChunk:
@@ -76,6 +78,7 @@ def _plan_chunk(members: list[int], lengths: list[int], starts: Tensor, share: C
     keys = torch.where(column < length, start + column, start)
     # Whole sequences lie in order, and what pads them comes last: torch's own causal mask is right, and faster.
     mask = None if share.size == 1 else column <= position[:, None, :, None]
+    is_end_to_end = bool((start[1:] == start[:-1] + length[:-1]).all() and (length == length[0]).all())
     local_start = start // share.size
     queries = torch.where(is_real, local_start + torch.arange(position.shape[1]), local_start)
     return AttentionChunk(
@@ -84,6 +87,7 @@ def _plan_chunk(members: list[int], lengths: list[int], starts: Tensor, share: C
         real=is_real.flatten().nonzero()[:, 0],
         mask=mask,
         num_sequences=len(members),
+        rows=slice(int(start[0]), int(start[-1] + length[-1])) if is_end_to_end and share.size == 1 else None,
     )
 
 
@@ -136,8 +140,8 @@ class PackedCausalAttention(MegatronModule):
             key, value = both.unbind(1)
         outputs = []
         for chunk in packed_seq_params.chunks:
-            q = self._take(query, chunk.queries, chunk.num_sequences)
-            k, v = (self._take(tensor, chunk.keys, chunk.num_sequences) for tensor in (key, value))
+            q = self._take(query, chunk.queries, chunk)
+            k, v = (self._take(tensor, chunk.keys, chunk) for tensor in (key, value))
             out = F.scaled_dot_product_attention(
                 q,
                 k,
@@ -149,9 +153,11 @@ class PackedCausalAttention(MegatronModule):
             )
             out = out.transpose(1, 2).reshape(-1, *query.shape[1:])
             outputs.append(out if len(chunk.real) == len(chunk.queries) else out.index_select(0, chunk.real))
-        return torch.cat(outputs).index_select(0, packed_seq_params.restore)
+        joined = torch.cat(outputs)
+        return joined if packed_seq_params.restore is None else joined.index_select(0, packed_seq_params.restore)
 
     @staticmethod
-    def _take(tensor: Tensor, index: Tensor, num_sequences: int) -> Tensor:
+    def _take(tensor: Tensor, index: Tensor, chunk: AttentionChunk) -> Tensor:
         """[T, heads, d] -> [sequences, heads, longest, d]"""
-        return tensor.index_select(0, index).view(num_sequences, -1, *tensor.shape[1:]).transpose(1, 2)
+        taken = tensor.index_select(0, index) if chunk.rows is None else tensor[chunk.rows]
+        return taken.reshape(chunk.num_sequences, -1, *tensor.shape[1:]).transpose(1, 2)

@@ -36,3 +36,10 @@ def test_padding_stays_within_its_bound():
     bounds = pack_bounds(lengths, torch.device("cpu"))
     assert sum(len(chunk.queries) for chunk in bounds.chunks) <= 1.25 * sum(lengths)
     assert len(bounds.chunks) < 40, "similar lengths share a call"
+
+
+def test_equally_long_sequences_are_not_gathered():
+    bounds = pack_bounds([9, 9, 2], torch.device("cpu"))
+    assert [chunk.rows for chunk in bounds.chunks] == [slice(0, 18), slice(18, 20)] and bounds.restore is None
+    bounds = pack_bounds([2, 9, 9], torch.device("cpu"))
+    assert [chunk.rows for chunk in bounds.chunks] == [slice(2, 20), slice(0, 2)] and bounds.restore is not None
