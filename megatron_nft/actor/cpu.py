@@ -28,6 +28,7 @@ def adapt_to_cpu() -> None:
     _replace_cuda_functions()
     _replace_megatron_random_state()
     _let_torch_adamw_load()
+    _leave_the_models_alone()
     _mode = _CudaMeansCpu()
     _mode.__enter__()
 
@@ -118,3 +119,21 @@ def _let_torch_adamw_load() -> None:
 
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states_and_step
     DistributedOptimizer.sharded_state_dict = sharded_state_dict_of_any_age
+
+
+def _leave_the_models_alone() -> None:
+    """No mode inside a model's forward and backward pass: nothing there asks for CUDA, and it looks at every call."""
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.pipeline_parallel import schedules
+
+    forward, backward_step = DistributedDataParallel.forward, schedules.backward_step
+
+    def plain_forward(*arguments: Any, **keywords: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return forward(*arguments, **keywords)
+
+    def plain_backward_step(*arguments: Any, **keywords: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return backward_step(*arguments, **keywords)
+
+    DistributedDataParallel.forward, schedules.backward_step = plain_forward, plain_backward_step
