@@ -10,7 +10,6 @@ that the exported HF folder is the trained model. Then times a step. Ends with `
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_nft.actor.topology import data_parallel_rank
+from megatron_nft.actor.topology import data_parallel_rank, free_address
 from megatron_nft.actor.worker import Worker
 from megatron_nft.config import (
     ActorConfig,
@@ -109,10 +108,10 @@ class Smoke:
             "right answers likelier than wrong ones", up > down, f"right {up:+.3g}, wrong {down:+.3g} nats/token"
         )
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(_gather(scratch)[0]) / "hf"
-            self.export(folder)
-            self.check_log_probs("exported folder against the trained model", after, str(folder))
-            self.check_resume(Path(_gather(scratch)[0]) / "checkpoint")
+            shared = Path(_gather(scratch)[0])
+            self.export(shared / "hf")
+            self.check_log_probs("exported folder against the trained model", after, str(shared / "hf"))
+            self.check_resume(shared / "checkpoint")
             dist.barrier()
         self.time_steps()
 
@@ -241,9 +240,7 @@ def _master() -> str:
     """torchrun's meeting point, or one of this process alone."""
     if "MASTER_ADDR" in os.environ:
         return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return free_address()
 
 
 def _sequences(model: str, hf: HFConfig) -> list[TrainSequence]:

@@ -6,7 +6,6 @@ takes nothing from the one whose turn it is.
 
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 import warnings
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from benchmarks.train_step.case import make_sequences
+from megatron_nft.actor.topology import free_address
 
 TIMEOUT_S = 600.0
 
@@ -43,10 +43,7 @@ class Contestant:
             threads: of all its ranks together.
         """
         self.entry = entry
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            master = f"127.0.0.1:{probe.getsockname()[1]}"
-        context = multiprocessing.get_context("spawn")
+        context, master = multiprocessing.get_context("spawn"), free_address()
         os.environ["OMP_NUM_THREADS"] = str(max(1, threads // entry.num_ranks))  # the new processes inherit it
         self.pipes, self.processes = [], []
         for rank in range(entry.num_ranks):

@@ -18,29 +18,21 @@ def build(
 ) -> Callable[[], dict | None]:
     """A function that makes one update on the sequences; its loss and gradient norm, from the rank that speaks."""
     from megatron_nft.actor.worker import Worker
-    from megatron_nft.config import (
-        ActorConfig,
-        AlgorithmConfig,
-        ClusterConfig,
-        Config,
-        DataConfig,
-        ModelConfig,
-        OptimizerConfig,
-        RolloutConfig,
-    )
+    from megatron_nft.config import Config
     from megatron_nft.data.packing import pack
 
-    config = Config(
-        model=ModelConfig(path=model_folder),
-        data=DataConfig(train=["none"]),
-        rollout=RolloutConfig(dtype="float32", max_answer_tokens=128),
-        algorithm=AlgorithmConfig(name="dapo"),
-        actor=ActorConfig(tp=tp, pp=pp, precision="fp32", tokens_per_microbatch=tokens_per_microbatch),
-        optimizer=OptimizerConfig(
-            learning_rate=LEARNING_RATE, warmup_updates=0, weight_decay=WEIGHT_DECAY, grad_clip=GRAD_CLIP
-        ),
-        cluster=ClusterConfig(device="cpu"),
-    )
+    recipe = {
+        "model": {"path": model_folder},
+        "data": {"train": ["none"]},
+        "rollout": {"dtype": "float32", "max_answer_tokens": 128},
+        "algorithm": {"name": "dapo"},
+        "actor": {"tp": tp, "pp": pp, "precision": "fp32", "tokens_per_microbatch": tokens_per_microbatch},
+        "optimizer": {
+            "learning_rate": LEARNING_RATE, "warmup_updates": 0, "weight_decay": WEIGHT_DECAY, "grad_clip": GRAD_CLIP,
+        },
+        "cluster": {"device": "cpu"},
+    }  # fmt: skip
+    config = Config.model_validate(recipe)
     worker = Worker(config, rank=rank, master=master)
     batch = pack(
         [sequences],

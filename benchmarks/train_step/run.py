@@ -28,8 +28,6 @@ ENTRIES = (
     Entry("ours, tp=2", "ours", 2048, tp=2),
     Entry("ours, pp=2", "ours", 2048, pp=2),
 )
-WANTED = {"floor": 0.85, "TRL": 3.0}
-"""Least speed of ours as a multiple of the other's; TRL's holds for spread lengths, where it pads."""
 TOLERANCE = 1e-3
 """Largest relative difference of losses and gradient norms."""
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from socket import socket
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from megatron_nft.actor.topology import free_address
 from megatron_nft.actor.worker import Worker
 from megatron_nft.config import (
     ActorConfig,
@@ -68,7 +68,7 @@ def warm_up(
     tell: Callable[[str], None] = print,
 ) -> None:
     """Trains the HF folder's model through the stages, and writes it back in fp32."""
-    worker = Worker(_config(folder, stages[0], seed), rank=0, master=f"127.0.0.1:{_free_port()}")
+    worker = Worker(_config(folder, stages[0], seed), rank=0, master=free_address())
     began, tokens = time.monotonic(), 0
     for stage in stages:
         loss = None
@@ -123,9 +123,3 @@ def _sequence(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, l
         correct_rate=0.5,  # without effect at normalize 0
         engine_logprobs_A=np.zeros(len(token_ids) - num_prompt_tokens, np.float32),
     )
-
-
-def _free_port() -> int:
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -63,9 +63,10 @@ def start_user_buffers(hf: HFConfig, actor: ActorConfig) -> None:
         return
     from transformer_engine.pytorch.module import base
 
-    modes = [base.UserBufferQuantizationMode.FP8 if actor.precision.startswith("fp8") else None]
-    if modes[0] is None or actor.num_layers_at_start_in_bf16 or actor.num_layers_at_end_in_bf16:
-        modes = [mode for mode in modes if mode is not None] + [base.UserBufferQuantizationMode.NONE]
+    is_fp8 = actor.precision.startswith("fp8")
+    modes = [base.UserBufferQuantizationMode.FP8] if is_fp8 else []
+    if not is_fp8 or actor.num_layers_at_start_in_bf16 or actor.num_layers_at_end_in_bf16:
+        modes.append(base.UserBufferQuantizationMode.NONE)
     base.initialize_ub(
         shape=[tokens_of_a_pass(actor), hf.hidden_size],
         tp_size=actor.tp,

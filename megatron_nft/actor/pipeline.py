@@ -55,9 +55,9 @@ class Pipeline:
         algorithm: AlgorithmConfig,
         rollout: RolloutConfig,
         *,
-        measures_entropy: bool = False,
-        token_multiple: int = 1,
-        logits_bytes: int = 128 << 20,
+        measures_entropy: bool,
+        token_multiple: int,
+        logits_bytes: int,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
         self.algorithm, self.rollout = algorithm, rollout

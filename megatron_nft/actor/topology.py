@@ -6,6 +6,7 @@ numbered as Megatron numbers them: tensor axis fastest, then context, data, pipe
 """
 
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -51,6 +52,17 @@ class Topology:
     def is_first_replica(self) -> bool:
         """Whether this rank's shards are those that are sent and exported; other replicas hold equal ones."""
         return self.dp_rank == 0 and self.cp_rank == 0
+
+
+def free_address(host: str = "127.0.0.1") -> str:
+    """ "host:port" of this machine at which ranks can meet; nothing listens at that port now.
+
+    Args:
+        host: the address by which the ranks know this machine.
+    """
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
 
 
 def data_parallel_rank(config: ActorConfig, rank: int) -> int:

@@ -151,8 +151,8 @@ class Actors:
 
     def begin_send(self, index: int, folder: Path) -> Pending:
         """Puts one bucket of every stage on the wire; `wait` gives their manifests, or None from other ranks."""
-        pending = self._begin("send_bucket", index, str(folder), timeout_s=self._config.weights.timeout_s)
-        return replace(pending, what=f"send bucket {index} of each stage")
+        what, timeout_s = f"send bucket {index} of each stage", self._config.weights.timeout_s
+        return self._begin("send_bucket", index, str(folder), what=what, timeout_s=timeout_s)
 
     def save_hf(self, folder: Path) -> None:
         """Writes the model as a complete HF folder; an earlier one is replaced once the new one is whole."""
@@ -161,11 +161,11 @@ class Actors:
             finish_hf_folder(partial, self._config.model.path, [m for m in weight_maps if m is not None])
 
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
-        return self._begin(verb, *arguments, timeout_s=self._config.actor.timeout_s).wait()
+        return self._begin(verb, *arguments, what=verb, timeout_s=self._config.actor.timeout_s).wait()
 
-    def _begin(self, verb: str, *arguments: Any, timeout_s: float) -> Pending:
+    def _begin(self, verb: str, *arguments: Any, what: str, timeout_s: float) -> Pending:
         refs = {name: handle.call.remote(verb, arguments) for name, handle in self._ranks.items()}
-        return Pending(verb, refs, timeout_s)
+        return Pending(what, refs, timeout_s)
 
     def _call_by_replica(self, verb: str, shares: Sequence[Any]) -> list[Any]:
         """Calls `verb` on all ranks, with the share of each rank's data-parallel replica."""

@@ -87,7 +87,7 @@ def write_bucket(
         save_file(_apart(tensors), path)
     except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: overlapping views
         path.unlink(missing_ok=True)
-        need = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
+        need = sum(t.nbytes for t in tensors.values()) / 2**20
         raise WireError(
             f"cannot write bucket {index} ({need:.0f} MiB) to {folder}: {error}; give an existing folder with room for "
             "two buckets, or lower weights.bucket_mib"

@@ -7,6 +7,7 @@ float64, so that the differences measured are the layout's own; transformers com
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ import torch
 from megatron_nft.nft.loss import nft_loss, ratio_metrics
 from megatron_nft.types import TrainSequence
 from tests.parallel.layouts import NUM_LAYERS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 VOCAB_SIZE = 301
 """Odd, and at tp 4 (padded to 512) the last rank has nothing but padding."""
@@ -46,10 +50,9 @@ class Outcome:
 
 
 def make_model(folder: Path, *, tied: bool) -> Path:
-    """A small random Qwen2 in an HF folder; norms and biases are random, too, so that one that goes astray is seen."""
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    """A small random Qwen2 in an HF folder."""
+    from transformers import Qwen2Config
 
-    torch.manual_seed(0)
     config = Qwen2Config(
         hidden_size=64,
         intermediate_size=96,
@@ -63,6 +66,14 @@ def make_model(folder: Path, *, tied: bool) -> Path:
         rms_norm_eps=1e-5,
         tie_word_embeddings=tied,
     )
+    return save_random(config, folder)
+
+
+def save_random(config: "PretrainedConfig", folder: Path) -> Path:
+    """A random model in an HF folder; norms and biases are random, too, so that one that goes astray is seen."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

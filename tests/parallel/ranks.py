@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import pickle
 import queue
-import socket
 import subprocess
 import sys
 import traceback
@@ -76,10 +75,9 @@ def serve() -> None:
 
 def _run(context: Any, world_size: int, function: Callable[..., Any], args: tuple, timeout_s: float) -> dict[int, Any]:
     """What ranks returned, or the first RankErrors; ranks that were late are missing."""
-    results = context.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        master = f"127.0.0.1:{probe.getsockname()[1]}"
+    from megatron_nft.actor.topology import free_address
+
+    results, master = context.Queue(), free_address()
     # No daemons: a rank may have children of its own, as Megatron's checkpoint writer does.
     ranks = [context.Process(target=_call, args=(results, rank, function, master, args)) for rank in range(world_size)]
     for rank in ranks:

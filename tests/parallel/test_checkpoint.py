@@ -4,6 +4,7 @@ import pytest
 
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import _moved, stored_sequences
+from tests.parallel.test_parity import hf_tensors
 
 pytestmark = pytest.mark.parallel
 # With Adam's usual eps a gradient of 1e-9 moves its weight as far as one of 1e-1, rounding and all.
@@ -31,9 +32,7 @@ def two_updates(rank, master, overrides, folder, saves):
     else:
         worker.load(folder)
     metrics = worker.train_step([second])
-    weights = {}
-    for index in range(worker.num_buckets()):
-        weights |= {name: tensor.float().numpy() for name, tensor in worker._gather(index, torch.float32).items()}
+    weights = hf_tensors(worker, lambda parameter: parameter)
     worker.shutdown()
     return metrics, weights
 

@@ -9,6 +9,7 @@ import torch
 from megatron_nft.config import load_config
 from megatron_nft.nft.loss import nft_loss
 from megatron_nft.types import MicroBatch, TrainSequence
+from tests.parallel.oracle import answer_logprobs, save_random
 from tests.parallel.ranks import run_ranks
 
 pytestmark = pytest.mark.parallel
@@ -40,19 +41,10 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def folder(family, tmp_path_factory):
-    """An HF folder; norms and biases are random, too, so that a weight that goes astray is seen."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    torch.manual_seed(0)
     config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | FAMILIES[family]))
-    model = AutoModelForCausalLM.from_config(config).float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    folder = tmp_path_factory.mktemp(family.replace(" ", "_"))
-    model.save_pretrained(folder)
-    return folder
+    return save_random(config, tmp_path_factory.mktemp(family.replace(" ", "_")))
 
 
 def sequences():
@@ -121,10 +113,3 @@ def test_the_scaling_of_llama_3_shows(family, folder):
     first = sequences()[0]
     with torch.no_grad():
         assert (answer_logprobs(model, first) - answer_logprobs(unscaled, first)).abs().max() > 1e-3
-
-
-def answer_logprobs(model, sequence):
-    tokens = torch.from_numpy(sequence.token_ids_T).long()
-    first = sequence.num_prompt_tokens
-    logprobs = torch.log_softmax(model(tokens[None]).logits[0], -1)
-    return logprobs[first - 1 : -1].gather(1, tokens[first:, None])[:, 0]
