@@ -92,6 +92,8 @@ class RolloutConfig(Section):
     """Answers that one engine works on at the same time (vLLM's max_num_seqs)."""
     timeout_s: float = Field(3600.0, gt=0)
     """Longest wait for the next finished group before the run stops with an error."""
+    max_restarts: int = Field(3, ge=0)
+    """Engines that may die and be started again in a run, before it stops."""
 
 
 class VerdictConfig(Section):
@@ -290,12 +292,22 @@ class OptimizerConfig(Section):
 
 
 class WeightsConfig(Section):
-    bucket_mib: int = Field(256, ge=1)
-    """Size of a weight-sync bucket. Two are in use at a time."""
+    carrier: Literal["auto", "shared_memory", "collective", "cuda_ipc"] = "auto"
+    """How buckets travel: "shared_memory" on one machine; "collective", a broadcast by NCCL (gloo on CPUs), between
+    machines or GPUs; "cuda_ipc" where actor and engines share GPUs. "auto": shared_memory on CPUs, cuda_ipc if
+    colocated, else collective."""
+    bucket_mib: int | None = Field(None, ge=1)
+    """Size of a weight-sync bucket, over all pipeline stages. Two are in use at a time. Unset: a 16th of each stage's
+    weights, but 16 to 512 MiB."""
     checksums: bool = False
     """Send every bucket with a checksum that its readers compare, for a machine whose memory is in doubt."""
     timeout_s: float = Field(300.0, gt=0)
     """Longest wait for one phase of a weight sync before the run stops with the phase's name."""
+    canary: bool = False
+    """After every sync each engine answers one prompt, and the actor scores the answer: engines that disagree, or whose
+    log-probs are further than canary_gap from the actor's, end the run."""
+    canary_gap: float = Field(0.1, gt=0)
+    """Largest mean distance of engine and actor log-probs in the canary's answer, in nats per token."""
 
 
 class TrainConfig(Section):
@@ -326,6 +338,9 @@ class EvaluateConfig(Section):
 class ClusterConfig(Section):
     device: Literal["cpu", "cuda"] = "cuda"
     """Where actors and engines run. The rest of the program is the same."""
+    placement: Literal["split", "colocated"] = "split"
+    """"split": actors and engines have GPUs (or cores) of their own. "colocated": engine i takes turns with the actor
+    ranks from rollout.tp x i on, on the same GPUs; the one that waits gives its memory back."""
     actor_ranks: int | None = Field(None, ge=1)
     """Ranks that this job has for the actor, checked against tp x pp x dp. Unset: as many as the layout needs."""
     threads_per_process: int = Field(1, ge=1)
@@ -367,6 +382,19 @@ class Config(Section):
     @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + self.rollout.max_answer_tokens
+
+    @property
+    def is_colocated(self) -> bool:
+        return self.cluster.placement == "colocated"
+
+    @property
+    def carrier(self) -> str:
+        """weights.carrier, with "auto" resolved."""
+        if self.weights.carrier != "auto":
+            return self.weights.carrier
+        if self.cluster.device == "cpu":
+            return "shared_memory"
+        return "cuda_ipc" if self.is_colocated else "collective"
 
     @model_validator(mode="after")
     def _check_sections_agree(self) -> "Config":
@@ -411,8 +439,31 @@ class Config(Section):
                 )
         if actor.sequence_parallel and actor.tp == 1:
             raise ValueError("actor.sequence_parallel = true needs actor.tp > 1; there is nothing to shard over")
+        self._check_placement()
         self._check_performance()
         return self
+
+    def _check_placement(self) -> None:
+        workers = self.rollout.engines * self.rollout.tp
+        if self.is_colocated and workers > self.actor.world_size:
+            raise ValueError(
+                f'cluster.placement = "colocated": rollout.engines x rollout.tp = {workers} workers don\'t fit on the '
+                f'actor\'s {self.actor.world_size} ranks; use fewer engines, or "split"'
+            )
+        if self.carrier == "cuda_ipc" and not (self.is_colocated and self.cluster.device == "cuda"):
+            raise ValueError(
+                f'weights.carrier = "cuda_ipc" needs GPUs that actor and engines share, and cluster.placement is '
+                f'"{self.cluster.placement}" on {self.cluster.device}; leave it at "auto"'
+            )
+        if self.weights.checksums and self.carrier != "shared_memory":
+            raise ValueError(
+                f'weights.checksums is for the "shared_memory" carrier, not "{self.carrier}"; leave it out'
+            )
+        if self.carrier == "collective" and self.is_colocated and self.cluster.device == "cuda":
+            raise ValueError(
+                'weights.carrier = "collective" can\'t join two processes of one GPU (NCCL refuses), and '
+                'cluster.placement is "colocated"; leave it at "auto"'
+            )
 
     def _check_performance(self) -> None:
         actor = self.actor

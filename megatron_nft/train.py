@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from math import ceil
 
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup
+from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
 from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
@@ -66,11 +66,13 @@ class Training:
         )
         placement = parts.enter_context(ray_cluster(config))
         self.actors, self.engines = Actors(config, placement), EngineGroup(config, placement)
-        starting = [self.engines.begin_build(), self.actors.begin_build()]
+        starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
         for pending in starting:
             pending.wait()
+        self.policy_version = 0
+        self.engines.refill = self.sync
         report.announce(f"ready after {time.perf_counter() - start:.0f} s")
 
     def run(self) -> None:
@@ -91,6 +93,8 @@ class Training:
                         tokens_per_microbatch=config.actor.tokens_per_microbatch,
                         attention_parity_tokens=self.hf.attention_parity_tokens,
                     )
+                self.engines.sleep()
+                self.actors.reload()
                 with report.stage("score"):
                     batch = self.actors.score(batch)  # sets old_logprobs
                 report.add(logprob_gap(batch, config.algorithm.importance_cap))
@@ -101,10 +105,15 @@ class Training:
                 report.add(trained)
                 if trained["actor/nonfinite_updates"]:
                     self.keep_nonfinite(step, batch)
+                self.policy_version = step
                 with report.stage("sync"):
-                    report.add(sync_weights(self.actors, self.engines, policy_version=step))
+                    report.add(self.sync())
             self.evaluate_and_export_if_due(step)
         self.actors.save_hf(config.run_dir / "hf")
+
+    def sync(self) -> dict[str, float]:
+        """The actor's weights into all engines."""
+        return sync_weights(self.actors, self.engines, self.policy_version)
 
     def sample_mixed_groups(self, step: int) -> list[RolloutGroup]:
         """prompts -> rollouts -> verdicts, round after round, until enough groups have right and wrong answers.

@@ -65,6 +65,14 @@ def free_address(host: str = "127.0.0.1") -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
+def address_toward(master: str) -> str:
+    """This machine's address on the network on which `master` ("host:port") is reached."""
+    host, _, port = master.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))  # a datagram socket: sends nothing, but picks the interface
+        return probe.getsockname()[0]
+
+
 def data_parallel_rank(config: ActorConfig, rank: int) -> int:
     """The data-parallel rank of global rank `rank`, for a driver that hands out microbatches."""
     return rank // (config.tp * config.cp) % config.dp

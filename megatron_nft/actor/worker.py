@@ -1,4 +1,4 @@
-"""One rank's verbs: score, train_step, send_bucket, save_hf, save, load.
+"""One rank's verbs: score, train_step, send_bucket, save_hf, save, load, offload, reload.
 
 Microbatches come in, log-probs and metrics go out. Every verb is a collective: all ranks call it in the same order, and
 the ranks that have something to say return it, the others None. cluster/workers.py runs one Worker per process.
@@ -20,13 +20,15 @@ from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.performance import finish_param_gather, hold_back_reductions, tokens_of_a_pass
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
-from megatron_nft.actor.topology import destroy_topology, init_topology
+from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
 from megatron_nft.config import Config
 from megatron_nft.hf_config import read_hf_config
 from megatron_nft.observe.metrics import reduce_metrics
 from megatron_nft.types import MicroBatch
-from megatron_nft.weights.gather import gather_bucket, plan_weights
-from megatron_nft.weights.wire import write_bucket
+from megatron_nft.weights.carriers import make_sender
+from megatron_nft.weights.gather import gather_bucket
+from megatron_nft.weights.plan import plan_weights
+from megatron_nft.weights.wire import Sender
 
 
 class Worker:
@@ -58,13 +60,16 @@ class Worker:
         if config.algorithm.kl_weight and config.model.reference is not None:
             self.reference = [c.requires_grad_(False) for c in build_chunks(self.hf, config.actor, self.topology)]
             load_hf_weights(self.reference, config.model.reference, self.hf, self.topology)
+        mib = config.weights.bucket_mib
         self.plan = plan_weights(
             list(named_shards(self.model, self.hf)),
             self.hf,
             tp_size=self.topology.tp_size,
             dtype=getattr(torch, config.rollout.dtype),
-            bucket_bytes=config.weights.bucket_mib << 20,
+            bucket_bytes=mib and (mib << 20) // self.topology.pp_size,
         )
+        self._host = address_toward(master)
+        self._sender: Sender | None = None
 
     def score(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """Old log-probs, float32 [A] per sequence in order, from the rank that speaks for its replica."""
@@ -127,24 +132,34 @@ class Worker:
         """Buckets of this rank's stage."""
         return len(self.plan.buckets)
 
-    def send_bucket(self, index: int, folder: str) -> dict | None:
-        """Gathers one bucket of this stage and puts it on the wire; its manifest, from the stage's leader.
+    def send_bucket(self, index: int, link: int) -> dict | None:
+        """Puts one bucket of this stage on the wire (weights/wire.py, `Sender.send`); its manifest, from the leader.
 
         A collective of one tensor-parallel group; other data-parallel ranks need not call it. `index` beyond this
         stage's buckets: None.
         """
-        tensors = self._gather(index, getattr(torch, self.config.rollout.dtype))
-        if not tensors:
+        if not self.topology.is_first_replica and self.config.carrier != "cuda_ipc":
             return None
-        with_checksum = self.config.weights.checksums
-        return write_bucket(Path(folder), self._bucket_id(index), tensors, with_checksum=with_checksum).to_dict()
+        if self._sender is None:
+            self._sender = make_sender(
+                self.config,
+                self.plan,
+                stage=self.topology.pp_rank,
+                tp_group=parallel_state.get_tensor_model_parallel_group(),
+                pp_group=parallel_state.get_pipeline_model_parallel_group(),
+                device=self.topology.device,
+                host=self._host,
+            )
+        manifest = self._sender.send(index, link)
+        return manifest.to_dict() if manifest and self.topology.sends_weights else None
 
     def save_hf(self, folder: str) -> dict[str, str] | None:
         """Writes this stage's weights as safetensors files into `folder`; HF name -> file name, from its leader."""
         weight_map: dict[str, str] = {}
+        dtype = PRECISIONS[self.config.actor.precision].dtype
         for index in range(len(self.plan.buckets)):
-            if tensors := self._gather(index, PRECISIONS[self.config.actor.precision].dtype):
-                name = f"model-{self._bucket_id(index):05d}.safetensors"
+            if tensors := self._gather(index, dtype):
+                name = f"model-{index * self.topology.pp_size + self.topology.pp_rank:05d}.safetensors"
                 save_file({key: tensor.cpu() for key, tensor in tensors.items()}, Path(folder) / name, {"format": "pt"})
                 weight_map |= dict.fromkeys(tensors, name)
         return weight_map if self.topology.sends_weights else None
@@ -157,20 +172,30 @@ class Worker:
         """Goes on from what `save` wrote, in this layout or another. Raises CheckpointError."""
         load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule)
 
+    def offload(self) -> None:
+        """Moves what only training needs off the GPU: gradients are dropped, the optimizer's state goes to the host."""
+        for chunk in self.model:
+            chunk.offload_grad_buffers()
+        self.optimizer.offload_to_cpu()
+
+    def reload(self) -> None:
+        """Undoes `offload`, before the next update. Fine if nothing is offloaded."""
+        for chunk in self.model:
+            chunk.restore_grad_buffers()
+        self.optimizer.restore_from_cpu()
+
     def shutdown(self) -> None:
-        """Leaves the process groups."""
+        """Leaves the process groups, and gives the wire's memory back."""
+        if self._sender is not None:
+            self._sender.close()
         destroy_topology()
 
     def _gather(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        if index >= len(self.plan.buckets) or not self.topology.is_first_replica:
+        """HF tensors of one bucket on the stage's leader, an empty dict elsewhere."""
+        if not self.topology.is_first_replica:
             return {}
-        return gather_bucket(
-            self.plan.buckets[index],
-            self.hf,
-            dtype=dtype,
-            tp_group=parallel_state.get_tensor_model_parallel_group(),
-            sends=self.topology.sends_weights,
-        )
-
-    def _bucket_id(self, index: int) -> int:
-        return index * self.topology.pp_size + self.topology.pp_rank
+        bucket, sends = self.plan.buckets[index], self.topology.sends_weights
+        tensors = bucket.empty_tensors(dtype, self.topology.device) if sends else None
+        group = parallel_state.get_tensor_model_parallel_group()
+        gather_bucket(bucket, self.hf, tensors, dtype=dtype, group=group)
+        return tensors or {}

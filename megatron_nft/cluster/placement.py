@@ -1,7 +1,8 @@
 """Who runs where: Ray up and down, and the resources of every actor rank and engine.
 
 On CPUs a rank or an engine is one of Ray's CPU slots on this machine. On GPUs actors and engines have GPUs of their own
-(split placement), a tensor-parallel group packed on one node. Called by train.py and cluster/workers.py.
+(split placement), a tensor-parallel group packed on one node, or take turns on the actor's (colocated). Called by
+train.py and cluster/workers.py.
 """
 
 import os
@@ -27,16 +28,29 @@ class Placement:
         self._config, self._group = config, group
 
     def actor_options(self, rank: int) -> dict[str, Any]:
-        """Of an actor rank: bundle `rank`."""
-        return self._options(rank, gpus=1)
+        """Of an actor rank: bundle `rank`. Colocated, it leaves room for what else runs there."""
+        return self._options(rank, *((0.4, 0.9) if self._config.is_colocated else (1, 1)))
 
     def engine_options(self, index: int) -> dict[str, Any]:
-        """Of an engine: the bundles follow those of the actor ranks."""
-        return self._options(self._config.actor.world_size + index, gpus=self._config.rollout.tp)
+        """Of an engine: the bundles follow those of the actor ranks, or, colocated, are the ranks' own."""
+        if self._config.is_colocated:
+            return self._options(index * self._config.rollout.tp, 0.4, 0)
+        return self._options(self._config.actor.world_size + index, 1, self._config.rollout.tp)
 
-    def _options(self, bundle: int, gpus: int) -> dict[str, Any]:
+    def engine_environment(self, index: int) -> dict[str, str]:
+        """Of an engine: colocated, the GPUs of its actor ranks, which Ray can't give twice."""
+        if not self._config.is_colocated or self._config.cluster.device != "cuda":
+            return {}
+        tp = self._config.rollout.tp
+        ranks = range(index * tp, (index + 1) * tp)
+        places = ray.get([_node_and_gpu.options(**self._options(rank, 0.1, 0.1)).remote() for rank in ranks])
+        if len({node for node, _ in places}) > 1:
+            raise RuntimeError(f"engine {index} needs {tp} GPUs of one node; its actor ranks lie on {places}")
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpu for _, gpu in places)}
+
+    def _options(self, bundle: int, cpus: float, gpus: float) -> dict[str, Any]:
         return {
-            "num_cpus": 1,
+            "num_cpus": cpus,
             "num_gpus": gpus if self._config.cluster.device == "cuda" else 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
@@ -57,7 +71,7 @@ def ray_cluster(config: Config) -> Iterator[Placement]:
     if "RAY_ADDRESS" not in os.environ:
         options |= {
             "address": "local",
-            "num_cpus": config.actor.world_size + config.rollout.engines,
+            "num_cpus": len(_bundles(config)),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
@@ -80,4 +94,10 @@ def _bundles(config: Config) -> list[dict[str, float]]:
     def bundle(gpus: int) -> dict[str, float]:
         return {"CPU": 1, "GPU": gpus} if config.cluster.device == "cuda" else {"CPU": 1}
 
-    return [bundle(1)] * config.actor.world_size + [bundle(config.rollout.tp)] * config.rollout.engines
+    engines = [] if config.is_colocated else [bundle(config.rollout.tp)] * config.rollout.engines
+    return [bundle(1)] * config.actor.world_size + engines
+
+
+@ray.remote
+def _node_and_gpu() -> tuple[str, str]:
+    return ray.get_runtime_context().get_node_id(), str(ray.get_gpu_ids()[0])

@@ -2,18 +2,19 @@
 
 The driver holds `Actors` (Megatron ranks, actor/worker.py) and `EngineGroup` (vLLM engines, rollout/engine.py). Both
 look to train.py like one object each; who runs where comes from cluster/placement.py. A rank that fails ends the wait
-of all others at once, with its own error.
+of all others at once, with its own error. An engine that dies is replaced: it holds nothing that the actor hasn't got.
 """
 
-import socket
+import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import RayActorError
 
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.cluster.placement import Placement
@@ -29,6 +30,14 @@ class ClusterError(RuntimeError):
     """A process died or did not answer in time. The message names the verb and the rank."""
 
 
+class EngineDied(ClusterError):
+    """Engines died; `names` says which."""
+
+    def __init__(self, message: str, names: list[str]) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Pending:
     """A verb under way on several processes."""
@@ -36,6 +45,7 @@ class Pending:
     what: str
     refs: dict[str, Any]  # process name -> Ray's reference
     timeout_s: float
+    on_death: Callable[[str, list[str]], ClusterError] = field(default=lambda message, names: ClusterError(message))
 
     def wait(self) -> list[Any]:
         """What each process returned, in their order.
@@ -54,8 +64,8 @@ class Pending:
             for ref in done:
                 try:
                     ray.get(ref)
-                except ActorDiedError as error:
-                    raise ClusterError(f"{self.what}: {names[ref]} died: {error}") from error
+                except RayActorError as error:
+                    raise self.on_death(f"{self.what}: {names[ref]} died: {error}", [names[ref]]) from error
         return ray.get(list(self.refs.values()))
 
 
@@ -64,9 +74,9 @@ class _ActorRank:
 
     def address(self) -> str:
         """ "host:port" at which this process can be the meeting point of all ranks."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        from megatron_nft.actor.topology import free_address
+
+        return free_address(ray.util.get_node_ip_address())
 
     def build(self, config: Config, rank: int, master: str) -> None:
         from megatron_nft.actor.worker import Worker
@@ -75,6 +85,17 @@ class _ActorRank:
 
     def call(self, verb: str, arguments: tuple) -> Any:
         return getattr(self.worker, verb)(*arguments)
+
+
+@dataclass(frozen=True)
+class PendingManifests:
+    """Buckets on their way."""
+
+    pending: Pending
+
+    def wait(self) -> list[BucketManifest]:
+        """Their manifests, one of each stage that has a bucket left; see `Pending.wait`."""
+        return [BucketManifest.from_dict(plain) for plain in self.pending.wait() if plain is not None]
 
 
 class Actors:
@@ -141,18 +162,31 @@ class Actors:
         shares = [[update[d] for update in batch.updates] for d in range(self._config.actor.dp)]
         return next(answer for answer in self._call_by_replica("train_step", shares) if answer is not None)
 
+    @cached_property
     def weight_names(self) -> list[str]:
         """HF names of all weights that a sync sends."""
         return [name for names in self._call("weight_names") if names is not None for name in names]
 
-    def num_buckets(self) -> int:
-        """Buckets of the stage that has the most."""
-        return max(self._call("num_buckets"))
+    @cached_property
+    def num_rounds(self) -> int:
+        """`begin_send`s of a sync: buckets of the stage that has the most; by CUDA IPC the stages take turns."""
+        turns = self._config.actor.pp if self._config.carrier == "cuda_ipc" else 1
+        return turns * max(self._call("num_buckets"))
 
-    def begin_send(self, index: int, folder: Path) -> Pending:
-        """Puts one bucket of every stage on the wire; `wait` gives their manifests, or None from other ranks."""
+    def begin_send(self, index: int, link: int) -> "PendingManifests":
+        """Puts one bucket of every stage on the wire."""
         what, timeout_s = f"send bucket {index} of each stage", self._config.weights.timeout_s
-        return self._begin("send_bucket", index, str(folder), what=what, timeout_s=timeout_s)
+        return PendingManifests(self._begin("send_bucket", index, link, what=what, timeout_s=timeout_s))
+
+    def offload(self) -> None:
+        """Leaves the GPUs to the engines, where they are shared: see Worker.offload."""
+        if self._config.is_colocated:
+            self._call("offload")
+
+    def reload(self) -> None:
+        """Takes the GPUs again, where they are shared: see Worker.reload."""
+        if self._config.is_colocated:
+            self._call("reload")
 
     def save_hf(self, folder: Path) -> None:
         """Writes the model as a complete HF folder; an earlier one is replaced once the new one is whole."""
@@ -180,7 +214,7 @@ class Actors:
 class _EngineProcess:
     """Runs in the engine's own process."""
 
-    def build(self, config: Config) -> None:
+    def build(self, config: Config, index: int) -> None:
         from megatron_nft.rollout.engine import Engine
 
         self.engine = Engine(
@@ -189,6 +223,7 @@ class _EngineProcess:
             device=config.cluster.device,
             max_model_len=config.max_sequence_tokens,
             seed=config.run.seed,
+            index=index,
         )
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
@@ -199,50 +234,126 @@ class _EngineProcess:
 
 
 class EngineGroup:
-    """All rollout engines (the `Engines` of rollout/sample.py). Starts them at once; `begin_build` loads the model."""
+    """All rollout engines (the `Engines` of rollout/sample.py). Starts them at once; `begin_build` loads the model.
+
+    An engine that dies is started again, up to rollout.max_restarts times in a run.
+
+    Attributes:
+        refill: gives every engine the current weights; called before replaced engines generate again.
+        link: changes with every replacement, so that the weights' carrier connects anew.
+    """
 
     def __init__(self, config: Config, placement: Placement) -> None:
-        self._config = config
-        self.num_engines = config.rollout.engines
-        environment = engine_environment(config.cluster.device, config.cluster.threads_per_process)
-        self._engines = {
-            f"engine {index}": ray.remote(_EngineProcess)
-            .options(**placement.engine_options(index), runtime_env={"env_vars": environment})
-            .remote()
-            for index in range(self.num_engines)
-        }
+        self._config, self._placement = config, placement
+        self.num_engines, self.is_colocated = config.rollout.engines, config.is_colocated
+        self.refill: Callable[[], Any] = lambda: None
+        self.link = 0
+        self._engines = {f"engine {index}": self._start(index) for index in range(self.num_engines)}
+
+    def _start(self, index: int) -> Any:
+        rollout, cluster = self._config.rollout, self._config.cluster
+        environment = engine_environment(cluster.device, cluster.threads_per_process, rollout.tp, index)
+        environment |= self._placement.engine_environment(index)
+        options = self._placement.engine_options(index)
+        return ray.remote(_EngineProcess).options(**options, runtime_env={"env_vars": environment}).remote()
 
     def begin_build(self) -> Pending:
         """Every engine loads the model."""
-        refs = {name: engine.build.remote(self._config) for name, engine in self._engines.items()}
+        return self._begin_build(list(self._engines))
+
+    def _begin_build(self, names: list[str]) -> Pending:
+        refs = {name: self._engines[name].build.remote(self._config, _number(name)) for name in names}
         return Pending("start", refs, self._config.cluster.start_timeout_s)
 
+    def with_replacements(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns; it is called again each time that it ends because engines died, once they are replaced.
+
+        Raises:
+            ClusterError: engines died more often than rollout.max_restarts.
+        """
+        while True:
+            try:
+                return work()
+            except EngineDied as death:
+                self._replace(death).wait()
+
+    def _replace(self, death: EngineDied) -> Pending:
+        """Starts new processes for dead engines; they load the model of the recipe, and wait for an update."""
+        self.link += 1
+        if self.link > self._config.rollout.max_restarts:
+            raise ClusterError(
+                f"{death}; engines have been restarted {self._config.rollout.max_restarts} times "
+                "(rollout.max_restarts): look for what ends them, such as the machine's memory"
+            ) from death
+        logging.getLogger(__name__).warning("restarting %s: %s", ", ".join(death.names), death)
+        for name in death.names:
+            ray.kill(self._engines[name])  # its process may be gone, its place must be free
+            self._engines[name] = self._start(_number(name))
+        return self._begin_build(death.names)
+
     def generate(self, shards: list[list[Prompt]], sampling: Sampling) -> Iterator[RolloutGroup]:
-        """Answers shard i on engine i; yields groups from all engines as they get ready."""
-        streams = {
-            engine.generate.options(num_returns="streaming").remote(shard, sampling): name
-            for (name, engine), shard in zip(self._engines.items(), shards, strict=True)
+        """Answers shard i on engine i; yields groups from all engines as they get ready.
+
+        If an engine dies, the others go on while it starts again; then it gets the weights and answers what is left.
+        """
+        left = {
+            name: {prompt.prompt_id: prompt for prompt in shard}
+            for name, shard in zip(self._engines, shards, strict=True)
             if shard
+        }
+        while left:
+            starting = []
+            for event in self._generate(left, sampling):
+                if isinstance(event, EngineDied):
+                    starting.append(self._replace(event))
+                else:
+                    yield event
+            for pending in starting:
+                pending.wait()
+            if starting:
+                self.refill()
+
+    def _generate(self, left: dict[str, dict[str, Prompt]], sampling: Sampling) -> Iterator[RolloutGroup | EngineDied]:
+        """Groups, and deaths; takes the prompts that are answered out of `left`."""
+        streams = {
+            self._engines[name].generate.options(num_returns="streaming").remote(list(prompts.values()), sampling): name
+            for name, prompts in left.items()
         }
         while streams:
             ready, _ = ray.wait(list(streams), timeout=self._config.rollout.timeout_s)
             if not ready:
                 late = ", ".join(streams.values())
                 raise ClusterError(f"generate: no answer from {late} within {self._config.rollout.timeout_s:g} s")
+            name = streams[ready[0]]
             try:
-                yield ray.get(next(ready[0]))
+                group = ray.get(next(ready[0]))
             except StopIteration:
+                del streams[ready[0]], left[name]
+            except RayActorError as error:
                 del streams[ready[0]]
-            except ActorDiedError as error:
-                raise ClusterError(f"generate: {streams[ready[0]]} died: {error}") from error
+                yield EngineDied(f"generate: {name} died: {error}", [name])
+            else:
+                del left[name][group.prompt.prompt_id]
+                yield group
+
+    def sleep(self) -> None:
+        """Leaves the GPUs to the actor, where they are shared: see Engine.sleep."""
+        if self.is_colocated:
+            self._call("sleep")
+
+    def wake(self, what: str) -> None:
+        """Takes the memory of "weights" or of the "kv_cache" again, where GPUs are shared: see Engine.wake."""
+        if self.is_colocated:
+            self._call("wake", what)
 
     def start_update(self, names: list[str]) -> None:
         """Tells every engine which weights will come; from here on none generates until `finish_update`."""
         self._call("start_update", names)
 
-    def update(self, manifest: BucketManifest) -> None:
-        """Every engine loads one bucket."""
-        self._begin("update", manifest.to_dict(), what=f"load {Path(manifest.path).name}").wait()
+    def update(self, manifests: list[BucketManifest]) -> None:
+        """Every engine loads one bucket of each stage."""
+        what = "load " + " and ".join(manifest.bucket for manifest in manifests)
+        self._begin("update", [manifest.to_dict() for manifest in manifests], what=what).wait()
 
     def finish_update(self, policy_version: int) -> None:
         """Every engine checks that it has all weights, forgets its caches and stamps its rollouts from here on."""
@@ -253,4 +364,17 @@ class EngineGroup:
 
     def _begin(self, verb: str, *arguments: Any, what: str) -> Pending:
         refs = {name: engine.call.remote(verb, arguments) for name, engine in self._engines.items()}
-        return Pending(what, refs, self._config.weights.timeout_s)
+        return Pending(what, refs, self._config.weights.timeout_s, on_death=EngineDied)
+
+
+def begin_start(actors: Actors, engines: EngineGroup) -> list[Pending]:
+    """Both load the model, side by side. On shared GPUs the actor comes first, and leaves: vLLM counts free memory."""
+    building = actors.begin_build()
+    if engines.is_colocated:
+        building.wait()
+        actors.offload()
+    return [building, engines.begin_build()]
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition(" ")[2])

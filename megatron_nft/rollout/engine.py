@@ -10,6 +10,7 @@ the number of engines nor the order of the prompts matters, up to the rounding o
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,12 +25,14 @@ class EngineError(RuntimeError):
     """The engine can't do what was asked: wrong state, wrong weights or a request that vLLM refuses."""
 
 
-def engine_environment(device: str, threads: int) -> dict[str, str]:
+def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -> dict[str, str]:
     """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda".
 
     Args:
         threads: on a CPU, no more than the cores that this engine has to itself: OpenMP's threads spin while they wait,
             and two of them on shared cores were measured 10 times slower than one.
+        tp: tensor-parallel size of the engine.
+        index: of this engine among all.
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine loop runs in the caller's process, and fails there
@@ -42,6 +45,11 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
     if device == "cpu":
         # Otherwise vLLM compiles helpers for 8-25 s at the first step, even with enforce_eager.
         environment["TORCHDYNAMO_DISABLE"] = "1"
+        # An update allocates every layer anew. Memory that goes back to the kernel each time comes again page by page,
+        # zeroed: that was a third of the time to load the weights.
+        environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+        if tp > 1:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in _cores(tp, index))
     return environment
 
 
@@ -53,12 +61,15 @@ class Engine:
         device: "cpu" or "cuda".
         max_model_len: longest prompt + answer, in tokens.
         seed: of what is left random in vLLM; the answers' seeds come with `Sampling`.
+        index: of this engine among all.
 
     Raises:
         EngineError: vLLM can't start on this model with these settings.
     """
 
-    def __init__(self, model_path: str, config: RolloutConfig, *, device: str, max_model_len: int, seed: int):
+    def __init__(
+        self, model_path: str, config: RolloutConfig, *, device: str, max_model_len: int, seed: int, index: int = 0
+    ):
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
@@ -86,6 +97,7 @@ class Engine:
                 f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
             ) from error
         self._tokenizer = self._llm.get_tokenizer()
+        self._place = index * config.tp  # of its first worker among the workers of all engines
         self._names: list[str] = []
         self._update_open = False
         self._unusable = ""  # why the weights are not to be sampled from; empty: they are fine
@@ -137,20 +149,23 @@ class Engine:
             self._drop_update()
         if names != self._names:
             self._call(
-                "names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": {"names": names}}
+                "names of a weight update",
+                self._llm.init_weight_transfer_engine,
+                {"init_info": {"names": names, "place": self._place}},
             )
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
         self._call("start of a weight update", self._llm.start_weight_update)
         self._update_open = True
 
-    def update(self, manifest: dict[str, Any]) -> None:
-        """Loads one bucket, given as `BucketManifest.to_dict()`.
+    def update(self, manifests: list[dict[str, Any]]) -> None:
+        """Loads one bucket of each pipeline stage, given as `BucketManifest.to_dict()`.
 
         Raises:
-            EngineError: no update is open, or the bucket is wrong; the update is then over and must start again.
+            EngineError: no update is open, or a bucket is wrong; the update is then over and must start again.
         """
-        self._receive("bucket of a weight update", manifest)
+        for manifest in manifests:
+            self._receive(f"{manifest.get('bucket', 'a bucket')} of a weight update", manifest)
 
     def finish_update(self, policy_version: int) -> None:
         """Ends the update: checks that every parameter came, and stamps `policy_version` on every rollout from here on.
@@ -167,6 +182,15 @@ class Engine:
             raise EngineError(self._unusable)
         self.policy_version = policy_version
         self._unusable = ""
+
+    def sleep(self) -> None:
+        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing."""
+        self._unusable = "the engine sleeps"
+        self._call("sleep", self._llm.sleep, 2)
+
+    def wake(self, what: str) -> None:
+        """Takes the memory of "weights" or of the "kv_cache" again. The weights are of no use until an update."""
+        self._call(f"wake {what}", self._llm.wake_up, [what])
 
     def shutdown(self) -> None:
         """Ends vLLM and frees its memory. The engine is of no use afterwards."""
@@ -207,6 +231,12 @@ class Engine:
                 _rollout(prompt, answer, text, self.policy_version) for answer, text in zip(answers, texts, strict=True)
             ),
         )
+
+
+def _cores(tp: int, index: int) -> list[int]:
+    """One of this machine's cores for each tensor-parallel worker; vLLM's own choice fails on small machines."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[(index * tp + rank) % len(cores)] for rank in range(tp)]
 
 
 def _cpu_settings(config: RolloutConfig, max_model_len: int) -> dict[str, Any]:

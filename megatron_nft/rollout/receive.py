@@ -10,10 +10,13 @@ Adapted to vLLM 0.32.0. What is particular to it:
 - An interrupted layerwise reload keeps the tensors that it had buffered and would mix them into the next one. So an
   interrupted update is finalized, which leaves wrong weights but a model that can be loaded again.
   Remove when initialize_layerwise_reload starts afresh.
+- A layer that has not all of its tensors yet holds on to those it has. They get memory of their own, since a bucket's
+  is written again (`_load`). Remove when load_weights copies them.
 - Layerwise reload doesn't prepare a tied lm_head again, so on a CPU its packed copy keeps the old embedding. Remove
   when tests/e2e/test_engine.py passes without `_refresh_tied_lm_head`.
 """
 
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from megatron_nft.weights.wire import BucketManifest, read_bucket
+from megatron_nft.weights.carriers import make_receiver
+from megatron_nft.weights.wire import BucketManifest, Receiver
 
 BACKEND = "megatron_nft"
 EXTENSION = f"{__name__}.RegisterBackend"
@@ -42,6 +46,7 @@ class WeightUpdateError(RuntimeError):
 @dataclass
 class BucketInitInfo(WeightTransferInitInfo):
     names: list[str]  # HF names of all parameters that an update brings
+    place: int  # of this engine's first worker among the workers of all engines
 
 
 @dataclass
@@ -50,10 +55,14 @@ class BucketUpdateInfo(WeightTransferUpdateInfo):
 
 
 class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
-    """Loads buckets of full HF tensors; with tensor parallelism each worker reads every bucket and takes its slice."""
+    """Loads buckets of full HF tensors; of each, vLLM's weight loaders take this worker's tensor-parallel slice."""
 
     init_info_cls = BucketInitInfo
     update_info_cls = BucketUpdateInfo
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.receivers: dict[str, Receiver] = {}  # by carrier
 
     def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
         """Takes the names that updates will bring, and checks them against the checkpoint the engine started from.
@@ -66,6 +75,7 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
             expected.discard(TIED_HEAD)
         _check_names("the sender's list", init_info.names, expected, optional={TIED_HEAD})
         self.expected = set(init_info.names)
+        self.place = init_info.place + self.parallel_config.rank
 
     def start_weight_update(self) -> None:
         self.arrived: set[str] = set()
@@ -92,22 +102,31 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
         self._refresh_tied_lm_head()
 
     def shutdown(self) -> None:
-        pass
+        for receiver in self.receivers.values():
+            receiver.close()
 
     def _load(self, manifest: BucketManifest) -> None:
-        bucket = read_bucket(manifest)
+        if manifest.carrier not in self.receivers:
+            self.receivers[manifest.carrier] = make_receiver(manifest.carrier, self.place, self.device)
+        bucket = self.receivers[manifest.carrier].receive(manifest)
         unknown = sorted(bucket.keys() - self.expected)
         twice = sorted(bucket.keys() & self.arrived)
         if unknown or twice:
-            raise WeightUpdateError(f"bucket {manifest.path}: unknown {unknown}, came twice {twice}")
+            raise WeightUpdateError(f"{manifest.bucket}: unknown {unknown}, came twice {twice}")
         for name, tensor in bucket.items():
             if tensor.dtype != self.model_config.dtype:
                 raise WeightUpdateError(
                     f"{name} has dtype {tensor.dtype}, the engine's is {self.model_config.dtype}; cast it "
                     "before sending, or the engine would keep parameters of mixed dtypes"
                 )
-        self.model.load_weights(bucket.items())
         self.arrived |= bucket.keys()
+        self.model.load_weights(bucket.items())
+        lent = [weakref.ref(tensor) for tensor in bucket.values()]
+        bucket.clear()
+        del tensor
+        for reference in lent:
+            if (held := reference()) is not None:
+                held.data = held.clone()
 
     def _refresh_tied_lm_head(self) -> None:
         if self.model_config.hf_config.tie_word_embeddings:

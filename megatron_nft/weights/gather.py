@@ -1,100 +1,69 @@
-"""Tensor-parallel shards -> HF tensors, bucket by bucket.
+"""Tensor-parallel shards -> whole HF tensors, a bucket at a time.
 
-A rank's parameters come in; whole HF tensors in the engine's number format go out on the stage's leader (tensor- and
-data-parallel rank 0), a bucket at a time. Each pipeline stage gathers and sends its own parameters, so none crosses
-stages. A bucket costs one collective: the shards of all its parameters travel as one flat buffer. Called by
-actor/worker.py for weight sync and for export.
+`place_shards` writes one rank's own parts into memory that all ranks of the stage can reach. `gather_bucket` brings the
+shards together by one collective a bucket: they travel as one flat buffer. Each pipeline stage has its own buckets, so
+no parameter crosses stages. Called by the carriers (weights/wire.py) and, for export, by actor/worker.py.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_nft.hf_config import HFConfig
-from megatron_nft.weights.mapping import Rule, find_rule
+from megatron_nft.weights.plan import Bucket
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One parameter of this rank, its rule, and the layer's number in the whole model."""
+def place_shards(bucket: Bucket, hf: HFConfig, tensors: dict[str, Tensor], *, tp_rank: int, tp_size: int) -> None:
+    """Writes this rank's parts of the bucket's HF tensors, cast to their dtype. No collective.
 
-    name: str
-    tensor: Tensor
-    rule: Rule
-    layer: str
-
-    @property
-    def hf_names(self) -> list[str]:
-        return self.rule.hf_names(self.layer)
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """What this rank's stage sends: made once, the same on all ranks of the stage, reused each sync."""
-
-    buckets: tuple[tuple[Shard, ...], ...]
-
-    @property
-    def hf_names(self) -> list[str]:
-        """Names of all tensors that this stage sends, in order."""
-        return [name for bucket in self.buckets for shard in bucket for name in shard.hf_names]
-
-
-def plan_weights(
-    parameters: Sequence[tuple[str, Tensor]], hf: HFConfig, *, tp_size: int, dtype: torch.dtype, bucket_bytes: int
-) -> WeightPlan:
-    """Cuts a stage's parameters into buckets of at most `bucket_bytes` of HF tensors (one larger tensor stands alone).
-
-    Args:
-        parameters: (Megatron name with the global layer number, this rank's shard), in an order equal on all ranks.
-        dtype: number format in which they are sent.
+    What all ranks have whole (norms) comes from rank 0.
     """
-    buckets: list[list[Shard]] = [[]]
-    filled = 0
-    for name, tensor in parameters:
-        rule, layer = find_rule(name, hf)
-        size = tensor.numel() * dtype.itemsize * (tp_size if rule.layout.is_sharded else 1)
-        if buckets[-1] and filled + size > bucket_bytes:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(Shard(name, tensor, rule, layer))
-        filled += size
-    return WeightPlan(tuple(tuple(bucket) for bucket in buckets))
+    for shard in bucket.shards:
+        if shard.rule.layout.is_sharded or tp_rank == 0:
+            for name, part in shard.parts(shard.tensor.detach(), tp_rank, tp_size, hf).items():
+                part.copy_to(tensors[name])
 
 
 def gather_bucket(
-    bucket: Sequence[Shard], hf: HFConfig, *, dtype: torch.dtype, tp_group: dist.ProcessGroup, sends: bool
-) -> dict[str, Tensor]:
-    """HF tensors of one bucket on the leader, an empty dict elsewhere. A collective of the tensor-parallel group.
+    bucket: Bucket,
+    hf: HFConfig,
+    tensors: dict[str, Tensor] | None,
+    *,
+    dtype: torch.dtype,
+    group: dist.ProcessGroup,
+    everywhere: bool = False,
+) -> None:
+    """Fills `tensors` with the bucket's HF tensors. A collective of the tensor-parallel group.
 
     The cast to `dtype` comes before the wire: an engine given another format than its own would keep that format.
+
+    Args:
+        tensors: HF name -> tensor to fill, on the group's first rank, or on every one; None where none are.
+        dtype: that of `tensors`, on every rank.
+        everywhere: every rank fills them.
     """
-    sharded = [shard for shard in bucket if shard.rule.layout.is_sharded]
-    whole = [shard for shard in bucket if not shard.rule.layout.is_sharded]
-    pieces: dict[str, list[Tensor]] = {shard.name: [shard.tensor.detach().to(dtype)] for shard in whole}
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    if size == 1:
+        assert tensors is not None
+        place_shards(bucket, hf, tensors, tp_rank=0, tp_size=1)
+        return
+    sharded = [shard for shard in bucket.shards if shard.rule.layout.is_sharded]
+    whole = [shard for shard in bucket.shards if not shard.rule.layout.is_sharded]
+    received: list[Tensor] = []
     if sharded:
         flat = torch.cat([shard.tensor.detach().to(dtype).flatten() for shard in sharded])
-        for rank_flat in _gather_to_first(flat, tp_group):
-            parts = rank_flat.split([shard.tensor.numel() for shard in sharded])
-            for shard, part in zip(sharded, parts, strict=True):
-                pieces.setdefault(shard.name, []).append(part.view(shard.tensor.shape))
-    if not sends:
-        return {}
-    return {
-        name: tensor.contiguous()
-        for shard in bucket
-        for name, tensor in zip(shard.hf_names, shard.rule.layout.to_hf(pieces[shard.name], hf), strict=True)
-    }
-
-
-def _gather_to_first(flat: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
-    size = dist.get_world_size(group)
-    if size == 1:
-        return [flat]
-    is_first = dist.get_rank(group) == 0
-    received = [torch.empty_like(flat) for _ in range(size)] if is_first else None
-    dist.gather(flat, received, dst=dist.get_global_rank(group, 0), group=group)
-    return received or []
+        received = [torch.empty_like(flat) for _ in range(size)] if everywhere or rank == 0 else []
+        if everywhere:
+            dist.all_gather(received, flat, group=group)
+        else:
+            dist.gather(flat, received or None, dst=dist.get_global_rank(group, 0), group=group)
+    if tensors is None:
+        return
+    for shard in whole:
+        for name, part in shard.parts(shard.tensor.detach(), 0, size, hf).items():
+            part.copy_to(tensors[name])
+    for of_rank, flat in enumerate(received):
+        pieces = flat.split([shard.tensor.numel() for shard in sharded])
+        for shard, piece in zip(sharded, pieces, strict=True):
+            for name, part in shard.parts(piece.view(shard.tensor.shape), of_rank, size, hf).items():
+                part.copy_to(tensors[name])

@@ -1,7 +1,7 @@
 """One two-way table per model family: Megatron parameter <-> HF tensors, and how each is cut over ranks.
 
-Used in both directions: `Rule.to_hf` joins the shards of all tensor-parallel ranks into HF tensors (weight sync,
-export), `Rule.to_shard` cuts one rank's shard out of HF tensors (loading). Called by weights/gather.py and
+Used in both directions: `Layout.parts` says where a rank's shard lies in the HF tensors (weight sync, export),
+`Layout.to_shard` cuts one rank's shard out of HF tensors (loading). Called by weights/gather.py and
 actor/hf_weights.py. Knows tensors and names only: no Megatron, no process groups.
 """
 
@@ -23,14 +23,29 @@ class MappingError(KeyError):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece of one rank's shard, and its place in an HF tensor."""
+
+    shape: tuple[int, ...]  # of the whole HF tensor
+    where: tuple[slice, ...]  # the piece's place in it
+    piece: Tensor  # a view of the shard; its axes may be finer than the HF tensor's, in the same order
+
+    def copy_to(self, tensor: Tensor) -> None:
+        """Writes the piece into its place in the HF tensor, cast to that tensor's dtype."""
+        place = tensor[self.where]
+        (place if place.shape == self.piece.shape else place.view(self.piece.shape)).copy_(self.piece)
+
+
+@dataclass(frozen=True)
 class Layout:
     """How HF tensors lie in a Megatron parameter.
 
-    to_hf: shards of all ranks in rank order -> HF tensors, in the rule's order.
+    parts: a shard, its rank, number of ranks -> its part of each HF tensor, in the rule's order. The parts of all ranks
+        fill the HF tensors, each place once.
     to_shard: HF tensors, rank, number of ranks -> that rank's shard.
     """
 
-    to_hf: Callable[[Sequence[Tensor], HFConfig], list[Tensor]]
+    parts: Callable[[Tensor, int, int, HFConfig], list[Part]]
     to_shard: Callable[[Sequence[Tensor], int, int, HFConfig], Tensor]
     is_sharded: bool = True
 
@@ -76,12 +91,20 @@ def _rows(tensor: Tensor, rank: int, size: int) -> Tensor:
     return tensor.chunk(size, dim=0)[rank]
 
 
-def _whole_to_hf(shards: Sequence[Tensor], hf: HFConfig) -> list[Tensor]:
-    return [shards[0]]
+def _rows_part(piece: Tensor, num_rows: int, rest: Sequence[int], rank: int, size: int) -> Part:
+    """The rank's share of `num_rows` rows of shape `rest`, all shares equal."""
+    share = num_rows // size
+    return Part((num_rows, *rest), (slice(rank * share, (rank + 1) * share),), piece)
 
 
-def _vocab_to_hf(shards: Sequence[Tensor], hf: HFConfig) -> list[Tensor]:
-    return [torch.cat(list(shards))[: hf.vocab_size]]
+def _whole_parts(shard: Tensor, rank: int, size: int, hf: HFConfig) -> list[Part]:
+    return [Part(tuple(shard.shape), (), shard)]
+
+
+def _vocab_parts(shard: Tensor, rank: int, size: int, hf: HFConfig) -> list[Part]:
+    first = min(rank * len(shard), hf.vocab_size)
+    end = min(first + len(shard), hf.vocab_size)  # beyond it there is padding
+    return [Part((hf.vocab_size, *shard.shape[1:]), (slice(first, end),), shard[: end - first])]
 
 
 def _vocab_to_shard(tensors: Sequence[Tensor], rank: int, size: int, hf: HFConfig) -> Tensor:
@@ -90,30 +113,34 @@ def _vocab_to_shard(tensors: Sequence[Tensor], rank: int, size: int, hf: HFConfi
     return _rows(torch.cat([table, table.new_zeros(padding, *table.shape[1:])]), rank, size)
 
 
-def _columns_to_hf(shards: Sequence[Tensor], hf: HFConfig) -> list[Tensor]:
-    return [torch.cat(list(shards), dim=1)]
+def _columns_parts(shard: Tensor, rank: int, size: int, hf: HFConfig) -> list[Part]:
+    rows, columns = shard.shape
+    return [Part((rows, columns * size), (slice(None), slice(rank * columns, (rank + 1) * columns)), shard)]
 
 
 def _columns_to_shard(tensors: Sequence[Tensor], rank: int, size: int, hf: HFConfig) -> Tensor:
     return tensors[0].chunk(size, dim=1)[rank]
 
 
-def _gate_up_to_hf(shards: Sequence[Tensor], hf: HFConfig) -> list[Tensor]:
-    halves = [shard.chunk(2) for shard in shards]
-    return [torch.cat([gate for gate, _ in halves]), torch.cat([up for _, up in halves])]
+def _gate_up_parts(shard: Tensor, rank: int, size: int, hf: HFConfig) -> list[Part]:
+    return [_rows_part(half, len(half) * size, half.shape[1:], rank, size) for half in shard.chunk(2)]
 
 
 def _gate_up_to_shard(tensors: Sequence[Tensor], rank: int, size: int, hf: HFConfig) -> Tensor:
     return torch.cat([_rows(tensor, rank, size) for tensor in tensors])
 
 
-def _qkv_to_hf(shards: Sequence[Tensor], hf: HFConfig) -> list[Tensor]:
+def _qkv_parts(shard: Tensor, rank: int, size: int, hf: HFConfig) -> list[Part]:
     """Megatron lies [group][its query heads, key head, value head]; HF has all queries, all keys, all values."""
-    queries = hf.num_attention_heads // hf.num_key_value_heads
-    fused = torch.cat(list(shards))
-    groups = fused.view(hf.num_key_value_heads, (queries + 2) * hf.head_dim, *fused.shape[1:])
-    sizes = [queries * hf.head_dim, hf.head_dim, hf.head_dim]
-    return [part.reshape(-1, *fused.shape[1:]) for part in groups.split(sizes, dim=1)]
+    rest, queries = shard.shape[1:], hf.num_attention_heads // hf.num_key_value_heads
+    groups = shard.view(hf.num_key_value_heads // size, (queries + 2) * hf.head_dim, *rest)
+    pieces = groups.split([queries * hf.head_dim, hf.head_dim, hf.head_dim], dim=1)
+    return [
+        _rows_part(piece, heads * hf.head_dim, rest, rank, size)
+        for piece, heads in zip(
+            pieces, (hf.num_attention_heads, hf.num_key_value_heads, hf.num_key_value_heads), strict=True
+        )
+    ]
 
 
 def _qkv_to_shard(tensors: Sequence[Tensor], rank: int, size: int, hf: HFConfig) -> Tensor:
@@ -122,11 +149,11 @@ def _qkv_to_shard(tensors: Sequence[Tensor], rank: int, size: int, hf: HFConfig)
     return _rows(fused, rank, size).reshape(-1, *fused.shape[2:])
 
 
-WHOLE = Layout(_whole_to_hf, lambda tensors, rank, size, hf: tensors[0], is_sharded=False)
-VOCAB = Layout(_vocab_to_hf, _vocab_to_shard)
-COLUMNS = Layout(_columns_to_hf, _columns_to_shard)
-GATE_UP = Layout(_gate_up_to_hf, _gate_up_to_shard)
-QKV = Layout(_qkv_to_hf, _qkv_to_shard)
+WHOLE = Layout(_whole_parts, lambda tensors, rank, size, hf: tensors[0], is_sharded=False)
+VOCAB = Layout(_vocab_parts, _vocab_to_shard)
+COLUMNS = Layout(_columns_parts, _columns_to_shard)
+GATE_UP = Layout(_gate_up_parts, _gate_up_to_shard)
+QKV = Layout(_qkv_parts, _qkv_to_shard)
 
 # --- Tables --------------------------------------------------------------------------------------------------------
 

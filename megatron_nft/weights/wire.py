@@ -1,53 +1,74 @@
-"""A weight bucket on its way from one process to another on the same machine.
+"""What travels of a weight bucket: a manifest, and its tensors' bytes by one of the carriers.
 
-Named tensors come in at the sender (weights/gather), the same tensors come out at the receiver (rollout/receive). The
-data lies in a safetensors file in a folder of the caller's choice, usually in shared memory; only a small
-`BucketManifest` travels by RPC. Imports torch and safetensors only, so that both sides may import it.
+The sender (a Megatron rank, weights/plan.py) and the receiver (a vLLM worker, rollout/receive.py) agree on this file.
+A manifest is plain JSON: it goes by RPC and says what is in the bucket, much like the header of a safetensors file, and
+where the bytes are. Carriers: weights/shared_memory.py, weights/collective.py, weights/cuda_ipc.py.
 """
 
-import mmap
-import uuid
-import zlib
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+ALIGNMENT = 64
+"""Bytes: every tensor of a bucket starts at a multiple of this, whatever its dtype."""
 
 
 class WireError(RuntimeError):
-    """A bucket could not be written or read, or is not what its manifest says.
+    """A bucket could not be sent or received, or is not what its manifest says."""
 
-    `missing` and `unexpected` list the names that the manifest has and the file has not, and the other way round.
-    """
 
-    def __init__(self, message: str, missing: tuple[str, ...] = (), unexpected: tuple[str, ...] = ()):
-        super().__init__(message)
-        self.missing = missing
-        self.unexpected = unexpected
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a bucket: its dtype, such as "bfloat16", its shape, and where it starts, in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its data."""
+        return prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+    @property
+    def end(self) -> int:
+        """Where the next tensor may start."""
+        return -(-(self.offset + self.num_bytes) // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True, kw_only=True)
 class BucketManifest:
-    """Where a bucket lies and what is in it."""
+    """What is in a bucket, and where its bytes are."""
 
-    path: str
-    tensors: dict[str, tuple[str, tuple[int, ...]]]  # HF name -> (dtype, such as "bfloat16", and shape), by name
-    checksum: int | None = None  # CRC-32 of the file's bytes, where asked for
+    carrier: str
+    bucket: str  # for messages: "bucket 3 of stage 0"
+    place: dict[str, Any]  # the carrier's own, plain JSON
+    tensors: dict[str, TensorSpec]  # by HF name
+    checksum: int | None = None  # CRC-32 of the buffer, where asked for
 
     @property
     def num_bytes(self) -> int:
-        """Of the tensors' data, without the file's header."""
-        return sum(prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in self.tensors.values())
+        """Of the tensors' data."""
+        return sum(spec.num_bytes for spec in self.tensors.values())
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Of the buffer that they lie in."""
+        return max((spec.end for spec in self.tensors.values()), default=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for an RPC."""
-        tensors = {name: [dtype, list(shape)] for name, (dtype, shape) in self.tensors.items()}
-        return {"path": self.path, "tensors": tensors, "checksum": self.checksum}
+        tensors = {name: [spec.dtype, list(spec.shape), spec.offset] for name, spec in self.tensors.items()}
+        return {
+            "carrier": self.carrier,
+            "bucket": self.bucket,
+            "place": self.place,
+            "tensors": tensors,
+            "checksum": self.checksum,
+        }
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "BucketManifest":
@@ -56,104 +77,73 @@ class BucketManifest:
         Raises:
             WireError: a key is missing or unknown, or a value has the wrong type.
         """
-        kinds = {"path": str, "tensors": dict, "checksum": int | None}
+        kinds = {"carrier": str, "bucket": str, "place": dict, "tensors": dict, "checksum": int | None}
         wrong = sorted(kinds.keys() ^ plain.keys()) or [
-            k for k, kind in kinds.items() if not isinstance(plain[k], kind)
+            key for key, kind in kinds.items() if not isinstance(plain[key], kind)
         ]
         if wrong:
             raise WireError(
                 f"bucket manifest {plain!r}: wrong at {', '.join(wrong)}; send what BucketManifest.to_dict gives"
             )
-        tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in plain["tensors"].items()}
-        return cls(path=plain["path"], tensors=tensors, checksum=plain["checksum"])
+        tensors = {
+            name: TensorSpec(dtype, tuple(shape), offset) for name, (dtype, shape, offset) in plain["tensors"].items()
+        }
+        return cls(**{**plain, "tensors": tensors})
 
 
-def write_bucket(
-    folder: str | Path, index: int, tensors: dict[str, Tensor], *, with_checksum: bool = False
-) -> BucketManifest:
-    """Writes `tensors` (HF name -> tensor, any shapes and dtypes) as one new file in `folder`.
+class Sender(Protocol):
+    """A rank's side of a carrier."""
 
-    Views into one flat buffer are written without a copy; tied tensors are written twice.
+    def send(self, index: int, link: int) -> BucketManifest | None:
+        """Puts bucket `index` of this rank's stage on the wire; its manifest, from the stage's leader.
+
+        A collective of the ranks that hold the stage. Two buckets can be on the wire: `send(index + 2)` may come only
+        when all receivers have loaded bucket `index`.
+
+        Args:
+            link: a number that changes when a receiver has been replaced, or a sync has failed.
+
+        Raises:
+            WireError: the bytes can't be sent.
+        """
+
+    def close(self) -> None:
+        """Gives the carrier's memory and connections back."""
+
+
+class Receiver(Protocol):
+    """A vLLM worker's side of a carrier."""
+
+    def receive(self, manifest: BucketManifest) -> dict[str, Tensor]:
+        """The bucket's tensors by HF name, good until the next bucket of the same stage is received.
+
+        Raises:
+            WireError: the bytes don't come, or not as the manifest says.
+        """
+
+    def close(self) -> None:
+        """Gives the carrier's memory and connections back."""
+
+
+def lay_out(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, TensorSpec]:
+    """Places the tensors of a bucket one after the other."""
+    table, offset = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        table[name] = TensorSpec(str(dtype).removeprefix("torch."), tuple(shape), offset)
+        offset = table[name].end
+    return table
+
+
+def views(buffer: Tensor, tensors: dict[str, TensorSpec]) -> dict[str, Tensor]:
+    """The tensors of a bucket that lie in `buffer` (uint8, one axis), without a copy.
 
     Raises:
-        WireError: nothing to write, or the folder is missing or full.
+        WireError: a tensor lies beyond the buffer's end.
     """
-    if not tensors:
-        raise WireError(f"bucket {index} is empty; send no bucket instead")
-    # A fresh name each time: a receiver may still have an earlier bucket mapped, and rewriting that file under it
-    # would change its tensors (or end its process with SIGBUS).
-    path = Path(folder) / f"bucket-{index:05d}-{uuid.uuid4().hex[:12]}.safetensors"
-    try:
-        save_file(_apart(tensors), path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: overlapping views
-        path.unlink(missing_ok=True)
-        need = sum(t.nbytes for t in tensors.values()) / 2**20
-        raise WireError(
-            f"cannot write bucket {index} ({need:.0f} MiB) to {folder}: {error}; give an existing folder with room for "
-            "two buckets, or lower weights.bucket_mib"
-        ) from error
-    return BucketManifest(path=str(path), tensors=_table(tensors), checksum=_checksum(path) if with_checksum else None)
-
-
-def read_bucket(manifest: BucketManifest) -> dict[str, Tensor]:
-    """The bucket's tensors on the CPU, in the manifest's order.
-
-    They are mapped, not copied; they stay valid after `remove_bucket`, which gives the memory back when they are gone.
-
-    Raises:
-        WireError: no such file, not a safetensors file, another checksum, or other names, dtypes or shapes than the
-            manifest's.
-    """
-    try:
-        if manifest.checksum is not None and (found_sum := _checksum(Path(manifest.path))) != manifest.checksum:
-            raise WireError(
-                f"bucket {manifest.path} has checksum {found_sum:08x}, its manifest says {manifest.checksum:08x}: its "
-                "bytes changed on the way; look at this machine's memory"
-            )
-        found = load_file(manifest.path)
-    except (OSError, SafetensorError) as error:
-        raise WireError(
-            f"cannot read bucket {manifest.path}: {error}; was it removed before every engine had read it?"
-        ) from error
-    missing = tuple(sorted(manifest.tensors.keys() - found.keys()))
-    unexpected = tuple(sorted(found.keys() - manifest.tensors.keys()))
-    if missing or unexpected:
-        raise WireError(
-            f"bucket {manifest.path} is not its manifest's: missing {list(missing)}, unexpected {list(unexpected)}",
-            missing,
-            unexpected,
-        )
-    table = _table(found)
-    for name, said in manifest.tensors.items():
-        if table[name] != said:
-            raise WireError(f"bucket {manifest.path}: {name} is {table[name]}, its manifest says {said}")
-    return {name: found[name] for name in manifest.tensors}
-
-
-def remove_bucket(manifest: BucketManifest) -> None:
-    """Removes the bucket's file. Fine if it is gone already."""
-    Path(manifest.path).unlink(missing_ok=True)
-
-
-def _table(tensors: dict[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {
-        name: (str(tensors[name].dtype).removeprefix("torch."), tuple(tensors[name].shape)) for name in sorted(tensors)
-    }
-
-
-def _checksum(path: Path) -> int:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        return zlib.crc32(mapped)
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors on the CPU and contiguous; of tied ones, which safetensors refuses, all but the first copied."""
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.data_ptr())
-        apart[name] = tensor
-    return apart
+    found = {}
+    for name, spec in tensors.items():
+        end = spec.offset + spec.num_bytes
+        if spec.offset < 0 or end > len(buffer):
+            raise WireError(f"{name} ends at byte {end} of a buffer of {len(buffer)} bytes; the manifest is of another")
+        found[name] = buffer[spec.offset : end].view(getattr(torch, spec.dtype)).view(spec.shape)
+    return found

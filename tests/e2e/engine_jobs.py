@@ -23,7 +23,7 @@ from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.engine import Engine, EngineError
 from megatron_nft.rollout.sample import Sampling, sample_groups
 from megatron_nft.types import Prompt
-from megatron_nft.weights.wire import write_bucket
+from tests.buckets import Buckets
 
 LONG = [210, 257, 300]  # tokens; vLLM caches blocks of 128 on a CPU, so shorter prompts would hide a stale cache
 
@@ -57,10 +57,9 @@ def send(engine, model, folder, version, drop=(), dtype=None, extra=None, num_bu
     tensors = load_file(Path(model) / "model.safetensors")
     engine.start_update(sorted(tensors))
     tensors = {name: t.to(dtype or t.dtype) for name, t in tensors.items() if name not in drop} | (extra or {})
-    names = list(tensors)
+    names, buckets = list(tensors), Buckets()
     for i in range(num_buckets):  # strided, so that the parts of a fused layer (q, k, v) come in different buckets
-        bucket = write_bucket(folder, i, {name: tensors[name] for name in names[i::num_buckets]})
-        engine.update(bucket.to_dict())
+        engine.update([buckets.write({name: tensors[name] for name in names[i::num_buckets]}).to_dict()])
     engine.finish_update(version)
 
 
@@ -99,7 +98,7 @@ def broken_updates(old, new, folder):
     one = "model.layers.1.self_attn.k_proj.weight"
     errors = {
         "names": refusal(engine.start_update, [one, "model.layers.9.strange"]),
-        "not started": refusal(engine.update, {}),
+        "not started": refusal(engine.update, [{}]),
     }
     still_good = greedy(engine)
     errors["incomplete"] = refusal(send, engine, old, folder, 1, drop=[one])
@@ -111,7 +110,8 @@ def broken_updates(old, new, folder):
     engine.start_update(sorted(tensors))
     errors["refuses halfway"] = refusal(greedy, engine)
     del tensors[one]  # the rest of its layer stays buffered in vLLM
-    engine.update(write_bucket(folder, 0, tensors).to_dict())
+    buckets = Buckets()
+    engine.update([buckets.write(tensors).to_dict()])
     send(engine, new, folder, version=2)  # the sender died and another one starts
     after = greedy(engine)
     engine.shutdown()
@@ -122,9 +122,10 @@ def broken_updates(old, new, folder):
 def send_removed(engine, model, folder):
     tensors = load_file(Path(model) / "model.safetensors")
     engine.start_update(sorted(tensors))
-    bucket = write_bucket(folder, 0, tensors)
-    Path(bucket.path).unlink()
-    engine.update(bucket.to_dict())
+    buckets = Buckets()
+    manifest = buckets.write(tensors)
+    buckets.close()
+    engine.update([manifest.to_dict()])
 
 
 def sampling(model, folder):

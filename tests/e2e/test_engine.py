@@ -120,7 +120,7 @@ def test_updated_engine_equals_a_fresh_one_bit_for_bit(results, kind):
         ("refuses", "refusing to generate: the last weight update failed .*k_proj"),
         ("dtype", "has dtype torch.float64, the engine's is torch.float32"),
         ("unknown", "unknown .*model.strange"),
-        ("gone", "cannot read bucket"),
+        ("gone", "cannot map bucket 0"),
         ("refuses halfway", "refusing to generate: a weight update has begun and not finished"),
         ("shut down", "has been shut down"),
     ],

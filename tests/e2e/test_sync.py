@@ -109,6 +109,9 @@ class _Shifted(EngineGroup):
             def engine_options(self, index):
                 return placement.engine_options(index + 1)
 
+            def engine_environment(self, index):
+                return placement.engine_environment(index + 1)
+
         super().__init__(config, Next())
 
     def stop(self):

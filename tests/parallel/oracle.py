@@ -69,17 +69,17 @@ def make_model(folder: Path, *, tied: bool) -> Path:
     return save_random(config, folder)
 
 
-def save_random(config: "PretrainedConfig", folder: Path) -> Path:
+def save_random(config: "PretrainedConfig", folder: Path, *, seed: int = 0, dtype: str = "float32") -> Path:
     """A random model in an HF folder; norms and biases are random, too, so that one that goes astray is seen."""
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
 

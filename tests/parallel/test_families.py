@@ -9,6 +9,7 @@ import torch
 from megatron_nft.config import load_config
 from megatron_nft.nft.loss import nft_loss
 from megatron_nft.types import MicroBatch, TrainSequence
+from tests.parallel.families import LLAMA3
 from tests.parallel.oracle import answer_logprobs, save_random
 from tests.parallel.ranks import run_ranks
 
@@ -18,10 +19,6 @@ DIMENSIONS = {
     "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 300, "max_position_embeddings": 256,
     "initializer_range": 0.1, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
 }  # fmt: skip
 FAMILIES = {
     "llama": {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}},

@@ -94,7 +94,8 @@ def hf_tensors(worker, pick: Callable[[torch.nn.Parameter], torch.Tensor]) -> di
     replica, on the others those that are not sharded and so must be equal."""
     from megatron.core import parallel_state
 
-    from megatron_nft.weights.gather import gather_bucket, plan_weights
+    from megatron_nft.weights.gather import gather_bucket
+    from megatron_nft.weights.plan import plan_weights
 
     pairs = [(name, pick(parameter)) for name, parameter in every_shard(worker)]
     tp_size, tp_group = worker.topology.tp_size, parallel_state.get_tensor_model_parallel_group()
@@ -102,9 +103,10 @@ def hf_tensors(worker, pick: Callable[[torch.nn.Parameter], torch.Tensor]) -> di
     is_first = worker.topology.tp_rank == 0
     tensors = {}
     for bucket in plan.buckets:
-        tensors |= gather_bucket(bucket, worker.hf, dtype=torch.float32, tp_group=tp_group, sends=is_first)
-        if not is_first:
-            tensors |= {s.hf_names[0]: s.tensor for s in bucket if not s.rule.layout.is_sharded}
+        whole = bucket.empty_tensors(torch.float32, "cpu") if is_first else None
+        gather_bucket(bucket, worker.hf, whole, dtype=torch.float32, group=tp_group)
+        replicated = [s for s in bucket.shards if not s.rule.layout.is_sharded]
+        tensors |= whole or {s.rule.hf_names(s.layer)[0]: s.tensor for s in replicated}
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
 
 

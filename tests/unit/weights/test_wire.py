@@ -1,14 +1,14 @@
-"""A bucket arrives as it was sent, and a wrong one is refused with the names that are wrong."""
+"""A bucket arrives as it was sent, and a wrong one is refused with what is wrong."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from megatron_nft.weights.wire import BucketManifest, WireError, read_bucket, remove_bucket, write_bucket
+from megatron_nft.weights.shared_memory import SharedMemoryReceiver
+from megatron_nft.weights.wire import ALIGNMENT, BucketManifest, TensorSpec, WireError, lay_out, views
+from tests.buckets import Buckets
 
 TENSORS = {
     "model.norm.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -16,100 +16,73 @@ TENSORS = {
 }
 
 
-def test_round_trip_keeps_names_dtypes_shapes_and_bits(tmp_path):
-    manifest = write_bucket(tmp_path, 3, TENSORS)
-    assert manifest.tensors == {"lm_head.weight": ("bfloat16", (1, 2)), "model.norm.weight": ("float32", (2, 3))}
+def test_tensors_lie_one_after_the_other_aligned():
+    table = lay_out({"a": (torch.float32, (33,)), "b": (torch.bfloat16, (2, 2)), "c": (torch.float32, ())})
+    assert [spec.offset for spec in table.values()] == [0, 192, 256]
+    assert all(spec.offset % ALIGNMENT == 0 for spec in table.values())
+    buffer = torch.zeros(320, dtype=torch.uint8)
+    for number, tensor in enumerate(views(buffer, table).values(), start=1):
+        tensor.fill_(number)
+    assert [tensor.unique().tolist() for tensor in views(buffer, table).values()] == [[1], [2], [3]]
+
+
+def test_round_trip_keeps_names_dtypes_shapes_and_bits():
+    manifest = Buckets().write(TENSORS)
     assert manifest.num_bytes == 6 * 4 + 2 * 2
-    read = read_bucket(manifest)
-    assert list(read) == list(manifest.tensors)
+    read = SharedMemoryReceiver().receive(manifest)
+    assert list(read) == list(TENSORS)
     for name, sent in TENSORS.items():
         assert read[name].dtype == sent.dtype
         assert torch.equal(read[name], sent)
 
 
-def test_manifest_travels_as_json(tmp_path):
-    manifest = write_bucket(tmp_path, 0, TENSORS)
+def test_manifest_travels_as_json():
+    manifest = Buckets().write(TENSORS, checksum=True)
     assert BucketManifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
 
 
-def test_views_tied_and_transposed_tensors_arrive_whole(tmp_path):
-    flat = torch.arange(10, dtype=torch.float32)
-    tensors = {"a": flat[:4], "b": flat[4:], "tied": flat[:4], "turned": flat[:6].view(2, 3).t()}
-    read = read_bucket(write_bucket(tmp_path, 0, {k: v for k, v in tensors.items() if k != "turned"}))
-    assert torch.equal(read["b"], flat[4:]) and torch.equal(read["tied"], flat[:4])
-    read = read_bucket(write_bucket(tmp_path, 1, {"turned": tensors["turned"], "b": flat}))
-    assert torch.equal(read["turned"], tensors["turned"])
+def test_a_buffer_that_is_written_again_is_seen_without_a_new_mapping():
+    buckets, receiver = Buckets(), SharedMemoryReceiver()
+    for number in range(4):
+        read = receiver.receive(buckets.write({"w": torch.full((1000,), float(number))}))
+        assert read["w"].eq(number).all()
+    assert len(receiver._mapped) == 2
 
 
-def test_tensors_outlive_their_file_and_a_later_bucket_of_the_same_index(tmp_path):
-    first = write_bucket(tmp_path, 0, {"w": torch.full((1000,), 1.0)})
-    read = read_bucket(first)
-    second = write_bucket(tmp_path, 0, {"w": torch.full((1000,), 2.0)})
-    assert second.path != first.path
-    remove_bucket(first)
-    remove_bucket(first)
-    assert read["w"].eq(1.0).all()
-    assert [p.name for p in tmp_path.iterdir()] == [Path(second.path).name]
+def test_a_manifest_of_another_bucket_is_refused():
+    buckets = Buckets()
+    manifest = buckets.write(TENSORS)
+    longer = {**manifest.tensors, "model.embed": TensorSpec("bfloat16", (100, 100), 128)}
+    with pytest.raises(WireError, match=r"model\.embed ends at byte 20128 of a buffer of 128 bytes"):
+        SharedMemoryReceiver().receive(replace(manifest, tensors=longer))
 
 
-def test_wrong_names_are_listed(tmp_path):
-    manifest = write_bucket(tmp_path, 0, TENSORS)
-    with pytest.raises(WireError, match=r"model\.embed") as caught:
-        read_bucket(
-            replace(manifest, tensors={"lm_head.weight": ("bfloat16", (1, 2)), "model.embed": ("bfloat16", (1,))})
-        )
-    assert caught.value.missing == ("model.embed",)
-    assert caught.value.unexpected == ("model.norm.weight",)
+def test_a_flipped_bit_shows_where_checksums_are_asked_for():
+    buckets = Buckets()
+    manifest = buckets.write(TENSORS, checksum=True)
+    assert torch.equal(SharedMemoryReceiver().receive(manifest)["lm_head.weight"], TENSORS["lm_head.weight"])
+    buckets.buffer(manifest)[3] ^= 1
+    with pytest.raises(WireError, match=r"bucket 0 of stage 0 has checksum .* its bytes changed on the way"):
+        SharedMemoryReceiver().receive(manifest)
+    assert SharedMemoryReceiver().receive(replace(manifest, checksum=None))
 
 
-def test_wrong_dtype_or_shape_is_refused(tmp_path):
-    manifest = write_bucket(tmp_path, 0, TENSORS)
-    save_file({name: t.to(torch.float64) for name, t in TENSORS.items()}, manifest.path)
-    with pytest.raises(WireError, match=r"lm_head.weight is \('float64', \(1, 2\)\), its manifest says \('bfloat16'"):
-        read_bucket(manifest)
-    save_file({name: t.flatten() for name, t in TENSORS.items()}, manifest.path)
-    with pytest.raises(WireError, match=r"lm_head.weight is \('bfloat16', \(2,\)\)"):
-        read_bucket(manifest)
-
-
-def test_a_flipped_bit_shows_where_checksums_are_asked_for(tmp_path):
-    manifest = write_bucket(tmp_path, 0, TENSORS, with_checksum=True)
-    assert torch.equal(read_bucket(manifest)["lm_head.weight"], TENSORS["lm_head.weight"])
-    contents = bytearray(Path(manifest.path).read_bytes())
-    contents[-1] ^= 1
-    Path(manifest.path).write_bytes(contents)
-    with pytest.raises(WireError, match="its bytes changed on the way"):
-        read_bucket(manifest)
-    assert read_bucket(replace(manifest, checksum=None))
-
-
-def test_missing_or_broken_file_is_refused(tmp_path):
-    manifest = write_bucket(tmp_path, 0, TENSORS)
-    Path(manifest.path).write_bytes(b"not safetensors")
-    with pytest.raises(WireError, match="cannot read bucket"):
-        read_bucket(manifest)
-    remove_bucket(manifest)
-    with pytest.raises(WireError, match="removed before every engine had read it"):
-        read_bucket(manifest)
-
-
-def test_unwritable_folder_and_empty_bucket_are_refused(tmp_path):
-    with pytest.raises(WireError, match=r"give an existing folder"):
-        write_bucket(tmp_path / "nowhere", 0, TENSORS)
-    with pytest.raises(WireError, match="bucket 7 is empty"):
-        write_bucket(tmp_path, 7, {})
-    assert not list(tmp_path.iterdir())
+def test_a_sender_that_has_ended_is_named():
+    buckets = Buckets()
+    manifest = buckets.write(TENSORS)
+    buckets.close()
+    with pytest.raises(WireError, match=r"cannot map bucket 0 of stage 0 .* its sender has ended"):
+        SharedMemoryReceiver().receive(manifest)
 
 
 @pytest.mark.parametrize(
-    "plain",
-    [
-        {},
-        {"path": "x", "tensors": {}, "checksum": None, "more": 1},
-        {"path": 1, "tensors": {}, "checksum": 1},
-        {"path": "x", "tensors": [], "checksum": 1},
-    ],
+    "wrong",
+    [{"path": "x"}, {"tensors": []}, {"checksum": "1"}, {"place": "here"}],
+    ids=str,
 )
-def test_wrong_manifest_is_refused(plain):
+def test_wrong_manifest_is_refused(wrong):
+    plain = Buckets().write(TENSORS).to_dict()
     with pytest.raises(WireError, match="bucket manifest"):
-        BucketManifest.from_dict(plain)
+        BucketManifest.from_dict(plain | wrong)
+    with pytest.raises(WireError, match="bucket manifest"):
+        BucketManifest.from_dict({})

@@ -1,0 +1,112 @@
+"""The carrier between processes that share GPUs (colocated placement): the engine reads the actor's memory.
+
+Every rank holds two buffers on its GPU, made once; a bucket is brought to all GPUs of the actor (all-gather over the
+tensor-parallel group, broadcast over the pipeline group), and each engine worker opens the buffer that lies on its own
+GPU. What crosses between processes is the CUDA IPC handle, as hex text in the manifest: no pickle.
+Written for torch 2.11-2.13's storage sharing, which torch.multiprocessing uses; never run without a GPU.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_nft.weights.gather import gather_bucket
+from megatron_nft.weights.plan import WeightPlan
+from megatron_nft.weights.wire import BucketManifest, WireError, views
+
+CARRIER = "cuda_ipc"
+
+
+class CudaIpcSender:
+    """See weights/wire.py, `Sender`. Bucket `index` is bucket index // stages of stage index % stages.
+
+    Args:
+        tp_group, pp_group: the tensor-parallel group and the pipeline group of this rank.
+        world: all ranks.
+    """
+
+    def __init__(
+        self, plan: WeightPlan, *, tp_group: dist.ProcessGroup, pp_group: dist.ProcessGroup, world: dist.ProcessGroup
+    ) -> None:
+        self._plan, self._tp_group, self._pp_group = plan, tp_group, pp_group
+        self._stage, self._stages = dist.get_rank(pp_group), dist.get_world_size(pp_group)
+        sizes: list[list[int]] = [[] for _ in range(self._stages)]
+        dist.all_gather_object(sizes, [bucket.num_bytes for bucket in plan.buckets], group=pp_group)
+        self._sizes = sizes
+        largest = max(size for of_stage in sizes for size in of_stage)
+        self._slots = [torch.empty(largest, dtype=torch.uint8, device="cuda") for _ in range(2)]
+        mine = {_uuid(): [_handle(slot) for slot in self._slots]}
+        everyone: list[dict[str, list[list[Any]]]] = [{} for _ in range(dist.get_world_size(world))]
+        dist.all_gather_object(everyone, mine, group=world)
+        self._handles = {uuid: handles for of_rank in everyone for uuid, handles in of_rank.items()}
+
+    def send(self, index: int, link: int) -> BucketManifest | None:
+        """Brings the bucket to every GPU; returns when it lies there."""
+        number, stage = divmod(index, self._stages)
+        if number >= len(self._sizes[stage]):
+            return None
+        buffer = self._slots[index % 2][: self._sizes[stage][number]]
+        if stage == self._stage:
+            bucket = self._plan.buckets[number]
+            tensors = views(buffer, bucket.tensors)
+            gather_bucket(bucket, self._plan.hf, tensors, dtype=self._plan.dtype, group=self._tp_group, everywhere=True)
+        dist.broadcast(buffer, src=dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
+        torch.cuda.synchronize()
+        if stage != self._stage or dist.get_rank(self._tp_group) != 0:
+            return None
+        return BucketManifest(
+            carrier=CARRIER,
+            bucket=f"bucket {number} of stage {stage}",
+            place={"handles": {uuid: handles[index % 2] for uuid, handles in self._handles.items()}},
+            tensors=self._plan.buckets[number].tensors,
+        )
+
+    def close(self) -> None:
+        """Gives the buffers back once no engine has them open."""
+        self._slots = []
+
+
+class CudaIpcReceiver:
+    """See weights/wire.py, `Receiver`."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, Tensor] = {}
+
+    def receive(self, manifest: BucketManifest) -> dict[str, Tensor]:
+        """Opens the buffer on this worker's own GPU."""
+        handles = manifest.place["handles"]
+        if _uuid() not in handles:
+            raise WireError(
+                f"{manifest.bucket}: no actor rank is on this engine's GPU {_uuid()}, only on {sorted(handles)}; "
+                'cluster.placement = "split" needs weights.carrier = "collective"'
+            )
+        handle = handles[_uuid()]
+        key = handle[0]
+        if key not in self._opened:
+            self._opened[key] = _open(handle)
+        return views(self._opened[key], manifest.tensors)
+
+    def close(self) -> None:
+        """Closes the buffers."""
+        self._opened = {}
+
+
+def _uuid() -> str:
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+
+
+def _handle(buffer: Tensor) -> list[Any]:
+    """The buffer's handle as plain JSON: torch's, less the device number, which is the reader's own."""
+    _, *rest = buffer.untyped_storage()._share_cuda_()
+    return [part.hex() if isinstance(part, bytes) else part for part in rest] + [len(buffer)]
+
+
+def _open(handle: list[Any]) -> Tensor:
+    memory, size, offset, counter, counter_offset, event, event_sync, length = handle
+    storage = torch.UntypedStorage._new_shared_cuda(
+        torch.cuda.current_device(), bytes.fromhex(memory), size, offset, bytes.fromhex(counter), counter_offset,
+        bytes.fromhex(event), event_sync,
+    )  # fmt: skip
+    return torch.tensor([], dtype=torch.uint8, device="cuda").set_(storage)[:length]

@@ -1,0 +1,104 @@
+"""What engines receive equals the HF folder that the trainer holds, bit for bit: every layout, family and carrier.
+
+The receivers are those of the engines (weights/carriers.py), without vLLM; tests/e2e/test_resharding.py goes on from
+there, into running engines.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_nft.weights.carriers import make_receiver
+from megatron_nft.weights.sync import sync_weights
+from tests.parallel.families import FAMILIES, make_folder
+from tests.parallel.trainer import trainer
+
+pytestmark = pytest.mark.parallel
+
+LAYOUTS = {
+    "tp1": [],
+    "tp2": ["actor.tp=2"],
+    "pp2": ["actor.pp=2"],
+    "tp2 pp2": ["actor.tp=2", "actor.pp=2"],
+    "pp2 vpp2": ["actor.pp=2", "actor.vpp=2"],
+    "tp2 dp2": ["actor.tp=2", "actor.dp=2"],
+}
+CARRIERS = ("shared_memory", "collective")
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+CASES = [
+    # Every layout with every family by every carrier; the number formats take turns.
+    pytest.param(family, layout, carrier, tuple(DTYPES)[number // 2 % 2], id=f"{family}, {layout}, {carrier}")
+    for number, (family, layout, carrier) in enumerate(product(FAMILIES, LAYOUTS, CARRIERS))
+]
+ROUNDS = 5
+
+
+class Checker:
+    """Engines of two workers, as weights/sync.py sees them, that compare what comes with an HF folder."""
+
+    link = 0
+
+    def __init__(self, carrier):
+        self.receivers = [make_receiver(carrier, place, torch.device("cpu")) for place in range(2)]
+
+    def expect(self, folder):
+        self.expected, self.arrived = load_file(folder / "model.safetensors"), [set(), set()]
+
+    def with_replacements(self, work):
+        return work()
+
+    def wake(self, what):
+        pass
+
+    def start_update(self, names):
+        assert sorted(names) == sorted(self.expected)
+
+    def update(self, manifests):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda place: self.receive(place, manifests), range(2)))
+
+    def receive(self, place, manifests):
+        for manifest in manifests:
+            for name, tensor in self.receivers[place].receive(manifest).items():
+                assert tensor.dtype == self.expected[name].dtype and torch.equal(tensor, self.expected[name]), name
+                assert name not in self.arrived[place]
+                self.arrived[place].add(name)
+
+    def finish_update(self, policy_version):
+        assert self.arrived == [set(self.expected)] * 2
+
+
+@pytest.mark.parametrize(("family", "layout", "carrier", "precision"), CASES)
+def test_engines_receive_the_folder_bit_for_bit(family, layout, carrier, precision, tmp_path):
+    dtype = DTYPES[precision]
+    folders = [make_folder(family, dtype, seed, tmp_path / str(seed)) for seed in range(ROUNDS)]
+    recipe = [
+        f"model.path={folders[0]}", "actor.tp=1", *LAYOUTS[layout], f"actor.precision={precision}",
+        f"rollout.dtype={dtype}", f"weights.carrier={carrier}", "rollout.engines=2", "weights.bucket_mib=1",
+        f"weights.checksums={str(carrier == 'shared_memory').lower()}",
+    ]  # fmt: skip
+    engines = Checker(carrier)
+    with trainer(tmp_path, recipe) as actor:
+        for version, folder in enumerate(folders):
+            actor.call("read", str(folder))
+            engines.expect(folder)
+            metrics = sync_weights(actor, engines, version)
+            assert metrics["weights/buckets"] > 2
+    for receiver in engines.receivers:
+        receiver.close()
+
+
+def test_a_weight_that_differs_in_one_bit_is_noticed(tmp_path):
+    """The negative control of the test above."""
+    folder = make_folder("qwen2 tied", "float32", 0, tmp_path / "0")
+    engines = Checker("shared_memory")
+    with trainer(tmp_path, [f"model.path={folder}", "actor.tp=2", "rollout.dtype=float32"]) as actor:
+        engines.expect(folder)
+        norm = engines.expected["model.norm.weight"]
+        engines.expected["model.norm.weight"] = torch.nextafter(norm, torch.full_like(norm, torch.inf))
+        engines.update = lambda manifests: engines.receive(0, manifests)
+        with pytest.raises(AssertionError, match=r"model\.norm\.weight"):
+            sync_weights(actor, engines, 1)
