@@ -4,44 +4,18 @@
 the parameters under names with global layer numbers. Called by actor/worker.py.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.utils import unwrap_model
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron_nft.actor.topology import Topology
 from megatron_nft.hf_config import HFConfig, ModelFolderError
+from megatron_nft.weights.hf_tensors import HFTensors
 from megatron_nft.weights.mapping import find_rule
-
-
-class HFTensors:
-    """The tensors of an HF folder, by name, read when asked for."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        index = self.folder / "model.safetensors.index.json"
-        single = self.folder / "model.safetensors"
-        if index.is_file():
-            self._file_of = json.loads(index.read_text())["weight_map"]
-        elif single.is_file():
-            with safe_open(single, framework="pt") as file:
-                self._file_of = dict.fromkeys(file.keys(), single.name)
-        else:
-            raise ModelFolderError(f"{self.folder}: no model.safetensors and no model.safetensors.index.json")
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._file_of:
-            raise ModelFolderError(f"{self.folder}: no tensor {name!r}; is config.json that of another model?")
-        path = self.folder / self._file_of[name]
-        if not path.is_file():
-            raise ModelFolderError(f"{path}: missing, although the index names it for {name!r}")
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
 
 
 def _parameters(model: Sequence[nn.Module]) -> Iterator[tuple[GPTModel, str, nn.Parameter]]:

@@ -1,0 +1,141 @@
+"""An HF folder -> a Megatron checkpoint that training loads in any layout.
+
+    python -m checkpoint_tools.hf_to_megatron --hf DIR --out DIR [--dtype bfloat16] [--overwrite]
+
+Weights only, streamed: a few tensors are in memory at a time. What isn't weights (config, tokenizer, ...) goes along
+in DIR/hf, so that megatron_to_hf needs nothing else.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
+from checkpoint_tools.megatron_writer import Chunk, write_checkpoint
+from checkpoint_tools.parameters import Parameter, parameters
+from checkpoint_tools.safetensors_writer import cast
+from megatron_nft.hf_config import HFConfig, ModelFolderError, read_hf_config
+from megatron_nft.weights.export import WEIGHT_FILES
+from megatron_nft.weights.hf_tensors import HFTensors
+
+SIDE_FILES = "hf"
+"""Folder in the checkpoint for what isn't weights."""
+BLOCK_BYTES = 256 << 20
+"""The vocabulary's rows are read and written in blocks of this size."""
+NOT_WEIGHTS = ("rotary_emb.inv_freq",)
+"""Endings of tensors that older folders have and that config.json says as well."""
+
+
+def convert(source: Path, out: Path, *, dtype: torch.dtype | None = None, overwrite: bool = False) -> None:
+    """Writes the checkpoint `out`; it appears when it is whole.
+
+    Args:
+        dtype: number format of the weights. None: as they are.
+
+    Raises:
+        ModelFolderError: the HF folder is not whole, not of a family that is known, or not what its config.json says.
+        UsageError: `out` is there and may not be replaced.
+        OSError: such as a full disk.
+    """
+    hf, tensors = read_hf_config(source), HFTensors(source)
+    tensors.check()
+    chunks = list(plan(hf, tensors, dtype))
+    total = sum(chunk.num_bytes for chunk in chunks)
+    with output_folder(out, source=source, num_bytes=total, overwrite=overwrite) as folder:
+        progress = Progress("hf_to_megatron", total)
+        write_checkpoint(folder, chunks, lambda chunk: progress.add(chunk.num_bytes))
+        copy_side_files(source, folder / SIDE_FILES)
+
+
+def copy_side_files(source: Path, folder: Path) -> None:
+    """All files of an HF folder that are not weights."""
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and not any(file.match(pattern) for pattern in WEIGHT_FILES):
+            shutil.copy2(file, folder / file.name)
+
+
+def plan(hf: HFConfig, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:
+    """What is to be written, each chunk with how to read it.
+
+    Raises:
+        ModelFolderError: a tensor is missing, is left over, or has another shape than config.json says.
+    """
+    model = parameters(hf)
+    used = {name for parameter in model for name in parameter.hf_shapes}
+    tied = {"lm_head.weight"} if hf.tie_word_embeddings else set()
+    left = [n for n in tensors.names if n not in used | tied and not n.endswith(NOT_WEIGHTS)]
+    if left:
+        raise ModelFolderError(
+            f"{tensors.folder}: {len(left)} tensors have no place in a {hf.model_type} model of this config.json, "
+            f"the first is {left[0]!r}"
+        )
+    for parameter in model:
+        yield from _chunks(parameter, hf, tensors, dtype)
+
+
+def _chunks(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:
+    found = {name: tensors.spec(name) for name in parameter.hf_shapes}
+    for name, (_, shape) in found.items():
+        if shape != parameter.hf_shapes[name]:
+            raise ModelFolderError(
+                f"{tensors.folder}: {name} is {shape}, by config.json it is {parameter.hf_shapes[name]}"
+            )
+    dtype = dtype or next(iter(found.values()))[0]
+    if parameter.is_table:
+        (name,) = found
+        block = max(1, BLOCK_BYTES // (parameter.shape[1] * dtype.itemsize))
+        for first in range(0, parameter.shape[0], block):
+            rows = min(block, parameter.shape[0] - first)
+            read = partial(_table_rows, tensors, name, found[name][1], first, rows, dtype)
+            offset, shape = (first, 0), (rows, parameter.shape[1])
+            yield Chunk(parameter.key, parameter.shape, offset, shape, dtype, read)
+    elif parameter.layer is None:
+        read = partial(_whole, parameter, hf, tensors, dtype)
+        yield Chunk(parameter.key, parameter.shape, (0,) * len(parameter.shape), parameter.shape, dtype, read)
+    else:
+        size, offset = (hf.num_hidden_layers, *parameter.shape), (parameter.layer, *[0] * len(parameter.shape))
+        read = partial(_whole, parameter, hf, tensors, dtype)
+        yield Chunk(parameter.key, size, offset, (1, *parameter.shape), dtype, read)
+
+
+def _table_rows(
+    tensors: HFTensors, name: str, shape: tuple[int, ...], first: int, count: int, dtype: torch.dtype
+) -> Tensor:
+    """Rows of the vocabulary, and zeros after its last."""
+    end = min(first + count, shape[0])
+    rows = cast(tensors.rows(name, first, end), dtype, name) if end > first else torch.empty(0, shape[1], dtype=dtype)
+    missing = count - len(rows)
+    return torch.cat([rows, rows.new_zeros(missing, shape[1])]) if missing else rows
+
+
+def _whole(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch.dtype) -> Tensor:
+    sources = [cast(tensors[name], dtype, name) for name in parameter.hf_shapes]
+    return parameter.rule.layout.to_shard(sources, 0, 1, hf)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="hf_to_megatron", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hf", type=Path, required=True, help="HF folder with safetensors")
+    add_output_arguments(parser)
+
+    def body(arguments: argparse.Namespace) -> None:
+        if not arguments.hf.is_dir():
+            raise UsageError(f"--hf {arguments.hf}: no such folder")
+        convert(arguments.hf, arguments.out, dtype=CASTS.get(arguments.dtype), overwrite=arguments.overwrite)
+        print(f"{arguments.out}: a Megatron checkpoint of {arguments.hf}")
+
+    return run(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

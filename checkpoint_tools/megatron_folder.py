@@ -1,0 +1,164 @@
+"""A Megatron checkpoint (torch_dist format) as global tensors, each in stored chunks that are read one at a time.
+
+A folder comes in; names, shapes and chunks go out, and a chunk's numbers when asked for. torch's own FileSystemReader
+is not used: it unpickles `.metadata` without limits and holds every chunk twice.
+"""
+
+import io
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from checkpoint_tools.metadata import CheckpointFolderError, check_format, read_metadata
+
+OPTIMIZER = "optimizer."
+"""Keys of the optimizer's state begin so."""
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """A box of a global tensor, in one stretch of one file."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    start: int  # byte in the file
+    length: int  # bytes
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A global tensor."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: tuple[StoredChunk, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def of_layer(self, layer: int | None) -> tuple[StoredChunk, ...]:
+        """The chunks of one layer; all of a tensor without an axis of layers."""
+        if layer is None:
+            return self.chunks
+        return tuple(chunk for chunk in self.chunks if chunk.offset[0] == layer and chunk.shape[0] == 1)
+
+
+class MegatronFolder:
+    """A checkpoint."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Reads the metadata, no tensor.
+
+        Raises:
+            CheckpointFolderError: no checkpoint, or files are missing or too short.
+        """
+        self.folder = Path(folder)
+        check_format(self.folder)
+        metadata = read_metadata(self.folder)
+        try:
+            self.tensors = {
+                key: _stored_tensor(key, value, metadata.storage_data)
+                for key, value in metadata.state_dict_metadata.items()
+                if isinstance(value, TensorStorageMetadata)
+            }
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointFolderError(f"{self.folder / '.metadata'}: damaged ({error!r}); copy it again") from None
+        self._check_files()
+
+    @property
+    def weights(self) -> dict[str, StoredTensor]:
+        """The model's, less the optimizer's state."""
+        return {key: tensor for key, tensor in self.tensors.items() if not key.startswith(OPTIMIZER)}
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that hold tensors."""
+        return sorted({chunk.file for tensor in self.tensors.values() for chunk in tensor.chunks})
+
+    def read(self, tensor: StoredTensor, chunk: StoredChunk) -> Tensor:
+        """A chunk's numbers, on the CPU.
+
+        Raises:
+            CheckpointFolderError: the file has something else there.
+        """
+        path = self.folder / chunk.file
+        with path.open("rb", buffering=0) as file:
+            try:
+                numbers = torch.load(FileSlice(file, chunk.start, chunk.length), map_location="cpu", weights_only=True)
+            except OSError:
+                raise
+            except Exception as error:  # torch.load fails in many ways on bytes that are not its own
+                first = (str(error).splitlines() or [""])[0]
+                raise CheckpointFolderError(
+                    f"{path}: what it has of {tensor.key} is damaged or refused ({first}); copy it again"
+                ) from None
+        found = (tuple(numbers.shape), numbers.dtype) if isinstance(numbers, Tensor) else type(numbers).__name__
+        if found != (chunk.shape, tensor.dtype):
+            raise CheckpointFolderError(
+                f"{path}: {found} in place of {(chunk.shape, tensor.dtype)} of {tensor.key}; copy it again"
+            )
+        return numbers
+
+    def _check_files(self) -> None:
+        for name in self.files:
+            path = self.folder / name
+            if Path(name).name != name:
+                raise CheckpointFolderError(
+                    f"{self.folder / '.metadata'}: refused, it names {name!r}, a file elsewhere"
+                )
+            if not path.is_file():
+                raise CheckpointFolderError(f"{path}: missing; the checkpoint is not whole, copy it again")
+            end = max(c.start + c.length for t in self.tensors.values() for c in t.chunks if c.file == name)
+            if path.stat().st_size < end:
+                raise CheckpointFolderError(
+                    f"{path}: {path.stat().st_size:,} bytes, {end:,} are needed; the copy was cut short, copy it again"
+                )
+
+
+def _stored_tensor(key: str, value: TensorStorageMetadata, storage: dict) -> StoredTensor:
+    chunks = []
+    for chunk in value.chunks:
+        place = storage[MetadataIndex(key, chunk.offsets)]
+        if getattr(place, "transform_descriptors", None):
+            raise CheckpointFolderError(f"{key} is stored compressed ({place.transform_descriptors}): not supported")
+        chunks.append(
+            StoredChunk(tuple(chunk.offsets), tuple(chunk.sizes), place.relative_path, place.offset, place.length)
+        )
+    return StoredTensor(key, value.properties.dtype, tuple(value.size), tuple(chunks))
+
+
+class FileSlice(io.RawIOBase):
+    """A stretch of an open file as a file of its own, which torch.load can read in place."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence])
+        return self._at
+
+    def readinto(self, buffer: bytearray) -> int:
+        room = memoryview(buffer)[: max(0, min(len(buffer), self._length - self._at))]
+        self._file.seek(self._start + self._at)
+        filled = 0
+        while filled < len(room) and (count := self._file.readinto(room[filled:])):  # Linux gives 2 GiB at most
+            filled += count
+        self._at += filled
+        return filled

@@ -1,0 +1,175 @@
+"""A Megatron checkpoint -> a complete HF folder, whatever layout it was saved in.
+
+    python -m checkpoint_tools.megatron_to_hf --megatron DIR --out DIR [--hf DIR] [--dtype bfloat16] [--overwrite]
+
+config.json, tokenizer and so on come from DIR/hf, where hf_to_megatron has put them; for a checkpoint that training has
+saved, --hf names the model it started from. Streamed: a few tensors are in memory at a time.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
+from checkpoint_tools.hf_to_megatron import SIDE_FILES
+from checkpoint_tools.megatron_folder import MegatronFolder, StoredChunk, StoredTensor
+from checkpoint_tools.metadata import CheckpointFolderError
+from checkpoint_tools.parameters import Parameter, parameters
+from checkpoint_tools.safetensors_writer import SHARD_BYTES, SafetensorsWriter
+from megatron_nft.hf_config import HFConfig, read_hf_config
+from megatron_nft.weights.export import finish_hf_folder
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an HF tensor."""
+
+    name: str
+    first: int
+    numbers: Tensor
+
+
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    side_files: Path | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the HF folder `out`; it appears when it is whole.
+
+    Args:
+        side_files: folder with config.json and all else that isn't weights. None: the checkpoint's own.
+        dtype: number format of the weights. None: as they are.
+        shard_bytes: largest weight file.
+
+    Raises:
+        CheckpointFolderError: the checkpoint is not whole, or not what config.json says.
+        UsageError: `out` is there and may not be replaced, or config.json is nowhere.
+        OSError: such as a full disk.
+    """
+    stored, side_files = MegatronFolder(source), side_files_of(source, side_files)
+    hf = read_hf_config(side_files)
+    model = [(parameter, find(stored, parameter, hf)) for parameter in parameters(hf)]
+    specs = {
+        name: (dtype or tensor.dtype, shape)
+        for parameter, tensor in model
+        for name, shape in parameter.hf_shapes.items()
+    }
+    total = sum(prod(shape) * number.itemsize for number, shape in specs.values())
+    with output_folder(out, source=source, num_bytes=total, overwrite=overwrite) as folder:
+        progress = Progress("megatron_to_hf", total)
+        with SafetensorsWriter(folder, specs, shard_bytes) as writer:
+            for parameter, tensor in model:
+                for rows in hf_rows(stored, parameter, tensor, hf):
+                    writer.write(rows.name, rows.first, rows.numbers)
+                    progress.add(rows.numbers.numel() * specs[rows.name][0].itemsize)
+        finish_hf_folder(folder, side_files, [writer.weight_map])
+
+
+def side_files_of(source: Path, given: Path | None) -> Path:
+    """The folder with config.json.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if given is None and not (source / SIDE_FILES / "config.json").is_file():
+        raise UsageError(
+            f"{source} has no {SIDE_FILES}/config.json, as checkpoints that training saves; "
+            "give --hf, the model that it started from"
+        )
+    return given or source / SIDE_FILES
+
+
+def find(stored: MegatronFolder, parameter: Parameter, hf: HFConfig) -> StoredTensor:
+    """A parameter in the checkpoint.
+
+    Raises:
+        CheckpointFolderError: it is not there, not whole, or of another shape than config.json says.
+    """
+    tensor = stored.tensors.get(parameter.key)
+    if tensor is None:
+        raise CheckpointFolderError(f"{stored.folder}: no {parameter.key}; is config.json that of another model?")
+    layers = () if parameter.layer is None else (hf.num_hidden_layers,)
+    expected = (*layers, *parameter.shape)
+    shape = tensor.shape
+    if parameter.is_table and shape[0] >= hf.vocab_size:  # however many rows of padding its layout asked for
+        expected = (shape[0], *expected[1:])
+    if shape != expected:
+        raise CheckpointFolderError(
+            f"{stored.folder}: {parameter.key} is {shape}, by config.json it is {expected}; is that of another model?"
+        )
+    numel = sum(prod(chunk.shape) for chunk in tensor.of_layer(parameter.layer))
+    if numel != prod(shape[len(layers) :]):
+        where = "" if parameter.layer is None else f" of layer {parameter.layer}"
+        raise CheckpointFolderError(f"{stored.folder}: {parameter.key}{where} has holes; was the save interrupted?")
+    return tensor
+
+
+def hf_rows(stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor, hf: HFConfig) -> Iterator[Rows]:
+    """The HF tensors of a parameter, each place once."""
+    chunks = tensor.of_layer(parameter.layer)
+    if parameter.is_plain:
+        ((name, hf_shape),) = parameter.hf_shapes.items()
+        for chunk in chunks:
+            first, *_ = box = chunk.offset if parameter.layer is None else chunk.offset[1:]
+            if any(box[1:]) or chunk.shape[len(chunk.shape) - len(hf_shape) + 1 :] != hf_shape[1:]:
+                raise CheckpointFolderError(f"{stored.folder}: {tensor.key} is cut along its columns: not supported")
+            numbers = stored.read(tensor, chunk).reshape(-1, *hf_shape[1:])
+            if first < hf_shape[0]:  # else all of it is padding
+                yield Rows(name, first, numbers[: hf_shape[0] - first])
+        return
+    whole = _assemble(stored, parameter, tensor, chunks)
+    parts = parameter.rule.layout.parts(whole, 0, 1, hf)
+    for (name, shape), part in zip(parameter.hf_shapes.items(), parts, strict=True):
+        yield Rows(name, 0, part.piece.reshape(shape))
+
+
+def _assemble(
+    stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor, chunks: Sequence[StoredChunk]
+) -> Tensor:
+    """A layer's parameter, as one rank without tensor parallelism has it."""
+    axes = 0 if parameter.layer is None else 1
+    if len(chunks) == 1:
+        return stored.read(tensor, chunks[0]).reshape(parameter.shape)
+    whole = torch.empty(parameter.shape, dtype=tensor.dtype)
+    for chunk in chunks:
+        box = tuple(slice(o, o + n) for o, n in zip(chunk.offset[axes:], chunk.shape[axes:], strict=True))
+        whole[box] = stored.read(tensor, chunk).reshape(chunk.shape[axes:])
+    return whole
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="megatron_to_hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megatron", type=Path, required=True, help="checkpoint in Megatron's torch_dist format")
+    parser.add_argument("--hf", type=Path, help="HF folder to take config.json, tokenizer and so on from")
+    add_output_arguments(parser)
+
+    def body(arguments: argparse.Namespace) -> None:
+        if not arguments.megatron.is_dir():
+            raise UsageError(f"--megatron {arguments.megatron}: no such folder")
+        convert(
+            arguments.megatron,
+            arguments.out,
+            side_files=arguments.hf,
+            dtype=CASTS.get(arguments.dtype),
+            overwrite=arguments.overwrite,
+        )
+        print(f"{arguments.out}: an HF folder of {arguments.megatron}")
+
+    return run(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
