@@ -111,9 +111,7 @@ class MegatronFolder:
         for name in self.files:
             path = self.folder / name
             if Path(name).name != name:
-                raise CheckpointFolderError(
-                    f"{self.folder / '.metadata'}: refused, it names {name!r}, a file elsewhere"
-                )
+                raise CheckpointFolderError(f"{self.folder}/.metadata: refused, it names {name!r}, a file elsewhere")
             if not path.is_file():
                 raise CheckpointFolderError(f"{path}: missing; the checkpoint is not whole, copy it again")
             end = max(c.start + c.length for t in self.tensors.values() for c in t.chunks if c.file == name)

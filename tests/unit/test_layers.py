@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path("megatron_nft")
+TOOLS = Path("checkpoint_tools")
 FLOORS = [
     {"config", "hf_config", "types", "observe"},
     {"weights", "nft", "data", "verdict"},
@@ -45,12 +46,26 @@ def test_imports_go_down(path):
             assert floor(rest[0]) < floor(room(path)) or {rest[0], room(path)} <= FLOORS[0] | {"evaluate", "train"}, (
                 f"{path} (floor {floor(room(path))}) imports {name} (floor {floor(rest[0])})"
             )
-            assert rest[0] not in ("tests", "launch", "checkpoint_tools")
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) in FLOORS[0]], ids=str)
 def test_the_ground_floor_imports_nothing_heavy(path):
     assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+@pytest.mark.parametrize("path", sorted(TOOLS.glob("*.py")), ids=str)
+def test_the_checkpoint_tools_use_weights_and_actor(path):
+    """They need no launch: no Ray, no engine, no driver, and no Megatron but through the actor."""
+    for name in imports(path):
+        top, *rest = name.split(".")
+        assert top not in {"ray", "vllm", "megatron", "transformer_engine", "launch", "tests"}, f"{path} imports {name}"
+        if top == "megatron_nft":
+            assert rest[0] in {"config", "hf_config", "weights", "actor"}, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_nothing_imports_the_tools(path):
+    assert not {name.split(".")[0] for name in imports(path)} & {"checkpoint_tools", "launch", "tests", "benchmarks"}
 
 
 def test_every_room_has_its_floor():

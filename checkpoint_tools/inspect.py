@@ -1,0 +1,166 @@
+"""What is in a Megatron checkpoint: layout, step, policy version, sizes, number formats. Reads no tensor.
+
+    python -m checkpoint_tools.inspect DIR [--json] [--tensors]
+
+The layout is not written down anywhere: it is read off the chunks (how a matrix is cut: tp; whose files hold which
+layers: pp and its virtual stages).
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from checkpoint_tools.command import UsageError, dtype_name, run
+from checkpoint_tools.hf_to_megatron import SIDE_FILES
+from checkpoint_tools.megatron_folder import MegatronFolder, StoredTensor
+from checkpoint_tools.metadata import read_common
+from megatron_nft.hf_config import read_hf_config
+
+QKV = "decoder.layers.self_attention.linear_qkv.weight"
+"""In every layer, and cut along its second axis by tensor parallelism."""
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """All that can be said, in plain values; None for what is not recorded.
+
+    Raises:
+        CheckpointFolderError: no checkpoint, or not a whole one.
+    """
+    stored, common = MegatronFolder(folder), read_common(folder)
+    optimizer = [tensor for key, tensor in stored.tensors.items() if key not in stored.weights]
+    has_side_files = (folder / SIDE_FILES / "config.json").is_file()
+    schedule = common.get("schedule")
+    return {
+        "folder": str(folder),
+        "format": "torch_dist",
+        "model": _model(folder / SIDE_FILES) if has_side_files else None,
+        "layout": _layout(stored),
+        "step": common.get("step"),
+        "updates": schedule.get("num_steps") if isinstance(schedule, dict) else None,
+        "policy_version": common.get("policy_version"),
+        "weights": _size(list(stored.weights.values())),
+        "optimizer": _size(optimizer) if optimizer else None,
+        "files": {
+            "number": len(stored.files),
+            "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        },
+        "tensors": [
+            {
+                "key": tensor.key,
+                "shape": list(tensor.shape),
+                "dtype": dtype_name(tensor.dtype),
+                "bytes": tensor.num_bytes,
+                "chunks": len(tensor.chunks),
+            }
+            for tensor in stored.tensors.values()
+        ],
+    }
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    hf = read_hf_config(folder)
+    return {
+        "type": hf.model_type,
+        "layers": hf.num_hidden_layers,
+        "hidden_size": hf.hidden_size,
+        "vocab_size": hf.vocab_size,
+        "tied": hf.tie_word_embeddings,
+    }
+
+
+def _size(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
+    return {
+        "numbers": sum(prod(tensor.shape) for tensor in tensors),
+        "bytes": sum(tensor.num_bytes for tensor in tensors),
+        "dtypes": sorted({dtype_name(tensor.dtype) for tensor in tensors}),
+    }
+
+
+def _layout(stored: MegatronFolder) -> dict[str, int] | None:
+    """Of the ranks that saved it; 1 everywhere for a converted one; None if it is of another kind of model."""
+    tensor = stored.tensors.get(QKV)
+    if tensor is None:
+        return None
+    if (stored.folder / SIDE_FILES).is_dir():
+        return {"tp": 1, "pp": 1, "vpp": 1}
+    writers: dict[int, set[str]] = {}
+    for chunk in tensor.chunks:
+        rank = re.match(r"__(\d+)_", chunk.file)
+        writers.setdefault(chunk.offset[0], set()).add(rank.group(1) if rank else chunk.file)
+    stages: dict[frozenset[str], list[int]] = {}
+    for layer in sorted(writers):
+        stages.setdefault(frozenset(writers[layer]), []).append(layer)
+    runs = [1 + sum(b - a > 1 for a, b in pairwise(layers)) for layers in stages.values()]
+    return {"tp": tensor.shape[1] // tensor.chunks[0].shape[1], "pp": len(stages), "vpp": max(runs)}
+
+
+def as_text(found: dict[str, Any], *, with_tensors: bool) -> str:
+    """For people."""
+    model, layout = found["model"], found["layout"]
+    rows = {
+        "model": f"{model['type']}, {model['layers']} layers, hidden {model['hidden_size']}, "
+        f"vocabulary {model['vocab_size']}{', tied' if model['tied'] else ''}"
+        if model
+        else "not recorded (no hf/config.json)",
+        "layout": _layout_text(layout),
+        "step": _or_not_recorded(found["step"]),
+        "updates": _or_not_recorded(found["updates"]),
+        "policy version": _or_not_recorded(found["policy_version"]),
+        "weights": _size_text(found["weights"]),
+        "optimizer": _size_text(found["optimizer"]) if found["optimizer"] else "none",
+        "files": f"{found['files']['number']} with tensors, {found['files']['bytes'] / 1e6:,.1f} MB in all",
+    }
+    lines = [f"{found['folder']}: Megatron checkpoint, {found['format']}"]
+    lines += [f"  {name:<16}{value}" for name, value in rows.items()]
+    if with_tensors:
+        lines.append("")
+        for tensor in found["tensors"]:
+            shape = " x ".join(map(str, tensor["shape"]))
+            chunks = f"{tensor['chunks']} chunk{'s' if tensor['chunks'] > 1 else ''}"
+            lines.append(
+                f"  {tensor['key']:<72} {shape:>20} {tensor['dtype']:>9} {tensor['bytes'] / 1e6:>10,.2f} MB  {chunks}"
+            )
+    return "\n".join(lines)
+
+
+def _or_not_recorded(value: Any) -> str:
+    return "not recorded" if value is None else str(value)
+
+
+def _layout_text(layout: dict[str, int] | None) -> str:
+    if layout is None:
+        return "not known: no attention layers by Megatron-Core's names"
+    virtual = f" x {layout['vpp']} virtual stages" if layout["vpp"] > 1 else ""
+    return f"tp {layout['tp']} x pp {layout['pp']}{virtual}; any layout can load it"
+
+
+def _size_text(size: dict[str, Any]) -> str:
+    return f"{size['numbers']:,} numbers, {size['bytes'] / 1e6:,.1f} MB, {' and '.join(size['dtypes'])}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="checkpoint in Megatron's torch_dist format")
+    parser.add_argument("--json", action="store_true", help="one JSON object, all tensors in it")
+    parser.add_argument("--tensors", action="store_true", help="list the tensors, too")
+
+    def body(arguments: argparse.Namespace) -> None:
+        if not arguments.folder.is_dir():
+            raise UsageError(f"{arguments.folder}: no such folder")
+        found = describe(arguments.folder)
+        print(json.dumps(found, indent=1) if arguments.json else as_text(found, with_tensors=arguments.tensors))
+
+    return run(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

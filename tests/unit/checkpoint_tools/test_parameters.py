@@ -1,0 +1,35 @@
+"""A model's parameters as a checkpoint names and shapes them."""
+
+import json
+
+from checkpoint_tools.parameters import parameters
+from megatron_nft.hf_config import read_hf_config
+from tests.unit.checkpoint_tools.conftest import CONFIG
+
+
+def model(tmp_path, **changes):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
+    return parameters(read_hf_config(tmp_path))
+
+
+def test_shapes_are_those_of_one_rank(tmp_path):
+    shapes = {p.key: p.shape for p in model(tmp_path)}
+    assert shapes["embedding.word_embeddings.weight"] == shapes["output_layer.weight"] == (320, 32), "padded to 64"
+    assert shapes["decoder.layers.self_attention.linear_qkv.weight"] == (32 + 2 * 16, 32)
+    assert shapes["decoder.layers.self_attention.linear_qkv.bias"] == (64,)
+    assert shapes["decoder.layers.mlp.linear_fc1.weight"] == (96, 32)
+    assert shapes["decoder.layers.mlp.linear_fc2.weight"] == (32, 48)
+    assert shapes["decoder.layers.mlp.linear_fc1.layer_norm_weight"] == (32,)
+
+
+def test_every_layer_has_its_own_and_a_tied_model_no_output_layer(tmp_path):
+    found = model(tmp_path, tie_word_embeddings=True)
+    assert [p.layer for p in found] == [None, *[0] * 7, *[1] * 7, None]
+    assert not {"output_layer.weight", "decoder.layers.input_layernorm.weight"} & {p.key for p in found}
+    assert "model.layers.1.self_attn.q_proj.bias" in {name for p in found for name in p.hf_shapes}
+
+
+def test_qwen3_has_norms_of_its_heads(tmp_path):
+    shapes = {p.key: p.shape for p in model(tmp_path, model_type="qwen3", head_dim=16)}
+    assert shapes["decoder.layers.self_attention.q_layernorm.weight"] == (16,)
+    assert shapes["decoder.layers.self_attention.linear_qkv.weight"] == ((4 + 2 + 2) * 16, 32)
