@@ -44,7 +44,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def run(body: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     """Parses, runs the command, and turns errors into a sentence on stderr and an exit status."""
     arguments = parser.parse_args(argv)
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM,)}
     try:
         return body(arguments) or 0
     except KeyboardInterrupt:

@@ -19,7 +19,6 @@ from typing import Any
 from checkpoint_tools.command import UsageError, dtype_name, run
 from checkpoint_tools.hf_to_megatron import SIDE_FILES
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredTensor
-from checkpoint_tools.metadata import read_common
 from megatron_nft.hf_config import read_hf_config
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
@@ -32,7 +31,8 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointFolderError: no checkpoint, or not a whole one.
     """
-    stored, common = MegatronFolder(folder), read_common(folder)
+    stored = MegatronFolder(folder)
+    common = stored.read_common()
     optimizer = [tensor for key, tensor in stored.tensors.items() if key not in stored.weights]
     has_side_files = (folder / SIDE_FILES / "config.json").is_file()
     schedule = common.get("schedule")

@@ -5,19 +5,28 @@ is not used: it unpickles `.metadata` without limits and holds every chunk twice
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from checkpoint_tools.metadata import CheckpointFolderError, check_format, read_metadata
+from checkpoint_tools.metadata import (
+    CheckpointFolderError,
+    check_format,
+    read_common,
+    read_metadata,
+    read_weights_only,
+)
 
 OPTIMIZER = "optimizer."
 """Keys of the optimizer's state begin so."""
+COMMON = "common_state/shard_0_1"
+"""Where Megatron-Core from 0.19 on keeps what all ranks have alike; before, it is in common.pt."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,8 @@ class MegatronFolder:
             }
         except (AttributeError, KeyError, TypeError) as error:
             raise CheckpointFolderError(f"{self.folder / '.metadata'}: damaged ({error!r}); copy it again") from None
+        common = metadata.storage_data.get(MetadataIndex(COMMON))
+        self._common = common and StoredChunk((), (), common.relative_path, common.offset, common.length)
         self._check_files()
 
     @property
@@ -81,7 +92,7 @@ class MegatronFolder:
     @property
     def files(self) -> list[str]:
         """Names of the files that hold tensors."""
-        return sorted({chunk.file for tensor in self.tensors.values() for chunk in tensor.chunks})
+        return sorted({chunk.file for chunk in self._chunks()})
 
     def read(self, tensor: StoredTensor, chunk: StoredChunk) -> Tensor:
         """A chunk's numbers, on the CPU.
@@ -91,21 +102,25 @@ class MegatronFolder:
         """
         path = self.folder / chunk.file
         with path.open("rb", buffering=0) as file:
-            try:
-                numbers = torch.load(FileSlice(file, chunk.start, chunk.length), map_location="cpu", weights_only=True)
-            except OSError:
-                raise
-            except Exception as error:  # torch.load fails in many ways on bytes that are not its own
-                first = (str(error).splitlines() or [""])[0]
-                raise CheckpointFolderError(
-                    f"{path}: what it has of {tensor.key} is damaged or refused ({first}); copy it again"
-                ) from None
+            numbers = read_weights_only(path, FileSlice(file, chunk.start, chunk.length), f"{tensor.key} in it is ")
         found = (tuple(numbers.shape), numbers.dtype) if isinstance(numbers, Tensor) else type(numbers).__name__
         if found != (chunk.shape, tensor.dtype):
             raise CheckpointFolderError(
                 f"{path}: {found} in place of {(chunk.shape, tensor.dtype)} of {tensor.key}; copy it again"
             )
         return numbers
+
+    def read_common(self) -> dict[str, Any]:
+        """What all ranks have alike, such as the schedule: plain numbers, strings and tensors.
+
+        Raises:
+            CheckpointFolderError: it is damaged, or holds objects.
+        """
+        if self._common is None:
+            return read_common(self.folder)
+        path = self.folder / self._common.file
+        with path.open("rb", buffering=0) as file:
+            return read_weights_only(path, FileSlice(file, self._common.start, self._common.length))[0]
 
     def _check_files(self) -> None:
         for name in self.files:
@@ -114,11 +129,17 @@ class MegatronFolder:
                 raise CheckpointFolderError(f"{self.folder}/.metadata: refused, it names {name!r}, a file elsewhere")
             if not path.is_file():
                 raise CheckpointFolderError(f"{path}: missing; the checkpoint is not whole, copy it again")
-            end = max(c.start + c.length for t in self.tensors.values() for c in t.chunks if c.file == name)
+            end = max(chunk.start + chunk.length for chunk in self._chunks() if chunk.file == name)
             if path.stat().st_size < end:
                 raise CheckpointFolderError(
                     f"{path}: {path.stat().st_size:,} bytes, {end:,} are needed; the copy was cut short, copy it again"
                 )
+
+    def _chunks(self) -> Iterator[StoredChunk]:
+        for tensor in self.tensors.values():
+            yield from tensor.chunks
+        if self._common is not None:
+            yield self._common
 
 
 def _stored_tensor(key: str, value: TensorStorageMetadata, storage: dict) -> StoredTensor:

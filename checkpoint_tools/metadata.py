@@ -8,9 +8,10 @@ weights_only=True, which keeps to a list of its own.
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
@@ -92,10 +93,23 @@ def read_common(folder: Path) -> dict[str, Any]:
         CheckpointFolderError: it is missing or damaged, or holds objects.
     """
     path = folder / "common.pt"
-    return _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+    return read_weights_only(path, path)
 
 
-def _read(path: Path, load: Callable[[], Any]) -> Any:
+def read_weights_only(path: Path, source: Path | BinaryIO, what: str = "") -> Any:
+    """What torch.save has written: tensors, plain values and containers of them.
+
+    Args:
+        source: `path`, or a part of that file.
+        what: of the file, for the error.
+
+    Raises:
+        CheckpointFolderError: it is missing or damaged, or holds objects.
+    """
+    return _read(path, lambda: torch.load(source, map_location="cpu", weights_only=True), what)
+
+
+def _read(path: Path, load: Callable[[], Any], what: str = "") -> Any:
     try:
         return load()
     except FileNotFoundError:
@@ -103,9 +117,16 @@ def _read(path: Path, load: Callable[[], Any]) -> Any:
     except CheckpointFolderError as error:
         raise CheckpointFolderError(f"{path}: refused, it {error}; was it made by someone else?") from None
     except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointFolderError(f"{path}: refused or damaged: {first}") from None
+        # torch's own words go on to say how to load it nevertheless.
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named:
+            raise CheckpointFolderError(
+                f"{path}: {what}refused, it names {named[1]}; was it made by someone else?"
+            ) from None
+        first = (str(error).splitlines() or [""])[0].partition(". ")[0]
+        raise CheckpointFolderError(f"{path}: {what}damaged ({first}); copy it again") from None
     except OSError:
         raise
     except Exception as error:  # a damaged pickle may fail in any way
-        raise CheckpointFolderError(f"{path}: damaged ({type(error).__name__}: {error}); copy it again") from None
+        first = (str(error).splitlines() or [""])[0]
+        raise CheckpointFolderError(f"{path}: {what}damaged ({type(error).__name__}: {first}); copy it again") from None

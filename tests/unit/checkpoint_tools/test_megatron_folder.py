@@ -2,12 +2,15 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from checkpoint_tools import megatron_to_hf
-from checkpoint_tools.megatron_folder import FileSlice, MegatronFolder
+from checkpoint_tools.inspect import describe
+from checkpoint_tools.megatron_folder import COMMON, FileSlice, MegatronFolder
 from checkpoint_tools.metadata import CheckpointFolderError, read_metadata
 
 KEY = "decoder.layers.mlp.linear_fc2.weight"
@@ -41,7 +44,7 @@ def test_flipped_bytes_in_a_chunk(megatron):
     with (megatron / place.file).open("r+b") as file:
         file.seek(place.start)
         file.write(b"\xff" * 200)
-    with pytest.raises(CheckpointFolderError, match=f"what it has of {KEY} is damaged"):
+    with pytest.raises(CheckpointFolderError, match=f"{KEY} in it is (damaged|refused)"):
         stored.read(tensor, place)
 
 
@@ -51,6 +54,21 @@ def test_no_checkpoint_and_another_format(megatron, hf):
     (megatron / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"}))
     with pytest.raises(CheckpointFolderError, match="format 'zarr' is not supported; torch_dist is"):
         MegatronFolder(megatron)
+
+
+def test_common_state_among_the_tensors(megatron):
+    """As Megatron-Core 0.19 writes it."""
+    metadata, file = read_metadata(megatron), megatron / "__0_0.distcp"
+    place = replace(next(iter(metadata.storage_data.values())), relative_path=file.name, offset=file.stat().st_size)
+    with file.open("ab") as end:
+        torch.save([{"schedule": {"num_steps": 3}}], end)
+        place.length = end.tell() - place.offset
+    metadata.state_dict_metadata[COMMON] = BytesStorageMetadata()
+    metadata.storage_data[MetadataIndex(COMMON)] = place
+    (megatron / ".metadata").write_bytes(pickle.dumps(metadata))
+    (megatron / "common.pt").unlink()
+    assert MegatronFolder(megatron).read_common() == {"schedule": {"num_steps": 3}}
+    assert describe(megatron)["updates"] == 3
 
 
 def test_files_elsewhere_are_not_read(megatron):
