@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from checkpoint_tools import hf_to_megatron, megatron_to_hf
-from checkpoint_tools.command import UsageError, dtype_name, run
+from checkpoint_tools.command import Progress, UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder
 from checkpoint_tools.parameters import parameters
 from megatron_nft.hf_config import read_hf_config
@@ -61,13 +61,15 @@ def compare_tensors(hf_folder: Path, checkpoint: Path) -> Check:
     """
     hf, tensors, stored = read_hf_config(hf_folder), HFTensors(hf_folder), MegatronFolder(checkpoint)
     wrong, names, casts = [], set(), set()
-    for parameter in parameters(hf):
-        tensor = megatron_to_hf.find(stored, parameter, hf)
+    model = [(parameter, megatron_to_hf.find(stored, parameter, hf)) for parameter in parameters(hf)]
+    progress = Progress("verify", sum(parameter.numel * tensor.dtype.itemsize for parameter, tensor in model))
+    for parameter, tensor in model:
         for rows in megatron_to_hf.hf_rows(stored, parameter, tensor, hf):
             expected = tensors.rows(rows.name, rows.first, rows.first + len(rows.numbers))
             if expected.dtype != tensor.dtype:
                 casts.add(f"{dtype_name(expected.dtype)} cast to {dtype_name(tensor.dtype)}")
             names.add(rows.name)
+            progress.add(rows.numbers.nbytes)
             if not _same_bits(expected.to(tensor.dtype), rows.numbers):
                 wrong.append(rows.name)
     words = f"{len(names)} tensors{''.join(f', {cast}' for cast in sorted(casts))}"
