@@ -9,10 +9,8 @@ translates its local layers' to them.
 from dataclasses import dataclass
 from math import prod
 
-import torch
-
 from megatron_nft.hf_config import HFConfig
-from megatron_nft.weights.mapping import TABLES, VOCAB, WHOLE, Rule
+from megatron_nft.weights.mapping import TABLES, VOCAB, WHOLE, Rule, padded_vocab_size
 
 LAYER = "decoder.layers.{layer}."
 LOCAL_NAMES = {f"{LAYER}input_layernorm.weight", f"{LAYER}pre_mlp_layernorm.weight"}
@@ -64,8 +62,11 @@ def parameters(hf: HFConfig) -> list[Parameter]:
 
 def _parameter(rule: Rule, layer: int | None, hf: HFConfig) -> Parameter:
     shapes = {name: _hf_shape(name, hf) for name in rule.hf_names("" if layer is None else str(layer))}
-    whole = rule.layout.to_shard([torch.empty(shape, device="meta") for shape in shapes.values()], 0, 1, hf)
-    return Parameter(rule.megatron.replace("{layer}.", ""), layer, rule, shapes, tuple(whole.shape))
+    rows = sum(shape[0] for shape in shapes.values())  # in whatever order: a fused parameter has its parts' rows
+    if rule.layout is VOCAB:
+        rows = padded_vocab_size(rows, 1)
+    (rest,) = {shape[1:] for shape in shapes.values()}
+    return Parameter(rule.megatron.replace("{layer}.", ""), layer, rule, shapes, (rows, *rest))
 
 
 def _hf_shape(name: str, hf: HFConfig) -> tuple[int, ...]:

@@ -2,14 +2,21 @@
 
 import json
 
+import pytest
+import torch
+
 from checkpoint_tools.parameters import parameters
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.hf_config import FAMILIES, read_hf_config
 from tests.unit.checkpoint_tools.conftest import CONFIG
 
 
-def model(tmp_path, **changes):
+def read_hf_config_of(tmp_path, **changes):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
-    return parameters(read_hf_config(tmp_path))
+    return read_hf_config(tmp_path)
+
+
+def model(tmp_path, **changes):
+    return parameters(read_hf_config_of(tmp_path, **changes))
 
 
 def test_shapes_are_those_of_one_rank(tmp_path):
@@ -33,3 +40,11 @@ def test_qwen3_has_norms_of_its_heads(tmp_path):
     shapes = {p.key: p.shape for p in model(tmp_path, model_type="qwen3", head_dim=16)}
     assert shapes["decoder.layers.self_attention.q_layernorm.weight"] == (16,)
     assert shapes["decoder.layers.self_attention.linear_qkv.weight"] == ((4 + 2 + 2) * 16, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_are_those_that_the_mapping_makes(tmp_path, family):
+    hf = read_hf_config_of(tmp_path, model_type=family)
+    for parameter in parameters(hf):
+        sources = [torch.zeros(shape) for shape in parameter.hf_shapes.values()]
+        assert tuple(parameter.rule.layout.to_shard(sources, 0, 1, hf).shape) == parameter.shape, parameter.key
