@@ -34,6 +34,10 @@ class UsageError(ValueError):
     """Arguments that can't be meant."""
 
 
+EXPECTED = (UsageError, ModelFolderError, CheckpointFolderError, CastError, SafetensorError, OSError, RuntimeError)
+"""Errors that are said in a sentence; any other is a mistake in these tools and keeps its traceback."""
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """--out, --overwrite, --dtype."""
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it appears when it is whole")
@@ -44,21 +48,26 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def run(body: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     """Parses, runs the command, and turns errors into a sentence on stderr and an exit status."""
     arguments = parser.parse_args(argv)
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM,)}
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    # A signal that is ignored, as by nohup, stays so.
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         return body(arguments) or 0
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was published, start it again", file=sys.stderr)
-        return 130
-    except UsageError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    except (ModelFolderError, CheckpointFolderError, CastError, SafetensorError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except (OSError, RuntimeError) as error:
+    except (KeyboardInterrupt, Exception) as error:
+        # In the middle of a write torch makes another error of the KeyboardInterrupt.
+        if received or isinstance(error, KeyboardInterrupt):
+            print(f"{parser.prog}: interrupted; nothing was published, start it again", file=sys.stderr)
+            return 130
+        if not isinstance(error, EXPECTED):
+            raise
         print(f"{parser.prog}: {_in_words(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -129,12 +138,10 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def _in_words(error: OSError | RuntimeError) -> str:
+def _in_words(error: Exception) -> str:
     """torch wraps a failed write of its own into a RuntimeError; the disk's error is then its context."""
+    if isinstance(error, ValueError | SafetensorError):
+        return str(error)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__

@@ -1,5 +1,6 @@
 """The commands from end to end on a small model: bits, casts, refusals, and what an interrupted one leaves behind."""
 
+import argparse
 import json
 import os
 import resource
@@ -251,6 +252,28 @@ def test_a_signal_leaves_nothing(tmp_path, hf, megatron, convert, number, monkey
     assert convert(source, tmp_path / "out") == 130
     assert "interrupted; nothing was published" in capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} == {"model", "megatron"}
+
+
+def test_a_signal_of_which_torch_makes_another_error(capsys):
+    """As its file writer does, in C++, of a KeyboardInterrupt in the middle of a write."""
+
+    def body(arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos 704 vs 598") from None
+
+    assert command.run(body, argparse.ArgumentParser(prog="x"), []) == 130
+    assert capsys.readouterr().err == "x: interrupted; nothing was published, start it again\n"
+
+
+def test_a_mistake_of_the_tools_keeps_its_traceback():
+    def body(arguments):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        command.run(body, argparse.ArgumentParser(), [])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are put back"
 
 
 KILLED = """
