@@ -219,6 +219,7 @@ class _EngineProcess:
             max_model_len=config.max_sequence_tokens,
             seed=config.run.seed,
             index=index,
+            is_colocated=config.is_colocated,
         )
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:

@@ -164,6 +164,8 @@ def test_engine_killed_while_it_generates_is_replaced_and_no_answer_is_lost(clus
     ("verb", "number"), [("start_update", 1), ("update", 2), ("finish_update", 1)], ids=lambda value: str(value)
 )
 def test_engine_killed_during_a_sync_is_replaced_and_all_have_the_new_weights(cluster, verb, number):
+    if cluster.config.carrier == "collective" and verb != "update":
+        pytest.skip("no bucket is on its way then, whatever the carrier")
     old = cluster.answers()
     cluster.train()
     pid, start = cluster.engine_pid(0), time.monotonic()
