@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack
 from math import ceil
 
+from megatron_nft.canary import CanaryError, check_canary
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
 from megatron_nft.config import Config, RecipeError, load_config
@@ -25,6 +26,7 @@ from megatron_nft.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.nft.groups import keep_mixed, to_sequences
 from megatron_nft.observe.batches import logprob_gap, save_batch
 from megatron_nft.observe.report import Report
+from megatron_nft.rollout.engine import EngineError
 from megatron_nft.rollout.sample import Sampling, sample_groups, sampling_seed
 from megatron_nft.types import RolloutGroup, TrainBatch
 from megatron_nft.verdict.judge import Judge
@@ -53,7 +55,7 @@ class Training:
         start = time.perf_counter()
         tokenizer = load_tokenizer(config.model.path)
         train = load_prompts(config.data.train, tokenizer, config.data)
-        self.prompts = PromptStream(train.prompts, config.run.seed)
+        self.prompts, self.canary = PromptStream(train.prompts, config.run.seed), train.prompts[0]
         held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
         self.held_out = held_out[: config.evaluate.max_prompts or None]
         report.announce(
@@ -112,8 +114,11 @@ class Training:
         self.actors.save_hf(config.run_dir / "hf")
 
     def sync(self) -> dict[str, float]:
-        """The actor's weights into all engines."""
-        return sync_weights(self.actors, self.engines, self.policy_version)
+        """The actor's weights into all engines, and a look at whether they arrived."""
+        metrics = sync_weights(self.actors, self.engines, self.policy_version)
+        if self.config.weights.canary:
+            metrics |= check_canary(self.actors, self.engines, self.canary, self.config)
+        return metrics
 
     def sample_mixed_groups(self, step: int) -> list[RolloutGroup]:
         """prompts -> rollouts -> verdicts, round after round, until enough groups have right and wrong answers.
@@ -215,7 +220,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ClusterError, NoMixedGroups, NonFiniteUpdate) as error:
+    except (ClusterError, EngineError, CanaryError, NoMixedGroups, NonFiniteUpdate) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (RecipeError, ModelFolderError, DataError) as error:

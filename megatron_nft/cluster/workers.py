@@ -8,7 +8,7 @@ of all others at once, with its own error. An engine that dies is replaced: it h
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,8 @@ class ClusterError(RuntimeError):
     """A process died or did not answer in time. The message names the verb and the rank."""
 
 
-class EngineDied(ClusterError):
-    """Engines died; `names` says which."""
-
-    def __init__(self, message: str, names: list[str]) -> None:
-        super().__init__(message)
-        self.names = names
+DEATH_SEEN_S = 10.0
+"""Ray knows of a process's end at once, of a node's later; a living engine may be busy for longer than this."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,6 @@ class Pending:
     what: str
     refs: dict[str, Any]  # process name -> Ray's reference
     timeout_s: float
-    on_death: Callable[[str, list[str]], ClusterError] = field(default=lambda message, names: ClusterError(message))
 
     def wait(self) -> list[Any]:
         """What each process returned, in their order.
@@ -65,7 +60,7 @@ class Pending:
                 try:
                     ray.get(ref)
                 except RayActorError as error:
-                    raise self.on_death(f"{self.what}: {names[ref]} died: {error}", [names[ref]]) from error
+                    raise ClusterError(f"{self.what}: {names[ref]} died: {error}") from error
         return ray.get(list(self.refs.values()))
 
 
@@ -224,10 +219,14 @@ class _EngineProcess:
             max_model_len=config.max_sequence_tokens,
             seed=config.run.seed,
             index=index,
+            is_colocated=config.is_colocated,
         )
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
         yield from self.engine.generate(prompts, sampling)
+
+    def ping(self) -> None:
+        """Answers, if this process lives."""
 
     def call(self, verb: str, arguments: tuple) -> Any:
         return getattr(self.engine, verb)(*arguments)
@@ -240,14 +239,14 @@ class EngineGroup:
 
     Attributes:
         refill: gives every engine the current weights; called before replaced engines generate again.
-        link: changes with every replacement, so that the weights' carrier connects anew.
+        link: changes with every failure, so that the weights' carrier connects anew.
     """
 
     def __init__(self, config: Config, placement: Placement) -> None:
         self._config, self._placement = config, placement
         self.num_engines, self.is_colocated = config.rollout.engines, config.is_colocated
         self.refill: Callable[[], Any] = lambda: None
-        self.link = 0
+        self.link = self._restarts = 0
         self._engines = {f"engine {index}": self._start(index) for index in range(self.num_engines)}
 
     def _start(self, index: int) -> Any:
@@ -266,30 +265,42 @@ class EngineGroup:
         return Pending("start", refs, self._config.cluster.start_timeout_s)
 
     def with_replacements(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns; it is called again each time that it ends because engines died, once they are replaced.
+        """What `work` returns; it is called again each time that it fails with engines dead, once they are replaced.
 
         Raises:
             ClusterError: engines died more often than rollout.max_restarts.
+            Exception: what `work` raised with all engines alive.
         """
         while True:
             try:
                 return work()
-            except EngineDied as death:
-                self._replace(death).wait()
+            except Exception as error:
+                self.link += 1
+                # An engine's death may first be seen as an error of those that it was connected with.
+                if not (dead := self._dead()):
+                    raise
+                self._replace(dead, f"{', '.join(dead)} died: {error}").wait()
 
-    def _replace(self, death: EngineDied) -> Pending:
+    def _dead(self) -> list[str]:
+        """Names of the engines whose processes have ended."""
+        refs = {name: engine.ping.remote() for name, engine in self._engines.items()}
+        answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=DEATH_SEEN_S)
+        return [name for name, ref in refs.items() if ref in answered and _has_died(ref)]
+
+    def _replace(self, names: list[str], why: str) -> Pending:
         """Starts new processes for dead engines; they load the model of the recipe, and wait for an update."""
         self.link += 1
-        if self.link > self._config.rollout.max_restarts:
+        self._restarts += len(names)
+        if self._restarts > self._config.rollout.max_restarts:
             raise ClusterError(
-                f"{death}; engines have been restarted {self._config.rollout.max_restarts} times "
-                "(rollout.max_restarts): look for what ends them, such as the machine's memory"
-            ) from death
-        logging.getLogger(__name__).warning("restarting %s: %s", ", ".join(death.names), death)
-        for name in death.names:
+                f"{why}; engines have been restarted {self._restarts - len(names)} times (rollout.max_restarts): look "
+                "for what ends them, such as the machine's memory"
+            )
+        logging.getLogger(__name__).warning("restarting %s: %s", ", ".join(names), why)
+        for name in names:
             ray.kill(self._engines[name])  # its process may be gone, its place must be free
             self._engines[name] = self._start(_number(name))
-        return self._begin_build(death.names)
+        return self._begin_build(names)
 
     def generate(self, shards: list[list[Prompt]], sampling: Sampling) -> Iterator[RolloutGroup]:
         """Answers shard i on engine i; yields groups from all engines as they get ready.
@@ -301,20 +312,19 @@ class EngineGroup:
             for name, shard in zip(self._engines, shards, strict=True)
             if shard
         }
+        starting: list[Pending] = []
         while left:
-            starting = []
-            for event in self._generate(left, sampling):
-                if isinstance(event, EngineDied):
-                    starting.append(self._replace(event))
-                else:
-                    yield event
+            yield from self._generate(left, sampling, lambda name, why: starting.append(self._replace([name], why)))
             for pending in starting:
                 pending.wait()
             if starting:
                 self.refill()
+            starting.clear()
 
-    def _generate(self, left: dict[str, dict[str, Prompt]], sampling: Sampling) -> Iterator[RolloutGroup | EngineDied]:
-        """Groups, and deaths; takes the prompts that are answered out of `left`."""
+    def _generate(
+        self, left: dict[str, dict[str, Prompt]], sampling: Sampling, on_death: Callable[[str, str], None]
+    ) -> Iterator[RolloutGroup]:
+        """Groups from the engines that live; takes the prompts that are answered out of `left`."""
         streams = {
             self._engines[name].generate.options(num_returns="streaming").remote(list(prompts.values()), sampling): name
             for name, prompts in left.items()
@@ -331,7 +341,7 @@ class EngineGroup:
                 del streams[ready[0]], left[name]
             except RayActorError as error:
                 del streams[ready[0]]
-                yield EngineDied(f"generate: {name} died: {error}", [name])
+                on_death(name, f"generate: {name} died: {error}")
             else:
                 del left[name][group.prompt.prompt_id]
                 yield group
@@ -364,7 +374,15 @@ class EngineGroup:
 
     def _begin(self, verb: str, *arguments: Any, what: str) -> Pending:
         refs = {name: engine.call.remote(verb, arguments) for name, engine in self._engines.items()}
-        return Pending(what, refs, self._config.weights.timeout_s, on_death=EngineDied)
+        return Pending(what, refs, self._config.weights.timeout_s)
+
+
+def _has_died(ref: Any) -> bool:
+    try:
+        ray.get(ref)
+    except RayActorError:
+        return True
+    return False
 
 
 def begin_start(actors: Actors, engines: EngineGroup) -> list[Pending]:

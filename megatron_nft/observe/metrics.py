@@ -82,6 +82,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("weights/gather_s", "s", "sum", "weight sync: waited for the actor's buckets"),
     ("weights/load_s", "s", "sum", "weight sync: engines load buckets"),
     ("weights/finish_s", "s", "sum", "weight sync: engines check, prepare and stamp the new weights"),
+    ("weights/canary_gap", "nats/token", "max", "|engine log-prob - actor log-prob| of the canary, worst engine"),
     ("time/rollout_s", "s", "max", "sampling answers"),
     ("time/verdict_s", "s", "max", "grading answers"),
     ("time/pack_s", "s", "max", "packing sequences into microbatches"),

@@ -45,9 +45,8 @@ def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -
     if device == "cpu":
         # Otherwise vLLM compiles helpers for 8-25 s at the first step, even with enforce_eager.
         environment["TORCHDYNAMO_DISABLE"] = "1"
-        # An update allocates every layer anew. Memory that goes back to the kernel each time comes again page by page,
-        # zeroed: that was a third of the time to load the weights.
-        environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+        # An update allocates every layer anew, and the kernel zeroes those pages one by one: huge ones come faster.
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         if tp > 1:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in _cores(tp, index))
     return environment
@@ -62,13 +61,22 @@ class Engine:
         max_model_len: longest prompt + answer, in tokens.
         seed: of what is left random in vLLM; the answers' seeds come with `Sampling`.
         index: of this engine among all.
+        is_colocated: it takes turns on its GPU: `sleep` and `wake` are to free memory.
 
     Raises:
         EngineError: vLLM can't start on this model with these settings.
     """
 
     def __init__(
-        self, model_path: str, config: RolloutConfig, *, device: str, max_model_len: int, seed: int, index: int = 0
+        self,
+        model_path: str,
+        config: RolloutConfig,
+        *,
+        device: str,
+        max_model_len: int,
+        seed: int,
+        index: int = 0,
+        is_colocated: bool = False,
     ):
         from vllm import LLM
         from vllm.config import WeightTransferConfig
@@ -76,6 +84,7 @@ class Engine:
         from megatron_nft.rollout import receive
 
         logging.getLogger("vllm").setLevel(logging.WARNING)
+        on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}
         try:
             self._llm = LLM(
                 model=model_path,
@@ -90,7 +99,7 @@ class Engine:
                 worker_extension_cls=receive.EXTENSION,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                **(_cpu_settings(config, max_model_len) if device == "cpu" else _cuda_settings(config)),
+                **(_cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
             )
         except Exception as error:
             raise EngineError(
@@ -248,10 +257,6 @@ def _cpu_settings(config: RolloutConfig, max_model_len: int) -> dict[str, Any]:
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(8192, max_model_len),
     }
-
-
-def _cuda_settings(config: RolloutConfig) -> dict[str, Any]:
-    return {"gpu_memory_utilization": config.gpu_memory_fraction}
 
 
 def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:

@@ -70,11 +70,12 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
         Raises:
             WeightUpdateError: a name is missing, unknown, or given twice. No weight has been touched.
         """
-        expected = checkpoint_names(self.model_config.model)
+        shapes = checkpoint_shapes(self.model_config.model)
+        expected = set(shapes)
         if self.model_config.hf_config.tie_word_embeddings:
             expected.discard(TIED_HEAD)
         _check_names("the sender's list", init_info.names, expected, optional={TIED_HEAD})
-        self.expected = set(init_info.names)
+        self.expected, self.shapes = set(init_info.names), shapes
         self.place = init_info.place + self.parallel_config.rank
 
     def start_weight_update(self) -> None:
@@ -86,7 +87,8 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
 
         Raises:
             WireError: the bucket is not what its manifest says.
-            WeightUpdateError: a tensor is unknown, came twice or has the wrong dtype, or the stream ended too early.
+            WeightUpdateError: a tensor is unknown, came twice or has the wrong shape or dtype, or the stream ended too
+                early.
         """
         try:
             if update_info.manifest is None:
@@ -114,6 +116,11 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
         if unknown or twice:
             raise WeightUpdateError(f"{manifest.bucket}: unknown {unknown}, came twice {twice}")
         for name, tensor in bucket.items():
+            if (shape := tuple(tensor.shape)) != self.shapes.get(name, shape):
+                raise WeightUpdateError(
+                    f"{manifest.bucket}: {name} has shape {shape}, in the engine's model folder it has "
+                    f"{self.shapes[name]}; do actor and engines start from the same model.path?"
+                )
             if tensor.dtype != self.model_config.dtype:
                 raise WeightUpdateError(
                     f"{name} has dtype {tensor.dtype}, the engine's is {self.model_config.dtype}; cast it "
@@ -138,19 +145,19 @@ class RegisterBackend:
     """A vLLM worker extension (`EXTENSION`) without methods: naming it makes every worker import this module."""
 
 
-def checkpoint_names(folder: str | Path) -> set[str]:
-    """The names of all tensors in an HF folder's safetensors files.
+def checkpoint_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors in an HF folder's safetensors files, by name.
 
     Raises:
         WeightUpdateError: the folder has no such files.
     """
-    names: set[str] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            names.update(file.keys())
-    if not names:
-        raise WeightUpdateError(f"{folder} has no *.safetensors to learn the parameter names from")
-    return names
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if not shapes:
+        raise WeightUpdateError(f"{folder} has no *.safetensors to learn the parameters' names and shapes from")
+    return shapes
 
 
 def _check_names(

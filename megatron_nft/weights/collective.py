@@ -19,6 +19,8 @@ from megatron_nft.weights.plan import WeightPlan
 from megatron_nft.weights.wire import BucketManifest, WireError, views
 
 CARRIER = "collective"
+GROUP_PATIENCE = 2
+"""Time that the group gives its members, in deadlines of the driver, whose message names the one that is late."""
 
 
 class CollectiveSender:
@@ -63,7 +65,8 @@ class CollectiveSender:
         if link != self._link:
             self.close()
             self._link = link
-            self._connection = _Connection(self._host, self._num_receivers, self._device, self._timeout_s)
+            timeout_s = GROUP_PATIENCE * self._timeout_s
+            self._connection = _Connection(self._host, self._num_receivers, self._device, timeout_s)
         self._wait_for(slot)
         buffer = self._slots[slot][: bucket.num_bytes]
         tensors = views(buffer, bucket.tensors)
@@ -79,7 +82,7 @@ class CollectiveSender:
                 "stage": self._stage,
                 "store": self._connection.address,
                 "world_size": 1 + self._num_receivers,
-                "timeout_s": self._timeout_s,
+                "timeout_s": GROUP_PATIENCE * self._timeout_s,
             },
             tensors=bucket.tensors,
         )

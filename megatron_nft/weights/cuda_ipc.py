@@ -83,7 +83,7 @@ class CudaIpcReceiver:
                 'cluster.placement = "split" needs weights.carrier = "collective"'
             )
         handle = handles[_uuid()]
-        key = handle[0]
+        key = str(handle)  # two buffers can lie in one block of memory, and so have one memory handle
         if key not in self._opened:
             self._opened[key] = _open(handle)
         return views(self._opened[key], manifest.tensors)

@@ -53,7 +53,8 @@ def assert_no_survivors(mark):
 
 
 def test_two_steps_leave_a_whole_run_folder(tmp_path):
-    process, mark = start(tmp_path, "train.steps=2", "observe.save_batches=true", "actor.pp=2", "actor.tp=1")
+    process, mark = start(tmp_path, "train.steps=2", "observe.save_batches=true", "actor.pp=2", "actor.tp=1",
+                          "cluster.placement=colocated", "weights.canary=true")  # fmt: skip
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert_no_survivors(mark)

@@ -240,3 +240,30 @@ def test_performance_settings_that_do_not_go_together(recipe):
     assert load_config(recipe, ["actor.precision=fp8-blockwise", "actor.fp8_param=true"]).actor.fp8_param
     for precision in ("bf16", "fp8-mxfp8"):
         assert f'not "{precision}"' in refusal(recipe, f"actor.precision={precision}", "actor.fp8_param=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "carrier"),
+    [
+        (["cluster.device=cpu"], "shared_memory"),
+        (["cluster.device=cuda"], "collective"),
+        (["cluster.device=cuda", "cluster.placement=colocated"], "cuda_ipc"),
+        (["cluster.device=cpu", "weights.carrier=collective"], "collective"),
+    ],
+)
+def test_the_carrier_follows_device_and_placement(overrides, carrier):
+    assert load_config("launch/recipes/quickstart.toml", overrides).carrier == carrier
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["cluster.placement=colocated", "rollout.engines=3"], r"3 workers don't fit on the actor's 2 ranks"),
+        (["weights.carrier=cuda_ipc"], r"needs GPUs that actor and engines share"),
+        (["cluster.device=cuda", "weights.checksums=true"], r'for the "shared_memory" carrier, not "collective"'),
+        (["cluster.device=cuda", "cluster.placement=colocated", "weights.carrier=collective"], "NCCL refuses"),
+    ],
+)
+def test_placements_and_carriers_that_do_not_go_together_are_refused(overrides, says):
+    with pytest.raises(RecipeError, match=says):
+        load_config("launch/recipes/quickstart.toml", overrides)

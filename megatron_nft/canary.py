@@ -1,0 +1,71 @@
+"""The canary: after a weight sync every engine answers one prompt, and the actor says whether it would have, too.
+
+Actors, engines and a prompt come in; the largest distance of their log-probs goes out. It finds what no checksum can:
+weights that arrived whole and were prepared wrongly by the engine. Called by train.py where weights.canary is set.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from megatron_nft.config import Config
+from megatron_nft.data.packing import pack
+from megatron_nft.rollout.sample import Sampling
+from megatron_nft.types import Prompt, Rollout, TrainSequence
+
+ANSWER_TOKENS = 64
+
+
+class CanaryError(RuntimeError):
+    """An engine's log-probs are not those of the actor."""
+
+
+def check_canary(actors: Any, engines: Any, prompt: Prompt, config: Config) -> dict[str, float]:
+    """Compares every engine's log-probs with the actor's, over one answer.
+
+    The answer is sampled at the rollouts' temperature, since the actor scores at that, with the same seed each time.
+
+    Raises:
+        CanaryError: an engine's are further away than weights.canary_gap; the message names it.
+    """
+    sampling = Sampling(
+        group_size=1,
+        temperature=config.rollout.temperature,
+        max_answer_tokens=min(ANSWER_TOKENS, config.rollout.max_answer_tokens),
+        seed=0,
+    )
+    names = [f"engine {index}" for index in range(engines.num_engines)]
+    shards = [[replace(prompt, prompt_id="canary", data_source=name)] for name in names]
+    answers = {group.prompt.data_source: group.rollouts[0] for group in engines.generate(shards, sampling)}
+    scores: dict[bytes, np.ndarray] = {}  # by answer: engines seldom differ
+    gaps = {}
+    for name, answer in answers.items():
+        key = answer.token_ids_A.tobytes()
+        if key not in scores:
+            scores[key] = _score(actors, prompt, answer, config)
+        gaps[name] = float(np.abs(answer.engine_logprobs_A - scores[key]).mean())
+    worst = max(gaps, key=lambda name: gaps[name])
+    if not gaps[worst] <= config.weights.canary_gap:
+        raise CanaryError(
+            f"canary: {worst}'s log-probs are {gaps[worst]:.3g} nats per token from the actor's, weights.canary_gap is "
+            f"{config.weights.canary_gap:g}; it doesn't hold the weights that it was sent. All engines: {gaps}"
+        )
+    return {"weights/canary_gap": gaps[worst]}
+
+
+def _score(actors: Any, prompt: Prompt, answer: Rollout, config: Config) -> np.ndarray:
+    """The actor's log-probs of the answer, float32 [A]."""
+    sequence = TrainSequence(
+        token_ids_T=np.concatenate([prompt.token_ids_P, answer.token_ids_A]),
+        num_prompt_tokens=len(prompt.token_ids_P),
+        verdict=0.0,
+        correct_rate=0.5,
+        engine_logprobs_A=answer.engine_logprobs_A,
+    )
+    batch = pack(
+        [[sequence]], num_updates=1, dp=config.actor.dp, tokens_per_microbatch=config.actor.tokens_per_microbatch
+    )
+    scored = actors.score(batch)
+    (sequence,) = [s for update in scored.updates for share in update for m in share for s in m.sequences]
+    return sequence.old_logprobs_A
