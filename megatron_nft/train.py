@@ -95,7 +95,7 @@ class Training:
                         tokens_per_microbatch=config.actor.tokens_per_microbatch,
                         attention_parity_tokens=self.hf.attention_parity_tokens,
                     )
-                self.engines.sleep()
+                self.engines.sleep()  # if colocated, the GPUs change hands here, and in the sync back again
                 self.actors.reload()
                 with report.stage("score"):
                     batch = self.actors.score(batch)  # sets old_logprobs

@@ -120,8 +120,9 @@ def main() -> None:
             for name, of_process in memory.items():
                 print(f"first sync, {name}: +{of_process.rise_mib():.0f} MiB", flush=True)
             for _ in range(4):
-                sync_weights(actors, engines, 2)  # the engine's allocator reaches its steady state
+                sync_weights(actors, engines, 2)
             for number in range(arguments.rounds):
+                sync_weights(actors, engines, 2)  # every contestant has its second go measured
                 begun = time.perf_counter()
                 metrics = sync_weights(actors, engines, 3 + number)
                 seconds, num_bytes = time.perf_counter() - begun, int(metrics["weights/bytes"])
