@@ -7,7 +7,6 @@ in DIR/hf, so that megatron_to_hf needs nothing else.
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from checkpoint_tools.megatron_writer import Chunk, write_checkpoint
 from checkpoint_tools.parameters import Parameter, parameters
 from checkpoint_tools.safetensors_writer import cast
 from megatron_nft.hf_config import HFConfig, ModelFolderError, read_hf_config
-from megatron_nft.weights.export import WEIGHT_FILES
+from megatron_nft.weights.export import copy_side_files
 from megatron_nft.weights.hf_tensors import HFTensors
 
 SIDE_FILES = "hf"
@@ -50,15 +49,8 @@ def convert(source: Path, out: Path, *, dtype: torch.dtype | None = None, overwr
     with output_folder(out, source=source, num_bytes=total, overwrite=overwrite) as folder:
         progress = Progress("hf_to_megatron", total)
         write_checkpoint(folder, chunks, lambda chunk: progress.add(chunk.num_bytes))
+        (folder / SIDE_FILES).mkdir()
         copy_side_files(source, folder / SIDE_FILES)
-
-
-def copy_side_files(source: Path, folder: Path) -> None:
-    """All files of an HF folder that are not weights."""
-    folder.mkdir()
-    for file in source.iterdir():
-        if file.is_file() and not any(file.match(pattern) for pattern in WEIGHT_FILES):
-            shutil.copy2(file, folder / file.name)
 
 
 def plan(hf: HFConfig, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:

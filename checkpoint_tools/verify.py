@@ -108,9 +108,13 @@ def _checkpoint(arguments: argparse.Namespace, checks: list[Check]) -> Iterator[
         checkpoint, back = Path(scratch) / "megatron", Path(scratch) / "hf"
         hf_to_megatron.convert(arguments.hf, checkpoint)
         megatron_to_hf.convert(checkpoint, back)
-        checks.append(compare_folders(arguments.hf, back))
-        print(checks[-1], flush=True)
+        _tell(checks, compare_folders(arguments.hf, back))
         yield checkpoint
+
+
+def _tell(checks: list[Check], check: Check) -> None:
+    checks.append(check)
+    print(check, flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -130,11 +134,9 @@ def main(argv: Sequence[str]) -> int:
                 raise UsageError(f"{folder}: no such folder")
         checks: list[Check] = []
         with _checkpoint(arguments, checks) as checkpoint:
-            checks.append(compare_tensors(arguments.hf, checkpoint))
-            print(checks[-1], flush=True)
+            _tell(checks, compare_tensors(arguments.hf, checkpoint))
             if not arguments.no_logits:
-                checks.append(compare_logits(arguments.hf, checkpoint, arguments.tokens))
-                print(checks[-1], flush=True)
+                _tell(checks, compare_logits(arguments.hf, checkpoint, arguments.tokens))
         failed = sum(not check.passed for check in checks)
         print(f"verify: {len(checks) - failed} passed, {failed} failed")
         return int(failed > 0)

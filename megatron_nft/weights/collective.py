@@ -47,6 +47,7 @@ class CollectiveSender:
     ) -> None:
         self._plan, self._stage, self._group, self._device = plan, stage, group, device
         self._host, self._num_receivers, self._timeout_s = host, num_receivers, timeout_s
+        self._group_timeout_s = GROUP_PATIENCE * timeout_s
         self._is_leader = dist.get_rank(group) == 0
         self._slots = [torch.empty(plan.largest_bucket_bytes if self._is_leader else 0, dtype=torch.uint8,
                                    device=device) for _ in range(2)]  # fmt: skip
@@ -65,8 +66,7 @@ class CollectiveSender:
         if link != self._link:
             self.close()
             self._link = link
-            timeout_s = GROUP_PATIENCE * self._timeout_s
-            self._connection = _Connection(self._host, self._num_receivers, self._device, timeout_s)
+            self._connection = _Connection(self._host, self._num_receivers, self._device, self._group_timeout_s)
         self._wait_for(slot)
         buffer = self._slots[slot][: bucket.num_bytes]
         tensors = views(buffer, bucket.tensors)
@@ -82,7 +82,7 @@ class CollectiveSender:
                 "stage": self._stage,
                 "store": self._connection.address,
                 "world_size": 1 + self._num_receivers,
-                "timeout_s": GROUP_PATIENCE * self._timeout_s,
+                "timeout_s": self._group_timeout_s,
             },
             tensors=bucket.tensors,
         )

@@ -35,15 +35,20 @@ def hf_folder_in_progress(folder: Path) -> Iterator[Path]:
         raise
 
 
+def copy_side_files(source: Path, folder: Path) -> None:
+    """Config, tokenizer and all else of an HF folder that isn't weights."""
+    for file in source.iterdir():
+        if file.is_file() and not any(file.match(pattern) for pattern in WEIGHT_FILES):
+            shutil.copy2(file, folder / file.name)
+
+
 def finish_hf_folder(folder: Path, base_model: str | Path, weight_maps: Sequence[dict[str, str]]) -> None:
     """Adds the index of the weight files, and all that isn't weights from the model that training started from.
 
     Args:
         weight_maps: HF name -> file name, of each pipeline stage.
     """
-    for source in Path(base_model).iterdir():
-        if source.is_file() and not any(source.match(pattern) for pattern in WEIGHT_FILES):
-            shutil.copy2(source, folder / source.name)
+    copy_side_files(Path(base_model), folder)
     weight_map = {name: file for stage in weight_maps for name, file in stage.items()}
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner can read

@@ -5,12 +5,14 @@ shards together: those of a rank and bucket travel as one flat message. Each pip
 parameter crosses stages. Called by the carriers (weights/wire.py) and, for export, by actor/worker.py.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_nft.hf_config import HFConfig
-from megatron_nft.weights.plan import Bucket
+from megatron_nft.weights.plan import Bucket, Shard
 
 
 def place_shards(bucket: Bucket, hf: HFConfig, tensors: dict[str, Tensor], *, tp_rank: int, tp_size: int) -> None:
@@ -18,10 +20,8 @@ def place_shards(bucket: Bucket, hf: HFConfig, tensors: dict[str, Tensor], *, tp
 
     What all ranks have whole (norms) comes from rank 0.
     """
-    for shard in bucket.shards:
-        if shard.rule.layout.is_sharded or tp_rank == 0:
-            for name, part in shard.parts(shard.tensor.detach(), tp_rank, tp_size, hf).items():
-                part.copy_to(tensors[name])
+    mine = [(shard, shard.tensor) for shard in bucket.shards if shard.rule.layout.is_sharded or tp_rank == 0]
+    _place(mine, hf, tensors, tp_rank, tp_size)
 
 
 def gather_bucket(
@@ -69,11 +69,17 @@ def gather_bucket(
             dist.send(flat, dst=dist.get_global_rank(group, 0), group=group)
     if tensors is None:
         return
-    for shard in whole:
-        for name, part in shard.parts(shard.tensor.detach(), 0, size, hf).items():
-            part.copy_to(tensors[name])
+    _place([(shard, shard.tensor) for shard in whole], hf, tensors, 0, size)
     for of_rank, flat in enumerate(received):
         pieces = flat.split([shard.tensor.numel() for shard in sharded])
-        for shard, piece in zip(sharded, pieces, strict=True):
-            for name, part in shard.parts(piece.view(shard.tensor.shape), of_rank, size, hf).items():
-                part.copy_to(tensors[name])
+        theirs = [(shard, piece.view(shard.tensor.shape)) for shard, piece in zip(sharded, pieces, strict=True)]
+        _place(theirs, hf, tensors, of_rank, size)
+
+
+def _place(
+    shards: Iterable[tuple[Shard, Tensor]], hf: HFConfig, tensors: dict[str, Tensor], tp_rank: int, tp_size: int
+) -> None:
+    """Writes the parts of parameters, given with what tensor-parallel rank `tp_rank` has of them."""
+    for shard, tensor in shards:
+        for name, part in shard.parts(tensor.detach(), tp_rank, tp_size, hf).items():
+            part.copy_to(tensors[name])

@@ -35,15 +35,16 @@ class SharedMemorySender:
         self._plan, self._stage, self._group, self._checksums = plan, stage, group, checksums
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         self._files: list[int] = []
+        size = max(plan.largest_bucket_bytes, 1)
         if self._rank == 0:
             self._files = [os.memfd_create(f"megatron_nft-bucket-{slot}") for slot in range(2)]
             for file in self._files:
-                os.truncate(file, max(plan.largest_bucket_bytes, 1))
+                os.truncate(file, size)
         paths = torch.tensor([os.getpid(), *(self._files or (0, 0))], device=device)
         dist.broadcast(paths, src=dist.get_global_rank(group, 0), group=group)
         pid, *files = paths.tolist()
         self._paths = [f"/proc/{pid}/fd/{file}" for file in files]
-        self._slots = [_map(path, max(plan.largest_bucket_bytes, 1), writable=True) for path in self._paths]
+        self._slots = [_map(path, size, writable=True) for path in self._paths]
 
     def send(self, index: int, link: int) -> BucketManifest | None:
         """Writes this rank's parts. The bucket is whole when all ranks of the group have returned."""

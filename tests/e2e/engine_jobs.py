@@ -42,8 +42,8 @@ def make_prompts(lengths, seed=0):
     ]
 
 
-def make_engine(model, dtype):
-    config = RolloutConfig(dtype=dtype, kv_cache_gib=0.1, max_concurrent=64)
+def make_engine(model, dtype, tp=1):
+    config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64)
     return Engine(str(model), config, device="cpu", max_model_len=512, seed=1)
 
 

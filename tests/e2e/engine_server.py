@@ -12,10 +12,7 @@ import vllm.model_executor.models.qwen3
 import vllm.v1.worker.cpu_worker  # noqa: F401
 from vllm import LLM  # noqa: F401
 
-from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.engine import Engine
-from megatron_nft.rollout.sample import Sampling, sample_groups
-from tests.e2e.engine_jobs import LONG, Local, make_prompts
+from tests.e2e.engine_jobs import greedy, make_engine
 from tests.remote import serve
 
 
@@ -23,15 +20,13 @@ class EngineJob:
     """An engine, started by `start`."""
 
     def start(self, model: str, dtype: str, tp: int) -> None:
-        config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64)
-        self.engine = Engine(model, config, device="cpu", max_model_len=512, seed=1)
+        self.engine = make_engine(model, dtype, tp)
         self.start_update, self.update = self.engine.start_update, self.engine.update
         self.finish_update = self.engine.finish_update
 
     def answers(self) -> list[tuple[list[int], list[float]]]:
         """Greedy answers to long prompts with their log-probs, twice: the second time from the prefix cache."""
-        sampling = Sampling(group_size=1, temperature=0, max_answer_tokens=24, seed=1)
-        groups = [g for _ in range(2) for g in sample_groups(Local(self.engine), make_prompts(LONG), sampling)]
+        groups = [group for _ in range(2) for group in greedy(self.engine)]
         return [(r.token_ids_A.tolist(), r.engine_logprobs_A.tolist()) for g in groups for r in g.rollouts]
 
     def stop(self) -> None:

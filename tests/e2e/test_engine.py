@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from megatron_nft.rollout.engine import engine_environment
+from tests.parallel.families import save_tokenizer
 
 pytestmark = pytest.mark.e2e
 
@@ -47,12 +47,7 @@ def make_model(folder, seed, tied, dtype):
         if "bias" in name or "norm" in name:
             torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, 256)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    save_tokenizer(folder, config.vocab_size)
     return str(folder)
 
 

@@ -68,15 +68,12 @@ class Cluster:
         assert {r.policy_version for g in groups for r in g.rollouts} == {self.version}
         return [(r.token_ids_A.tolist(), r.engine_logprobs_A.tolist()) for g in groups for r in g.rollouts]
 
-    def engine_pid(self, index):
+    def pid(self, name):
+        """Of "engine N" or "actor rank N"."""
         import ray
 
-        return ray.get(self.engines._engines[f"engine {index}"].__ray_call__.remote(lambda _: os.getpid()))
-
-    def rank_pid(self, rank):
-        import ray
-
-        return ray.get(self.actors._ranks[f"actor rank {rank}"].__ray_call__.remote(lambda _: os.getpid()))
+        process = (self.engines._engines | self.actors._ranks)[name]
+        return ray.get(process.__ray_call__.remote(lambda _: os.getpid()))
 
     @contextmanager
     def before(self, thing, verb, number, action):
@@ -107,15 +104,15 @@ def test_an_engine_of_two_workers_leaves_none_behind_and_restarts_end():
         cluster.train()
         cluster.sync()
         before = cluster.answers()
-        workers = psutil.Process(cluster.engine_pid(0)).children(recursive=True)
+        workers = psutil.Process(cluster.pid("engine 0")).children(recursive=True)
         assert len(workers) >= 2
-        with cluster.before(cluster.engines, "update", 1, lambda *_: kill(cluster.engine_pid(0))):
+        with cluster.before(cluster.engines, "update", 1, lambda *_: kill(cluster.pid("engine 0"))):
             cluster.sync()
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive, "the killed engine's workers are still there"
         assert cluster.answers() == before
         with (
-            cluster.before(cluster.engines, "update", 1, lambda *_: kill(cluster.engine_pid(0))),
+            cluster.before(cluster.engines, "update", 1, lambda *_: kill(cluster.pid("engine 0"))),
             pytest.raises(ClusterError, match=r"(?s)engine 0 died: .*engines have been restarted 1 times"),
         ):
             cluster.sync()
@@ -139,7 +136,7 @@ def assert_same_answers(answers, others):
 
 def test_engine_killed_while_it_generates_is_replaced_and_no_answer_is_lost(cluster):
     before, restarts = cluster.answers(), cluster.engines.link
-    pid, groups = cluster.engine_pid(1), 0
+    pid, groups = cluster.pid("engine 1"), 0
     original = cluster.engines._generate
 
     def killing(*arguments):
@@ -157,7 +154,7 @@ def test_engine_killed_while_it_generates_is_replaced_and_no_answer_is_lost(clus
     finally:
         cluster.engines._generate = original
     assert time.monotonic() - start < SOON_S
-    assert cluster.engines.link == restarts + 1 and cluster.engine_pid(1) != pid
+    assert cluster.engines.link == restarts + 1 and cluster.pid("engine 1") != pid
 
 
 @pytest.mark.parametrize(
@@ -168,7 +165,7 @@ def test_engine_killed_during_a_sync_is_replaced_and_all_have_the_new_weights(cl
         pytest.skip("no bucket is on its way then, whatever the carrier")
     old = cluster.answers()
     cluster.train()
-    pid, start = cluster.engine_pid(0), time.monotonic()
+    pid, start = cluster.pid("engine 0"), time.monotonic()
     with cluster.before(cluster.engines, verb, number, lambda *_: kill(pid)):
         metrics = cluster.sync()
     assert time.monotonic() - start < SOON_S
@@ -246,7 +243,7 @@ def test_the_canary_names_an_engine_with_other_weights_than_the_actor(cluster):
 
 
 def test_a_hung_engine_is_named_within_the_deadline(cluster):
-    pid, start = cluster.engine_pid(1), time.monotonic()
+    pid, start = cluster.pid("engine 1"), time.monotonic()
     with (
         cluster.before(cluster.engines, "update", 2, lambda *_: os.kill(pid, signal.SIGSTOP)),
         pytest.raises(ClusterError, match=r"load bucket 1 of stage 0: no answer from .*engine 1 within 20 s"),
@@ -261,7 +258,7 @@ def test_a_hung_engine_is_named_within_the_deadline(cluster):
 
 def test_a_trainer_rank_killed_mid_bucket_is_named_and_nothing_is_left(cluster):
     """Last: the cluster is of no use afterwards."""
-    pid, start = cluster.rank_pid(1), time.monotonic()
+    pid, start = cluster.pid("actor rank 1"), time.monotonic()
     with (
         cluster.before(cluster.engines, "update", 2, lambda *_: kill(pid)),
         pytest.raises(ClusterError, match=r"send bucket \d of each stage: actor rank 1 died"),

@@ -15,7 +15,7 @@ import pytest
 from megatron_nft.rollout.engine import engine_environment
 from megatron_nft.weights.sync import sync_weights
 from tests.parallel.families import make_folder
-from tests.parallel.trainer import trainer
+from tests.parallel.trainer import LocalEngines, trainer
 from tests.remote import Meeting
 
 pytestmark = pytest.mark.e2e
@@ -63,19 +63,11 @@ def server(tmp_path_factory):
     server.process.wait(30)
 
 
-class Running:
+class Running(LocalEngines):
     """One engine, as weights/sync.py sees all."""
-
-    link = 0
 
     def __init__(self, engine):
         self.engine = engine
-
-    def with_replacements(self, work):
-        return work()
-
-    def wake(self, what):
-        pass
 
     def start_update(self, names):
         self.engine.call("start_update", names)

@@ -3,14 +3,13 @@
 The rates are printed (pytest -s): on one GPU for CUDA IPC, on two for NCCL, which joins no two processes of one GPU.
 """
 
-import os
 import time
 
 import pytest
 import torch
 
 from tests.parallel.families import make_folder
-from tests.remote import Meeting, serve
+from tests.parallel.trainer import trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,49 +17,30 @@ pytestmark = [
 ]
 
 
-def send_all(rank, master, address, overrides):
-    """The trainer's side: one rank."""
-    os.environ["LOCAL_RANK"] = str(rank)
-    from megatron_nft.actor.worker import Worker
-    from megatron_nft.config import load_config
-    from tests.parallel.trainer import Rank
-
-    worker = Worker(load_config("launch/recipes/quickstart.toml", overrides), rank=rank, master=master)
-    serve(address, Rank(worker))
-    worker.shutdown()
-
-
 def received(tmp_path, carrier, device, overrides):
     """GB/s of five syncs of a folder's weights, received on `device` and compared bit for bit, and of a copy there."""
-    import threading
-
     from safetensors.torch import load_file
 
     from megatron_nft.weights.carriers import make_receiver
-    from megatron_nft.weights.wire import BucketManifest
-    from tests.parallel.ranks import run_ranks
 
     folder = make_folder("qwen2 tied", "bfloat16", 0, tmp_path / "model")
     expected = {name: tensor.to(device) for name, tensor in load_file(folder / "model.safetensors").items()}
     recipe = [f"model.path={folder}", "actor.tp=1", "actor.precision=bf16", "rollout.dtype=bfloat16",
               "cluster.device=cuda", f"weights.carrier={carrier}", "weights.bucket_mib=1", *overrides]  # fmt: skip
-    meeting = Meeting(tmp_path, "rank0")
-    threading.Thread(target=run_ranks, args=(1, send_all, meeting.address, recipe)).start()
-    rank = meeting.accept()
     torch.cuda.set_device(device)
     receiver = make_receiver(carrier, 0, device)
     seconds = num_bytes = 0
-    for _ in range(5):
-        start, arrived, num_bytes = time.perf_counter(), set(), 0
-        for index in range(rank.call("num_buckets")):
-            manifest = BucketManifest.from_dict(rank.call("send_bucket", index, 0))
-            for name, tensor in receiver.receive(manifest).items():
-                assert torch.equal(tensor, expected[name]), name
-                arrived.add(name)
-            num_bytes += manifest.num_bytes
-        assert arrived == set(expected)
-        seconds = time.perf_counter() - start
-    rank.close()
+    with trainer(tmp_path, recipe) as actor:
+        for _ in range(5):
+            start, arrived, num_bytes = time.perf_counter(), set(), 0
+            for index in range(actor.num_rounds):
+                for manifest in actor.begin_send(index, 0).wait():
+                    for name, tensor in receiver.receive(manifest).items():
+                        assert torch.equal(tensor, expected[name]), name
+                        arrived.add(name)
+                    num_bytes += manifest.num_bytes
+            assert arrived == set(expected)
+            seconds = time.perf_counter() - start
     receiver.close()
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     torch.cuda.synchronize()

@@ -1,6 +1,5 @@
 """Small random models of the families that a sync is tested with, in HF folders that vLLM and Megatron read."""
 
-from functools import cache
 from pathlib import Path
 
 from tests.parallel.oracle import save_random
@@ -29,16 +28,17 @@ def make_folder(family: str, dtype: str, seed: int, folder: Path) -> Path:
 
     config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | FAMILIES[family]))
     save_random(config, folder, seed=seed, dtype=dtype)
-    _tokenizer().save_pretrained(folder)
+    save_tokenizer(folder, DIMENSIONS["vocab_size"])
     return folder
 
 
-@cache
-def _tokenizer():
+def save_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A tokenizer of the words w3, w4, ..., beside a model."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, DIMENSIONS["vocab_size"])}
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    whole.save_pretrained(folder)

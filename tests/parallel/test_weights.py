@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from megatron_nft.weights.carriers import make_receiver
 from megatron_nft.weights.sync import sync_weights
 from tests.parallel.families import FAMILIES, make_folder
-from tests.parallel.trainer import trainer
+from tests.parallel.trainer import LocalEngines, trainer
 
 pytestmark = pytest.mark.parallel
 
@@ -36,22 +36,14 @@ CASES = [
 ROUNDS = 5
 
 
-class Checker:
+class Checker(LocalEngines):
     """Engines of two workers, as weights/sync.py sees them, that compare what comes with an HF folder."""
-
-    link = 0
 
     def __init__(self, carrier):
         self.receivers = [make_receiver(carrier, place, torch.device("cpu")) for place in range(2)]
 
     def expect(self, folder):
         self.expected, self.arrived = load_file(folder / "model.safetensors"), [set(), set()]
-
-    def with_replacements(self, work):
-        return work()
-
-    def wake(self, what):
-        pass
 
     def start_update(self, names):
         assert sorted(names) == sorted(self.expected)
