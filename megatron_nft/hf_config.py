@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SIDE_FILES = "hf"
+"""Folder in a Megatron checkpoint, with the config and the tokenizer of its model."""
+
 FAMILIES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -68,18 +71,33 @@ class HFConfig:
         return self.layer_parameters / (self.num_attention_heads * self.head_dim)
 
 
+def is_megatron_folder(folder: str | Path) -> bool:
+    """Whether a folder is a checkpoint in Megatron's torch_dist format."""
+    return (Path(folder) / "metadata.json").is_file()
+
+
+def hf_side(folder: str | Path) -> Path:
+    """Where a model folder has config.json and tokenizer: HF's in itself, a Megatron checkpoint's in hf/."""
+    return Path(folder) / SIDE_FILES if is_megatron_folder(folder) else Path(folder)
+
+
 def read_hf_config(folder: str | Path) -> HFConfig:
-    """Reads `folder`/config.json.
+    """Reads the config.json of an HF folder or of a Megatron checkpoint.
 
     Raises:
         ModelFolderError: no such folder, no config.json, or a family that is not supported.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise ModelFolderError(f"model.path = {str(folder)!r}: no such folder; give a local HF model folder")
+    folder = hf_side(folder)
     try:
         raw = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
+        if folder.name == SIDE_FILES and is_megatron_folder(folder.parent):
+            raise ModelFolderError(
+                f"{folder.parent}: a Megatron checkpoint without {SIDE_FILES}/config.json; put the config and "
+                f"tokenizer of its model into {folder}"
+            ) from None
         raise ModelFolderError(f"model.path = {str(folder)!r}: has no config.json, so it is not an HF model") from None
     except json.JSONDecodeError as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not valid JSON: {error}") from None

@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path("megatron_nft")
 TOOLS = Path("checkpoint_tools")
 FLOORS = [
-    {"config", "hf_config", "types", "observe"},
+    {"config", "hf_config", "checkpoint_folder", "stop", "types", "observe"},
     {"weights", "nft", "data", "verdict"},
     {"actor", "rollout"},
     {"cluster"},
-    {"train", "evaluate", "canary", "replay", "smoke"},
+    {"train", "evaluate", "canary", "resume", "replay", "smoke"},
 ]
 ONLY_IN = {"ray": {"cluster"}, "megatron": {"actor"}, "transformer_engine": {"actor"}, "vllm": {"rollout"}}
 HEAVY = {"torch", "ray", "vllm", "megatron", "transformers"}
@@ -43,7 +43,7 @@ def test_imports_go_down(path):
         top, *rest = name.split(".")
         assert room(path) in ONLY_IN.get(top, {room(path)}), f"{path} imports {name}"
         if top == "megatron_nft" and rest and rest[0] != room(path):
-            may_meet = {rest[0], room(path)} <= FLOORS[0] | {"evaluate", "canary", "train"}
+            may_meet = {rest[0], room(path)} <= FLOORS[0] | {"evaluate", "canary", "resume", "replay", "train"}
             assert floor(rest[0]) < floor(room(path)) or may_meet, (
                 f"{path} (floor {floor(room(path))}) imports {name} (floor {floor(rest[0])})"
             )
@@ -61,7 +61,7 @@ def test_the_checkpoint_tools_use_weights_and_actor(path):
         top, *rest = name.split(".")
         assert top not in {"ray", "vllm", "megatron", "transformer_engine", "launch", "tests"}, f"{path} imports {name}"
         if top == "megatron_nft":
-            assert rest[0] in {"config", "hf_config", "weights", "actor"}, f"{path} imports {name}"
+            assert rest[0] in {"config", "hf_config", "checkpoint_folder", "weights", "actor"}, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
