@@ -1,6 +1,6 @@
 """What a recipe takes, before any device is asked for: memory, seconds, whether it fits.
 
-    python -m megatron_nft.plan RECIPE [section.key=value ...] [--model DIR] [--hardware NAME|FILE:NAME] [--suggest] [--json]
+    python -m megatron_nft.plan RECIPE [section.key=value ...] [--model DIR] [--hardware NAME] [--suggest] [--json]
 
 Of the model only config.json is read. Exit status: 0 fits, 1 doesn't, 2 wrong recipe, model or hardware.
 """
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m megatron_nft.plan",
         description="Memory by rank and phase, seconds by stage, and whether a recipe fits.",
-        epilog="example: python -m megatron_nft.plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --model DIR --suggest",
+        epilog="example: python -m megatron_nft.plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --suggest",
     )
     parser.add_argument("recipe", help="TOML file, as for megatron_nft.train")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")

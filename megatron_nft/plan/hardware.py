@@ -19,7 +19,7 @@ class HardwareError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """Shares of a peak (0 to 1), and times and memory that no peak explains; see hardware.toml for each one's source."""
+    """Shares of a peak (0 to 1), and times and memory that no peak explains: hardware.toml has their sources."""
 
     matmul: float
     attention: float
@@ -115,12 +115,12 @@ def load_machine(name: str, file: str | Path | None = None) -> Machine:
     names = sorted(set(tables) - {"efficiency"})
     if name not in names:
         raise HardwareError(f"no hardware {name!r}; known: {', '.join(names)}; others by --hardware FILE")
-    _check(Efficiency, efficiency, "efficiency", {})
+    _check(Efficiency, efficiency, "efficiency", set())
     _check(Machine, tables[name], name, {"name", "efficiency"})
     return Machine(name=name, **tables[name], efficiency=Efficiency(**efficiency))
 
 
-def _check(kind: type, table: dict[str, Any], name: str, given: set[str] | dict) -> None:
+def _check(kind: type, table: dict[str, Any], name: str, given: set[str]) -> None:
     wanted = {field.name for field in fields(kind)} - set(given)
     if unknown := sorted(set(table) - wanted):
         raise HardwareError(f"hardware table [{name}]: unknown key {unknown[0]!r}; known: {', '.join(sorted(wanted))}")

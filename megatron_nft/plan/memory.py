@@ -105,8 +105,8 @@ def plan_memory(
     if sum(host.values()) > host_limit:
         largest = max(host, key=lambda name: host[name])
         problems.append(
-            f"host: {sum(host.values()) / GIB:,.0f} GiB of {machine.host_memory_gib:,.0f} GiB a node, most of it {largest}; "
-            "offload less, or use more nodes"
+            f"host: {sum(host.values()) / GIB:,.0f} GiB of {machine.host_memory_gib:,.0f} GiB a node, most of it "
+            f"{largest}; offload less, or use more nodes"
         )
     return Memory(
         usages=tuple(usages), host_parts=host, host_limit=host_limit, places=max(places, 1), problems=tuple(problems)
@@ -182,7 +182,7 @@ def _actor(
 
 
 def logits_bytes(config: Config, hf: HFConfig, answer_tokens: float) -> float:
-    """actor/logprobs.py: a block of fp32 logits, its bf16 product and gradient, and gradients of hidden states and rows.
+    """actor/logprobs.py: a block of fp32 logits, its product and gradient, gradients of hidden states and rows.
 
     Args:
         answer_tokens: of a microbatch on this rank.
@@ -269,7 +269,7 @@ def _device_problems(config: Config, usages: list[Usage], machine: Machine) -> l
         if not worst.fits:
             largest = max(worst.parts, key=lambda name: worst.parts[name])
             problems.append(
-                f"{phase}: {worst.who} needs {worst.total / GIB:.1f} GiB of {machine.name}'s {machine.memory_gib:g} GiB, "
+                f"{phase}: {worst.who} needs {worst.total / GIB:.1f} GiB of {machine.name}'s {machine.memory_gib:g}, "
                 f"most of it {largest} ({worst.parts[largest] / GIB:.1f}); {REMEDIES.get(largest, 'use more devices')}"
             )
     return problems

@@ -9,6 +9,7 @@ bucket of its own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import lcm
 
 from megatron_nft.config import ActorConfig
@@ -77,22 +78,22 @@ def layer_parameters(hf: HFConfig, tp: int) -> tuple[Parameter, ...]:
     )
 
 
-def chunks_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> list[tuple[Parameter, ...]]:
-    """A rank's parameters, virtual stage by virtual stage, in order."""
-    layers = layers_of_rank(actor, hf.num_hidden_layers, pp_rank) // actor.vpp
-    is_tied = hf.tie_word_embeddings and actor.pp > 1
-    table = padded_vocab_size(hf.vocab_size, actor.tp) // actor.tp * hf.hidden_size
-    chunks = []
-    for stage in range(actor.vpp):
-        chunk = [*layer_parameters(hf, actor.tp) * layers]
-        if pp_rank == 0 and stage == 0:
-            chunk = [Parameter("embedding.word_embeddings.weight", table, is_tied=is_tied), *chunk]
-        if pp_rank == actor.pp - 1 and stage == actor.vpp - 1:
-            chunk.append(Parameter("decoder.final_layernorm.weight", hf.hidden_size))
-            if is_tied or not hf.tie_word_embeddings:
-                chunk.append(Parameter("output_layer.weight", table, is_tied=is_tied))
-        chunks.append(tuple(chunk))
-    return chunks
+def chunk_parameters(hf: HFConfig, tp: int, layers: int, *, first: bool, last: bool, tied: bool) -> list[Parameter]:
+    """Of one virtual stage, in order.
+
+    Args:
+        first, last: whether it has the embedding, and the final norm with the output layer.
+        tied: the output layer is the embedding, of which the last stage has a copy.
+    """
+    table = padded_vocab_size(hf.vocab_size, tp) // tp * hf.hidden_size
+    chunk = [*layer_parameters(hf, tp) * layers]
+    if first:
+        chunk = [Parameter("embedding.word_embeddings.weight", table, is_tied=tied), *chunk]
+    if last:
+        chunk.append(Parameter("decoder.final_layernorm.weight", hf.hidden_size))
+        if tied or not hf.tie_word_embeddings:
+            chunk.append(Parameter("output_layer.weight", table, is_tied=tied))
+    return chunk
 
 
 def lay_out_buffer(parameters: Sequence[Parameter], *, ranks: int, bucket_size: int | None) -> tuple[Bucket, ...]:
@@ -140,11 +141,10 @@ def shard_elements(buckets: Sequence[Bucket], ranks: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class RankParameters:
-    """What a pipeline rank's parameters take, in elements; equal on its tensor- and data-parallel ranks but for shards."""
+    """What a pipeline rank's parameters take, in elements: the same on all of its ranks, but for the shards."""
 
     elements: int  # without padding
     linear_elements: int  # of linear modules
-    table_elements: int  # of embedding and output layer
     buffer_elements: int  # of the parameter buffers, and of the gradient buffers
     shards: tuple[int, ...]  # of the optimizer's state, by rank of the data- and context-parallel group
 
@@ -166,20 +166,38 @@ class RankParameters:
 
 def parameters_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> RankParameters:
     """All virtual stages of a pipeline rank."""
-    ranks = actor.dp * actor.cp
-    chunks = chunks_of_rank(hf, actor, pp_rank)
-    buffers = []
-    for number, chunk in enumerate(chunks):
-        size = actor.ddp_bucket_size or max(SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK * actor.dp)
-        is_bucketed = actor.overlap_grad_reduce and pp_rank == 0 and number == 0
-        buffers.append(lay_out_buffer(chunk, ranks=ranks, bucket_size=size if is_bucketed else None))
-    everything = [p for chunk in chunks for p in chunk]
+    bucket_size = None
+    if actor.overlap_grad_reduce and pp_rank == 0:  # Megatron cuts the first rank's first stage only
+        bucket_size = actor.ddp_bucket_size or max(SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK * actor.dp)
+    return _rank_parameters(
+        hf,
+        actor.tp,
+        layers_of_rank(actor, hf.num_hidden_layers, pp_rank) // actor.vpp,
+        actor.vpp,
+        pp_rank == 0,
+        pp_rank == actor.pp - 1,
+        actor.dp * actor.cp,
+        bucket_size,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _rank_parameters(
+    hf: HFConfig, tp: int, layers: int, vpp: int, first: bool, last: bool, ranks: int, bucket_size: int | None
+) -> RankParameters:
+    tied = hf.tie_word_embeddings and not (first and last)
+    chunks = [
+        chunk_parameters(hf, tp, layers, first=first and stage == 0, last=last and stage == vpp - 1, tied=tied)
+        for stage in range(vpp)
+    ]
+    buffers = [
+        lay_out_buffer(chunk, ranks=ranks, bucket_size=bucket_size if stage == 0 else None)
+        for stage, chunk in enumerate(chunks)
+    ]
+    everything = [parameter for chunk in chunks for parameter in chunk]
     return RankParameters(
         elements=sum(p.elements for p in everything),
         linear_elements=sum(p.elements for p in everything if p.is_linear),
-        table_elements=sum(
-            p.elements for p in everything if p.name.endswith(("word_embeddings.weight", "layer.weight"))
-        ),
         buffer_elements=sum(b.elements for buckets in buffers for b in buckets),
         shards=tuple(sum(s) for s in zip(*(shard_elements(buckets, ranks) for buckets in buffers), strict=True)),
     )

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_nft.config import Config, RecipeError, check_layout
 from megatron_nft.hf_config import HFConfig
 from megatron_nft.plan.engine import Engine, engine_of
-from megatron_nft.plan.hardware import GIB, Machine
+from megatron_nft.plan.hardware import Machine
 from megatron_nft.plan.memory import Memory, plan_memory
 from megatron_nft.plan.parameters import RankParameters, parameters_of_rank
 from megatron_nft.plan.times import Stage, plan_times
@@ -84,7 +84,7 @@ class Plan:
                      "parts": self.memory.host_parts},
             "engine": {"kv_tokens": self.engine.kv_tokens, "answers_at_a_time": self.memory.places},
             "parameters": [
-                {"stage": stage, "elements": r.elements, "buffer_elements": r.buffer_elements, "largest_shard": max(r.shards)}
+                {"stage": stage, "elements": r.elements, "buffer": r.buffer_elements, "largest_shard": max(r.shards)}
                 for stage, r in enumerate(self.ranks)
             ],
             "workload": {
@@ -127,8 +127,8 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
     for key, tp in (("actor.tp", config.actor.tp), ("rollout.tp", config.rollout.tp)):
         if tp > machine.gpus_per_node:
             yield (
-                f"{key} = {tp} crosses nodes of {machine.gpus_per_node} devices: every layer would wait for the network; "
-                f"set it to {machine.gpus_per_node} at most, and raise pp or cp"
+                f"{key} = {tp} crosses nodes of {machine.gpus_per_node} devices: every layer would wait for the "
+                f"network; set it to {machine.gpus_per_node} at most, and raise pp or cp"
             )
         elif machine.gpus_per_node % tp:
             yield f"{key} = {tp} does not divide a node's {machine.gpus_per_node} devices: a group would cross nodes"
@@ -208,8 +208,3 @@ def _changes(old: Config, new: Config) -> tuple[str, ...]:
 def fastest(suggestions: Sequence[Suggestion]) -> Suggestion | None:
     """The one with the shortest step."""
     return min(suggestions, key=lambda s: s.plan.seconds if s.plan.fits else inf, default=None)
-
-
-def gib(size: float) -> float:
-    """Bytes in GiB."""
-    return size / GIB

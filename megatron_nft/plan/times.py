@@ -1,4 +1,4 @@
-"""Seconds of a step by stage: a roofline of products, attention, memory and messages, with hardware.toml's efficiencies.
+"""Seconds of a step by stage: a roofline of products, attention, memory and messages (efficiencies: hardware.toml).
 
     rollout    slowest engine; plan/engine.py
     verdict    grading, by verdict.workers processes

@@ -49,6 +49,21 @@ def length_quantiles(mean: float, spread: float, longest: int) -> tuple[float, .
     return tuple(min(max(median * factor, 1.0), longest) for factor in factors)
 
 
+@cache
+def microbatches_per_sequence(lengths: tuple[float, ...], prompt_tokens: float, budget: int) -> float:
+    """Packing such sequences, longest first, each into the first microbatch with room; few long ones leave gaps."""
+    rooms: list[float] = []
+    for length in reversed(lengths):
+        needed = prompt_tokens + length
+        for number, room in enumerate(rooms):
+            if needed <= room:
+                rooms[number] -= needed
+                break
+        else:
+            rooms.append(budget - needed)
+    return len(rooms) / len(lengths)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """One step."""
@@ -91,7 +106,7 @@ def workload(config: Config, assumptions: Assumptions, imbalance: float) -> Work
     prompt = assumptions.prompt_tokens or min(DEFAULT_PROMPT_TOKENS, config.data.max_prompt_tokens)
     lengths = length_quantiles(mean, assumptions.answer_spread, longest)
     trained = train.groups_per_step * rollout.group_size
-    tokens = trained / train.updates_per_step / actor.dp * (prompt + sum(lengths) / len(lengths)) * imbalance
+    sequences = trained / train.updates_per_step / actor.dp * imbalance
     return Workload(
         prompts=train.groups_per_step / assumptions.mixed_share,
         answers=trained / assumptions.mixed_share,
@@ -101,5 +116,5 @@ def workload(config: Config, assumptions: Assumptions, imbalance: float) -> Work
         lengths=lengths,
         longest_sequence=config.max_sequence_tokens,
         microbatch_tokens=max(actor.tokens_per_microbatch, config.max_sequence_tokens),
-        microbatches=max(1, ceil(tokens / actor.tokens_per_microbatch)),
+        microbatches=max(1, ceil(sequences * microbatches_per_sequence(lengths, prompt, actor.tokens_per_microbatch))),
     )
