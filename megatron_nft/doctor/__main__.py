@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", nargs="?", help="TOML file: check its model, data and run folder, too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     parser.add_argument("--json", action="store_true", help="a list of findings, for programs")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     findings = examine(Machine.this_one(), arguments.recipe, arguments.overrides)
     print(json.dumps([asdict(finding) for finding in findings], indent=2) if arguments.json else render(findings))
     return int(any(finding.status == "FAIL" for finding in findings))

@@ -26,7 +26,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
     try:
         config = load_config(recipe, overrides)
     except (RecipeError, ModelFolderError) as error:
-        yield fail("recipe", recipe, str(error), "mend it; python -m megatron_nft.plan says what fits")
+        yield fail("recipe", recipe, str(error), "mend the recipe, or override the setting: section.key=value")
         return
     yield ok("recipe", f"{recipe}: {config.actor.layout}")
     if config.cluster.device == "cuda" and machine.driver is None:

@@ -21,7 +21,7 @@ from megatron_nft.plan.workload import Assumptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     model = [f"model.path={json.dumps(arguments.model)}"] if arguments.model else []
     try:
         config = load_config(arguments.recipe, [*arguments.overrides, *model])

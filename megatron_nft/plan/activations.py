@@ -41,9 +41,10 @@ class Shape:
     sp: int  # ranks over which norms' tokens are cut
     cp: int
     qk_norm: bool
+    uneven: bool  # sequences of a pack are of different lengths
 
     @classmethod
-    def of(cls, hf: HFConfig, actor: ActorConfig) -> "Shape":
+    def of(cls, hf: HFConfig, actor: ActorConfig, *, uneven: bool = True) -> "Shape":
         b = 4 if actor.precision == "fp32" else 2
         return cls(
             h=hf.hidden_size,
@@ -57,6 +58,7 @@ class Shape:
             sp=actor.tp if actor.sequence_parallel else 1,
             cp=actor.cp,
             qk_norm=hf.qk_norm,
+            uneven=uneven and actor.cp == 1,
         )
 
 
@@ -90,11 +92,7 @@ def _engine_layer(s: Shape) -> tuple[Kept, ...]:
 
 
 def _local_layer(s: Shape) -> tuple[Kept, ...]:
-    """Megatron's local layer with actor/model.py's RMSNorm and actor/attention.py.
-
-    Sequences that do not lie end to end in a pack are copied for the attention, which is not counted here: up to 8% of
-    a layer.
-    """
+    """Megatron's local layer with actor/model.py's RMSNorm and actor/attention.py."""
     fused = s.b * (s.q + 2 * s.k)
     return (
         *_local_norm(s, "attention"),
@@ -108,6 +106,7 @@ def _local_layer(s: Shape) -> tuple[Kept, ...]:
             fused if s.cp == 1 else s.b * s.k * s.cp,
             "core_attn",
         ),
+        *((Kept("copies of sequences of other lengths", fused, "", in_core_attention=True),) if s.uneven else ()),
         Kept("log-sum-exp of the attention", 4 * s.n, "", in_core_attention=True),
         Kept("output of the attention", s.b * s.q, "core_attn", in_core_attention=True),
         Kept("input of linear_proj", s.b * s.q, "attn_proj"),
@@ -178,6 +177,7 @@ def activations(
     answer_tokens: float,
     microbatches: int,
     is_local: bool,
+    uneven: bool = True,
 ) -> Activations:
     """Of one rank during an update.
 
@@ -187,8 +187,9 @@ def activations(
         answer_tokens: those of them whose log-probs count.
         microbatches: of an update on one data-parallel rank.
         is_local: Megatron's local layers, not TransformerEngine's.
+        uneven: the sequences of a microbatch are of different lengths; local layers copy those.
     """
-    shape = Shape.of(hf, actor)
+    shape = Shape.of(hf, actor, uneven=uneven)
     tensors = layer_tensors(shape, is_local=is_local)
     everything = sum(t.bytes_per_token for t in tensors)
     core = sum(t.bytes_per_token for t in tensors if t.in_core_attention)

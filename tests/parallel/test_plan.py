@@ -192,6 +192,7 @@ def kept_on_rank(rank: int, master: str, overrides: list[str], lengths: list[int
         answer_tokens=tokens - len(lengths) * NUM_PROMPT_TOKENS / actor.cp,
         microbatches=4,
         is_local=True,
+        uneven=len(set(lengths)) > 1,
     )
     worker.shutdown()
     return ledger.peak, planned.saved

@@ -111,7 +111,9 @@ def test_thousands_of_devices_take_no_time(planned):
     assert time.perf_counter() - start < 2
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if "Qwen3-32B" in r.name or "pretraining" in r.name], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if "Qwen3-32B" in row.name or "pretraining" in row.name], ids=lambda row: row.name
+)
 def test_published_figures_stay_within_a_quarter(row, tmp_path):
     planned, (low, high) = figure(row, plan_row(row, tmp_path)), row.published
     assert (1 - WITHIN) * low < planned < (1 + WITHIN) * high
@@ -125,7 +127,7 @@ def run(capsys, *arguments):
 def test_the_command_prints_tables_and_json(capsys, models):
     status, out, _ = run(capsys, NFT_32B, "--model", models["32b"])
     assert status == 0 and out.rstrip().endswith("fits") and "bottleneck: rollout" in out
-    status, out, _ = run(capsys, NFT_32B, "actor.tp=4", "actor.pp=4", "--model", models["32b"], "--json", "--suggest")
+    status, out, _ = run(capsys, NFT_32B, "--model", models["32b"], "actor.tp=4", "actor.pp=4", "--json", "--suggest")
     plan = json.loads(out)
     assert status == 1 and not plan["fits"] and plan["devices"] == 128
     assert {"overrides": ["actor.recompute=full"]}.items() <= plan["suggestions"][0].items()
