@@ -26,7 +26,6 @@ class Engine:
     kv_bytes_per_token: float
     kv_bytes: float  # room for keys and values
     flops_per_token: float
-    attention_flops_per_pair: float  # a token and one it attends to
     hidden_bytes: float  # of a token's hidden state, on every worker
     logits_bytes: float  # of an answer's logits in fp32, on one worker
     layers: int
@@ -56,7 +55,6 @@ def engine_of(hf: HFConfig, rollout: RolloutConfig, machine: Machine, *, on_cpu:
         kv_bytes_per_token=2 * element * hf.num_hidden_layers * hf.num_key_value_heads * hf.head_dim / rollout.tp,
         kv_bytes=kv,
         flops_per_token=2 * (layers + table),
-        attention_flops_per_pair=4 * hf.num_hidden_layers * hf.num_attention_heads * hf.head_dim / rollout.tp,
         hidden_bytes=element * hf.hidden_size,
         logits_bytes=4 * hf.vocab_size,
         layers=hf.num_hidden_layers,
@@ -77,7 +75,7 @@ def generate(
         prompts: different ones among them: each is prefilled once (prefix caching).
         places: answers at a time, given KV cache and max_concurrent.
     """
-    seconds = dict.fromkeys(("weights", "keys and values", "products", "tensor-parallel messages", "overhead"), 0.0)
+    seconds: dict[str, float] = {}
     order = [lengths[int(len(lengths) * (i * GOLDEN % 1.0))] for i in range(answers)]
     running: list[float] = []  # ends, in decoding steps since the round's begin
     started_sum = step = 0.0  # started_sum: of the steps at which the running ones started
@@ -95,7 +93,7 @@ def generate(
         if steps > 0:
             context = batch * (prompt_tokens + (step + end) / 2) - started_sum
             for name, spent in _decode(engine, machine, batch, context).items():
-                seconds[name] += steps * spent
+                seconds[name] = seconds.get(name, 0.0) + steps * spent
             step = end
         heapq.heappop(running)
         started_sum -= starts[end].pop()
@@ -121,6 +119,6 @@ def _decode(engine: Engine, machine: Machine, batch: int, context: float) -> dic
         "weights": weights,
         "keys and values": context * engine.kv_bytes_per_token / machine.bytes_per_s,
         "products": max(0.0, products - weights),
-        "tensor-parallel messages": messages,
+        f"messages {machine.link_name(engine.tp, 1)}": messages,
         "overhead": own + 4 * batch * engine.logits_bytes / machine.bytes_per_s,  # softmax, log-probs, sampling
     }

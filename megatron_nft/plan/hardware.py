@@ -91,8 +91,8 @@ class Machine:
         return min(nvlink, self.network_gb_s * 1e9 * self.efficiency.network * members)
 
     def link_name(self, size: int, stride: int) -> str:
-        """ "NVLink" or "network", as `link_bytes_per_s` takes it."""
-        return "NVLink" if (size - 1) * stride < self.gpus_per_node else "network"
+        """Which links `link_bytes_per_s` takes for such a group."""
+        return "within nodes" if (size - 1) * stride < self.gpus_per_node else "between nodes"
 
 
 def load_machine(name: str, file: str | Path | None = None) -> Machine:

@@ -4,7 +4,7 @@ An HFConfig and the actor's layout come in; for each pipeline rank, the elements
 and of each data-parallel rank's optimizer shard go out, exactly (tests/parallel/test_plan.py compares them with the
 real ones). The rules are those of megatron-core 0.16-0.19, distributed/param_and_grad_buffer.py: parameters lie in
 reverse order, each at a multiple of 64 elements, buckets end at a multiple of lcm(ranks, 128), a tied embedding has a
-bucket of its own.
+bucket of its own. The order is that of local layers; TransformerEngine's differs, which moves padding only.
 """
 
 from collections.abc import Sequence

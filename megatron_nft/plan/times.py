@@ -146,11 +146,13 @@ class ActorTimes:
             "products": layers * linear * (forward + BACKWARD_PRODUCTS * backward),
             "attention": layers * attention * (core + BACKWARD_ATTENTION * backward),
             "norms, rope, SwiGLU": layers * memory * (forward + BACKWARD_MEMORY * backward),
-            "tensor-parallel messages": layers * self._tp_seconds(forward, backward),
-            "context-parallel messages": max(
+            f"tensor-parallel messages {self._link(actor.tp, 1)}": layers * self._tp_seconds(forward, backward),
+            f"context-parallel messages {self._link(actor.cp, actor.tp)}": max(
                 0.0, layers * self._cp_seconds(forward, backward) - layers * attention * forward
             ),
-            "pipeline messages": self._pp_seconds(backward) if actor.pp > 1 else 0.0,
+            f"pipeline messages {self._link(actor.pp, actor.tp * actor.cp * actor.dp)}": self._pp_seconds(backward)
+            if actor.pp > 1
+            else 0.0,
         }
         if pp_rank == actor.pp - 1:
             # Forward one product of hidden states and vocabulary; backward the logits again, and two gradients.
@@ -160,6 +162,9 @@ class ActorTimes:
             )  # fp32 logits, read and written
             parts["log-probs"] = products / machine.matmul_flops() + blocks / machine.bytes_per_s
         return parts
+
+    def _link(self, size: int, stride: int) -> str:
+        return self.machine.link_name(size, stride)
 
     def _memory_bytes(self) -> float:
         """Read and written by what is no product in a layer's forward pass."""
@@ -224,7 +229,8 @@ class ActorTimes:
         if self.config.optimizer.optimizer_cpu_offload:
             update += 6 * shard / machine.pcie_bytes_per_s
         passes = 3 * 4 * size / machine.bytes_per_s  # zero the gradients, look whether they are finite, their norm
-        return {"gradient and weight messages": reduce + gather, "optimizer": update + passes}
+        name = f"gradient and weight messages {self._link(group, stride)}"
+        return {name: reduce + gather, "optimizer": update + passes}
 
 
 def _sync(config: Config, hf: HFConfig, engine: Engine, machine: Machine) -> dict[str, float]:
@@ -232,21 +238,23 @@ def _sync(config: Config, hf: HFConfig, engine: Engine, machine: Machine) -> dic
     actor, e = config.actor, machine.efficiency
     stages = [bucket_bytes(config, hf, pp_rank) for pp_rank in range(actor.pp)]
     total = float(sum(sum(sizes) for sizes in stages))
-    nvlink = machine.link_bytes_per_s(actor.tp, 1)
+    rounds = max(len(sizes) for sizes in stages)
+    tp_link, tp_speed = machine.link_name(actor.tp, 1), machine.link_bytes_per_s(actor.tp, 1)
+    stride = actor.tp * actor.cp * actor.dp
+    travel: dict[str, float] = {}
     if config.carrier == "cuda_ipc":  # every stage's bucket goes to all devices, one stage after the other
         rounds = sum(len(sizes) for sizes in stages)
-        link = machine.link_bytes_per_s(actor.pp, actor.tp * actor.cp * actor.dp) if actor.pp > 1 else nvlink
-        travel = total / link + (total / nvlink if actor.tp > 1 else 0.0)
-    elif config.carrier == "collective":  # leaders of all stages at once, to every worker of every engine
-        rounds = max(len(sizes) for sizes in stages)
-        gather = max(sum(sizes) for sizes in stages) / nvlink if actor.tp > 1 else 0.0
-        travel = max(gather, total / (machine.network_gb_s * 1e9 * e.network))
+        if actor.tp > 1:
+            travel[f"gather {tp_link}"] = total / tp_speed
+        if actor.pp > 1:
+            name = f"broadcast {machine.link_name(actor.pp, stride)}"
+            travel[name] = travel.get(name, 0.0) + total / machine.link_bytes_per_s(actor.pp, stride)
+    elif config.carrier == "collective":  # leaders of all stages at once, to every worker; they gather meanwhile
+        gather = max(sum(sizes) for sizes in stages) / tp_speed if actor.tp > 1 else 0.0
+        broadcast = total / (machine.network_gb_s * 1e9 * e.network)
+        travel = {"broadcast between nodes": broadcast} if broadcast > gather else {f"gather {tp_link}": gather}
     else:
-        rounds = max(len(sizes) for sizes in stages)
-        travel = total / machine.bytes_per_s
+        travel = {"copies to shared memory": total / machine.bytes_per_s}
     load = (total + 2 * engine.weight_bytes) / machine.bytes_per_s + num_tensors(hf) * e.load_tensor_us * 1e-6
-    return {
-        "messages": max(travel - load, 0.0),
-        "load": load,
-        "control": 2 * rounds * e.sync_call_ms * 1e-3 + e.sync_fixed_s,
-    }
+    slower = travel if sum(travel.values()) > load else {"load": load}
+    return {**slower, "control": 2 * rounds * e.sync_call_ms * 1e-3 + e.sync_fixed_s}

@@ -22,7 +22,7 @@ def test_long_sequences_leave_gaps_in_microbatches():
 
 ENGINE = Engine(
     weight_bytes=16e9, read_bytes=16e9, kv_bytes_per_token=1e5, kv_bytes=40e9, flops_per_token=16e9,
-    attention_flops_per_pair=0, hidden_bytes=8192, logits_bytes=4 * 128_000, layers=32, tp=1, memory_bytes=60e9,
+    hidden_bytes=8192, logits_bytes=4 * 128_000, layers=32, tp=1, memory_bytes=60e9,
 )  # fmt: skip
 
 
