@@ -6,7 +6,7 @@ Phases, in the order of a step:
     rollout    engines hold weights and keys and values; colocated actors keep their weights and nothing else
     log-prob   the forward pass of scoring
     train      forward and backward pass, optimizer
-    sync       two buckets beside what training holds; colocated engines have their weights back, empty as yet
+    sync       buckets beside what training holds; colocated engines have their weights back, empty as yet
 """
 
 from dataclasses import dataclass, field
@@ -90,7 +90,8 @@ def plan_memory(
     }
     if not config.is_colocated:
         usages.append(Usage(phase="rollout", who="engine", parts=engine_parts, limit=machine.memory_bytes))
-        receiving = {**engine_parts, "buckets": _bucket_bytes(config, hf, work, 0)}
+        largest = max(largest_bucket_bytes(config, hf, stage) for stage in range(config.actor.pp))
+        receiving = {**engine_parts, "buckets": float(largest)}
         usages.append(Usage(phase="sync", who="engine", parts=receiving, limit=machine.memory_bytes))
     host = _host(config, hf, work, engine, machine, ranks, usages)
     problems = [*_device_problems(config, usages, machine)]
@@ -161,7 +162,8 @@ def _actor(
         "workspace": workspace * slack,
     }
     scoring = {"activations": layer * slack, "logits": logits, "workspace": 0.0}
-    buckets = {"buckets": _bucket_bytes(config, hf, work, pp_rank)}
+    buckets = {"buckets": _bucket_bytes(config, hf, pp_rank)}
+    gathering = {"buckets": buckets["buckets"] + _gather_bytes(config, hf, pp_rank)}
     limit, who = machine.memory_bytes, f"actor stage {pp_rank}"
 
     def usage(phase: str, *parts: dict[str, float]) -> Usage:
@@ -170,14 +172,14 @@ def _actor(
 
     usages = [usage("log-prob", state, scoring), usage("train", state, training)]
     if not config.is_colocated:
-        return [*usages, usage("sync", state, buckets)]
+        return [*usages, usage("sync", state, gathering)]
     share = {"engine": engine.memory_bytes}
     no_moments = {**state, "optimizer": optimizer / 3 if element < 4 else 0.0}
     return [
         usage("start", no_moments, share),
         usage("rollout", weights, device, buckets, share),
         *usages,
-        usage("sync", state, buckets, {"engine weights": engine.weight_bytes}),
+        usage("sync", state, gathering, {"engine weights": engine.weight_bytes}),
     ]
 
 
@@ -194,12 +196,16 @@ def logits_bytes(config: Config, hf: HFConfig, answer_tokens: float) -> float:
     return block * copies + rows + answer_tokens * hf.hidden_size * (4 + element)
 
 
-def _bucket_bytes(config: Config, hf: HFConfig, work: Workload, pp_rank: int) -> float:
-    largest = max(
-        largest_bucket_bytes(config, hf, stage)
-        for stage in (range(config.actor.pp) if config.is_colocated else [pp_rank])
-    )
-    return float(BUCKETS_IN_USE * largest)
+def _bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> float:
+    """The two buffers of an actor rank, for as long as it lives. With CUDA IPC every rank has every stage's buckets."""
+    stages = range(config.actor.pp) if config.carrier == "cuda_ipc" else [pp_rank]
+    return float(BUCKETS_IN_USE * max(largest_bucket_bytes(config, hf, stage) for stage in stages))
+
+
+def _gather_bytes(config: Config, hf: HFConfig, pp_rank: int) -> float:
+    """While a bucket is gathered: this rank's shards of it as one message, and the messages of all."""
+    tp = config.actor.tp
+    return (1 + 1 / tp) * largest_bucket_bytes(config, hf, pp_rank) if tp > 1 else 0.0
 
 
 CPU_PROCESS_BYTES = int(0.6 * GIB)
@@ -250,7 +256,7 @@ def _host(
     if on_host:
         parts["activations"] = on_host * actors_here
     if config.carrier == "shared_memory":
-        parts["buckets"] = sum(_bucket_bytes(config, hf, work, s) for s in range(actor.pp))
+        parts["buckets"] = sum(_bucket_bytes(config, hf, s) for s in range(actor.pp))
     parts["Ray's object store"] = OBJECT_STORE_BYTES
     return parts
 

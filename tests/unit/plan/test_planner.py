@@ -60,6 +60,29 @@ def test_memory_of_the_32b_recipe_by_hand(planned):
     assert train["optimizer"] == pytest.approx(12 * stage / 8, rel=1e-4)
 
 
+def test_an_engine_by_hand(planned):
+    engine = planned().engine
+    layer = 5120 * 96 * 128 + 3 * 5120 * 27648
+    assert engine.weight_bytes == pytest.approx(2 * (64 * layer + 2 * 152_064 * 5120) / 4)
+    assert engine.kv_bytes_per_token == 2 * 2 * 64 * 8 * 128 / 4
+    assert engine.kv_bytes == pytest.approx((0.7 * 79.1 - 3.0) * GIB - engine.weight_bytes)
+
+
+def test_links_within_and_between_nodes():
+    machine = load_machine("H100")
+    within, one_nic = 450e9 * 0.75, 50e9 * 0.75
+    assert machine.link_bytes_per_s(8, 1) == machine.link_bytes_per_s(2, 4) == within
+    assert machine.link_bytes_per_s(2, 8) == machine.link_bytes_per_s(16, 8) == one_nic
+    assert machine.link_bytes_per_s(4, 4) == 2 * one_nic  # two members in a node have two NICs
+    assert machine.link_bytes_per_s(16, 1) == min(within, 8 * one_nic)
+
+
+def test_a_sync_is_as_long_as_its_slowest_link(planned):
+    split = ("cluster.placement=split", "actor.dp=4", "rollout.engines=16")
+    sync = {s.name: s.parts for s in planned(*split).stages}["sync"]
+    assert sync["broadcast between nodes"] == pytest.approx(2 * 32_763_876_352 / (50e9 * 0.75), rel=1e-3)
+
+
 def test_what_does_not_fit_says_where_why_and_what_to_do(planned):
     (problem,) = planned("actor.tp=4", "actor.pp=4").problems
     assert problem.startswith("train: actor stage 0 needs ") and "of H100's 79.1, most of it activations" in problem
