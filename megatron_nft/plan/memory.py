@@ -162,15 +162,16 @@ def _actor(
         "workspace": workspace * slack,
     }
     scoring = {"activations": layer * slack, "logits": logits, "workspace": 0.0}
-    buckets = {"buckets": _bucket_bytes(config, hf, pp_rank)}
-    gathering = {"buckets": buckets["buckets"] + _gather_bytes(config, hf, pp_rank)}
+    on_device = config.carrier != "shared_memory"
+    buckets = {"buckets": _bucket_bytes(config, hf, pp_rank) if on_device else 0.0}
+    gathering = {"buckets": buckets["buckets"] + (_gather_bytes(config, hf, pp_rank) if on_device else 0.0)}
     limit, who = machine.memory_bytes, f"actor stage {pp_rank}"
 
     def usage(phase: str, *parts: dict[str, float]) -> Usage:
         merged = {name: size for part in parts for name, size in part.items() if size}
         return Usage(phase=phase, who=who, parts=merged, limit=limit)
 
-    usages = [usage("log-prob", state, scoring), usage("train", state, training)]
+    usages = [usage("log-prob", state, scoring, buckets), usage("train", state, training, buckets)]
     if not config.is_colocated:
         return [*usages, usage("sync", state, gathering)]
     share = {"engine": engine.memory_bytes}
