@@ -12,7 +12,7 @@ FLOORS = [
     {"weights", "nft", "data", "verdict", "plan", "doctor"},
     {"actor", "rollout"},
     {"cluster"},
-    {"train", "evaluate", "canary", "resume", "replay", "smoke"},
+    {"train", "evaluate", "canary", "resume", "replay", "smoke", "preflight"},
 ]
 ONLY_IN = {"ray": {"cluster"}, "megatron": {"actor"}, "transformer_engine": {"actor"}, "vllm": {"rollout"}}
 HEAVY = {"torch", "ray", "vllm", "megatron", "transformers"}
