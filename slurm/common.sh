@@ -49,8 +49,9 @@ on_nodes() {
 run_on_head() {
     local name=$1 status=0
     shift
-    (on_nodes --job-name="$name" --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- "$@") > >(tee -a "$NFT_LOG/$name.log") 2>&1 &
-    program=$! step=$name
+    export NFT_PID_FILE=$NFT_LOG/$name.pid
+    (on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- "$@") > >(tee -a "$NFT_LOG/$name.log") 2>&1 &
+    program=$!
     while :; do
         status=0
         wait "$program" || status=$?
@@ -60,18 +61,12 @@ run_on_head() {
     return "$status"
 }
 
-# signal_step NAME SIGNAL: through Slurm; an srun that gets SIGTERM itself has everything killed at once.
-signal_step() {
-    local id name
-    while read -r id name; do
-        if [[ $name == "$1" ]]; then scancel --signal="$2" "$id" || true; fi
-    done < <(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format="%i %j")
-}
-
-program='' step='' ray='' warned=''
+program='' ray='' warned=''
 on_signal() {
     say "SIG$1: $2"
-    if [[ -n $program ]]; then signal_step "$step" "$1"; else exit 130; fi
+    [[ -n $program ]] || exit 130
+    # This script runs on the first node, too. Through srun the signal would reach the program's children as well.
+    kill -s "$1" "$(<"$NFT_PID_FILE")" 2>/dev/null || true
 }
 trap 'warned=1; on_signal USR1 "the time is nearly up: saving, to go on in the next attempt"' USR1
 trap 'on_signal TERM "saving, and ending"' TERM
@@ -81,17 +76,17 @@ start_ray() {
     local ip
     ip=$(on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- slurm/node_ip.sh) || die "no address of ${nodes[0]}: $ip"
     export RAY_ADDRESS=$ip:$NFT_RAY_PORT
-    (on_nodes --job-name=ray --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" -- slurm/ray_node.sh) >"$NFT_LOG/ray.log" 2>&1 &
+    (on_nodes --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" -- slurm/ray_node.sh) >"$NFT_LOG/ray.log" 2>&1 &
     ray=$!
     trap stop_ray EXIT
     say "Ray is starting at $RAY_ADDRESS"
 }
 
-# stop_ray: each ray_node.sh ends its own, and keeps its logs; what has not ended then, Slurm ends with the step.
+# stop_ray: each ray_node.sh ends its own, and keeps its logs; what has not ended then, srun ends with the step.
 stop_ray() {
     local deadline=$((SECONDS + 30))
     [[ -n $ray ]] || return 0
-    signal_step ray TERM
+    touch "$NFT_LOG/end" # on SIGTERM srun would kill at once
     while kill -0 "$ray" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.5; done
     kill -s TERM "$ray" 2>/dev/null || true
     wait "$ray" 2>/dev/null || true

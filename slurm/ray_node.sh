@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One node's Ray, until it is told to end: the head on the job's first node, a worker on the others. One task a node.
+# One node's Ray, until common.sh makes the file $NFT_LOG/end: the head on the job's first node, a worker on the others.
 set -euo pipefail
 node=$SLURMD_NODENAME logs=${NFT_LOG:?}/$SLURMD_NODENAME
 ip=$(slurm/node_ip.sh)
@@ -10,7 +10,11 @@ options=(--node-ip-address="$ip" --node-name="$node" --num-cpus="${NFT_CPUS:?}" 
 
 finish() {
     trap - EXIT TERM INT
-    if [[ -n ${raylet:-} ]]; then kill -s TERM "$raylet" 2>/dev/null || true; wait "$raylet" 2>/dev/null || true; fi
+    if [[ -n ${raylet:-} ]]; then
+        kill -s TERM "$raylet" 2>/dev/null || true
+        for ((i = 0; i < 50; i++)); do kill -0 "$raylet" 2>/dev/null || break; sleep 0.1; done
+        kill -s KILL "$raylet" 2>/dev/null || true # what is left, Slurm ends with the step
+    fi
     cp -r "$NFT_RAY_DIR"/session_latest/logs/. "$logs"/ 2>/dev/null || true
     rm -rf "$NFT_RAY_DIR"
 }
@@ -30,4 +34,7 @@ fi
 echo "$node: ray start ${options[*]}"
 env -u RAY_ADDRESS ray start "${options[@]}" >"$logs/ray_start.log" 2>&1 &
 raylet=$!
-wait "$raylet"
+while [[ ! -e $NFT_LOG/end ]]; do
+    kill -0 "$raylet" 2>/dev/null || { echo "$node: Ray has ended; see $logs/ray_start.log" >&2; exit 1; }
+    sleep 1
+done

@@ -136,8 +136,8 @@ def check_room(config: Config, nodes: list[Node]) -> None:
     room, blocks = sum(count // block for count in has), config.actor.world_size // block
     if room < blocks:
         raise ClusterError(
-            f"{config.actor.layout} needs {blocks} times {block} {what} of one node, and {there}, which is {room} times; "
-            f"choose a tp that divides the {what} of a node"
+            f"{config.actor.layout} needs {blocks} times {block} {what} of one node, and {there}, which is {room} "
+            f"times; choose a tp that divides the {what} of a node"
         )
     if len(nodes) > 1 and config.carrier == "shared_memory" and needed > max(has):
         raise ClusterError(

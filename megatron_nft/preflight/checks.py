@@ -12,6 +12,8 @@ GIB = 1 << 30
 MAX_CLOCK_SKEW_S = 1.0
 """Beyond it, logs of several nodes can't be read together, and file times mislead."""
 LEAST_FREE_DISK = 2 * GIB
+RECIPE = "recipe"
+"""Name of the resolved recipe among the versions."""
 SHOWN = 4
 """Differences listed of a node, and nodes listed of a row."""
 SLOW_NODE_SHARE = 0.5
@@ -46,6 +48,8 @@ def check_same(facts: Mapping[str, Facts]) -> Iterator[Finding]:
         keys = dict.fromkeys(key for values in of.values() for key in values)
         usual = {key: Counter(v.get(key, "missing") for v in of.values()).most_common(1)[0][0] for key in keys}
         odd = {n: [k for k in keys if values.get(k, "missing") != usual[k]] for n, values in of.items()}
+        if field == "versions":  # a node that can't read the recipe has been named above
+            odd = {n: [k for k in names if k != RECIPE or k in of[n]] for n, names in odd.items()}
         odd = {node: names for node, names in odd.items() if names}
         for node, names in odd.items():
             listed = "; ".join(f"{n} is {of[node].get(n, 'missing')}, elsewhere {usual[n]}" for n in names[:SHOWN])

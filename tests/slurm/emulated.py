@@ -1,7 +1,7 @@
 """A real Slurm (Debian's slurm-wlm) with several emulated nodes on this machine, for tests.
 
-Each node has its own network, host name, mounts, /dev/shm and scratch folder (Linux namespaces), hence its own address and
-ports, as Ray, torchrun and vLLM need it; memory, cores and Python's packages are this machine's. GPUs are names only.
+Each node has its own network, host name, mounts, /dev/shm and scratch folder (Linux namespaces), hence its own address
+and ports, as Ray, torchrun and vLLM need it; memory, cores and Python's packages are this machine's, GPUs only names.
 Everything lies in one folder; nothing outside it is touched but a bridge and the nodes' network namespaces, which carry
 this process's id in their names. By hand, until Ctrl-C:
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "nsenter", "unshare", "setpriv")
@@ -201,7 +202,7 @@ SlurmdTimeout=10
 InactiveLimit=0
 KillWait=15
 MinJobAge=3600
-NodeName=DEFAULT Sockets=1 CoresPerSocket={self.cpus} ThreadsPerCore=1 RealMemory=20000 Gres=gpu:h100:{GPUS} State=UNKNOWN
+NodeName=DEFAULT CPUs={self.cpus} RealMemory=20000 Gres=gpu:h100:{GPUS} State=UNKNOWN
 """
             + "".join(f"NodeName={name} NodeAddr={address} Port=17000\n" for name, address in addresses.items())
             + "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
@@ -271,7 +272,5 @@ if __name__ == "__main__":
         sys.exit(f"error: {reason}")
     with EmulatedSlurm(int(sys.argv[1]) if len(sys.argv) > 1 else 4) as slurm:
         print(f"export SLURM_CONF={slurm.folder}/slurm.conf\nexport NFT_LOCAL_DIR={slurm.scratch}", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             signal.pause()
-        except KeyboardInterrupt:
-            pass
