@@ -97,7 +97,7 @@ def joined(within_s: float) -> Iterator[None]:
     while True:
         try:
             socket.create_connection((host, int(port)), timeout=1.0).close()
-            ray.init(log_to_driver=False, logging_level="CRITICAL")
+            ray.init(log_to_driver=False, logging_level="CRITICAL")  # and a node that fails is said by the caller
             break
         except Exception as error:
             if time.monotonic() > deadline:

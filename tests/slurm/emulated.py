@@ -50,7 +50,7 @@ class EmulatedSlurm:
     def __init__(self, num_nodes: int, *, cpus: int = 16) -> None:
         self.names = [f"n{i}" for i in range(1, num_nodes + 1)]
         self.cpus = cpus
-        self.id = os.getpid() % 100_000
+        self.id = os.getpid()
         self.net = f"10.{78 + self.id // 250 % 100}.{self.id % 250}"
         self.folder = Path(tempfile.mkdtemp(prefix="ns_", dir="/tmp"))  # short: sockets lie in it
         self._daemons: dict[str, subprocess.Popen] = {}
@@ -67,6 +67,8 @@ class EmulatedSlurm:
         return self.folder / "l"
 
     def __enter__(self) -> "EmulatedSlurm":
+        remove_leftovers()
+        (self.folder / "owner").write_text(str(self.id))
         try:
             self._write_files()
             self._start_munge()
@@ -106,8 +108,7 @@ class EmulatedSlurm:
 
     def node_down(self, name: str) -> None:
         """A node's end: its daemon, and every process on it."""
-        inside = subprocess.run(["ip", "netns", "pids", self._netns(name)], capture_output=True, text=True)
-        for pid in inside.stdout.split():
+        for pid in _output("ip", "netns", "pids", self._netns(name)).split():
             _kill(int(pid), signal.SIGKILL)
         self._daemons.pop(name).wait()
 
@@ -115,9 +116,7 @@ class EmulatedSlurm:
         """Command lines of all that runs on the nodes, but their daemons."""
         found = []
         for name in self.names:
-            for pid in subprocess.run(
-                ["ip", "netns", "pids", self._netns(name)], capture_output=True, text=True
-            ).stdout.split():
+            for pid in _output("ip", "netns", "pids", self._netns(name)).split():
                 words = Path(f"/proc/{pid}/cmdline")
                 line = words.read_text().replace("\0", " ") if words.exists() else ""
                 if line and not line.startswith(("slurmd", "nsenter", "unshare", "sh -c")):
@@ -139,8 +138,8 @@ class EmulatedSlurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
         for name in self.names:
-            subprocess.run(["ip", "netns", "del", self._netns(name)], capture_output=True)
-        subprocess.run(["ip", "link", "del", self._bridge], capture_output=True)
+            _output("ip", "netns", "del", self._netns(name))
+        _output("ip", "link", "del", self._bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -246,6 +245,29 @@ NodeName=DEFAULT CPUs={self.cpus} RealMemory=20000 Gres=gpu:h100:{GPUS} State=UN
         _poll(all_idle, f"{len(self.names)} idle nodes; see {self.folder}/*.log")
 
 
+def remove_leftovers() -> None:
+    """Ends what processes of this module left that were killed: in their network namespaces, and in their folders."""
+    for folder in [path.parent for path in Path("/tmp").glob("ns_*/owner")]:
+        owner = (folder / "owner").read_text()
+        if Path(f"/proc/{owner}").exists():
+            continue
+        namespaces = [line.split()[0] for line in _output("ip", "netns", "list").splitlines()]
+        for namespace in [n for n in namespaces if n.startswith(f"nft{owner}-")]:
+            for pid in _output("ip", "netns", "pids", namespace).split():
+                _kill(int(pid), signal.SIGKILL)
+            _output("ip", "netns", "del", namespace)
+        for line in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if f"{folder}/" in line.read_text():
+                    _kill(int(line.parent.name), signal.SIGKILL)
+        _output("ip", "link", "del", f"nft{owner}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
 def _poll(is_there, what: str) -> None:
     deadline = time.monotonic() + START_WITHIN_S
     while not is_there():
@@ -270,6 +292,7 @@ def _kill(pid: int, number: int) -> None:
 if __name__ == "__main__":
     if reason := why_not():
         sys.exit(f"error: {reason}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with EmulatedSlurm(int(sys.argv[1]) if len(sys.argv) > 1 else 4) as slurm:
         print(f"export SLURM_CONF={slurm.folder}/slurm.conf\nexport NFT_LOCAL_DIR={slurm.scratch}", flush=True)
         with suppress(KeyboardInterrupt):

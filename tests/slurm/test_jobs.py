@@ -33,7 +33,7 @@ def submit(slurm, tmp_path):
     venv = Path(sys.prefix)
     (tmp_path / "site.env").write_text(
         f"NFT_HOME={Path.cwd()}\nNFT_RUNS={tmp_path}/runs\nNFT_LOCAL_DIR={slurm.scratch}\nNFT_VENV={venv}\n"
-        "NFT_CPUS_PER_NODE=1\nNFT_GPUS_PER_NODE=0\nexport NFT_OBJECT_STORE_BYTES=80000000\n"
+        "NFT_CPUS_PER_NODE=1\nNFT_GPUS_PER_NODE=0\nexport NFT_OBJECT_STORE_BYTES=80000000 NFT_RAY_AT_ONCE=4\n"
     )
 
     def submit(*settings, sbatch=(), **environment):
