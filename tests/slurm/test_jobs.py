@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reaso
 JOBS = sorted(Path("slurm").glob("*.sbatch"))
 SMALL = ["actor.tp=1", "rollout.engines=1", "weights.carrier=collective", "train.groups_per_step=8",
          "evaluate.samples=0", "evaluate.max_prompts=8", "rollout.kv_cache_gib=0.25"]  # fmt: skip
+LONG = pytest.mark.skipif("NFT_LONG_TESTS" not in os.environ, reason="2-3 minutes: set NFT_LONG_TESTS=1")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
@@ -86,9 +87,10 @@ def test_slurm_refuses_more_nodes_than_there_are(slurm):
     assert done.returncode != 0
 
 
+@LONG
 def test_sixteen_nodes_join_ray_and_pass_preflight(slurm, submit):
-    job, output = submit("actor.dp=8", NFT_PREFLIGHT_ONLY="1")
-    state = wait_for(slurm, job, output, 180)
+    job, output = submit("actor.dp=8", NFT_PREFLIGHT_ONLY="1", NFT_RAY_TIMEOUT_S="300")
+    state = wait_for(slurm, job, output, 400)
     text = output.read_text()
     assert state == "COMPLETED", text
     assert "16 have joined Ray: n1, n2, n3, n4 and 12 more" in text and " 0 FAIL in " in text
@@ -140,7 +142,7 @@ def test_usr1_requeues_the_job_and_its_metrics_go_on(slurm, submit, tmp_path):
     assert_nothing_is_left(slurm)
 
 
-@pytest.mark.skipif("NFT_LONG_TESTS" not in os.environ, reason="2 minutes: set NFT_LONG_TESTS=1")
+@LONG
 def test_a_node_that_goes_down_costs_an_attempt(slurm, submit, tmp_path):
     job, output = submit("train.steps=6", "run.name=a", "checkpoint.every=2", sbatch=["--nodes=2"])
     wait_for(slurm, job, output, 150, line="step 3/")
