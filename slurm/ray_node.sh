@@ -7,12 +7,24 @@ mkdir -p "$logs" "${NFT_RAY_DIR:?}"
 options=(--node-ip-address="$ip" --node-name="$node" --num-cpus="${NFT_CPUS:?}" --num-gpus="${NFT_GPUS:?}"
     --object-store-memory="${NFT_OBJECT_STORE_BYTES:-4294967296}" --temp-dir="$NFT_RAY_DIR" --include-log-monitor=false
     --disable-usage-stats --block)
+children_of() { # PID: and theirs
+    local child
+    for child in $(pgrep -P "$1"); do echo "$child"; children_of "$child"; done
+}
+is_any_alive() {
+    local pid
+    for pid in "$@"; do if kill -0 "$pid" 2>/dev/null; then return 0; fi; done
+    return 1
+}
 finish() {
     trap - EXIT TERM INT
     if [[ -n ${raylet:-} ]]; then
+        local own=("$raylet")
+        mapfile -t -O 1 own < <(children_of "$raylet")
         kill -s TERM "$raylet" 2>/dev/null || true
-        for ((i = 0; i < 50; i++)); do kill -0 "$raylet" 2>/dev/null || break; sleep 0.1; done
-        kill -s KILL "$raylet" 2>/dev/null || true # what is left, Slurm ends with the step
+        for ((i = 0; i < 50; i++)); do is_any_alive "${own[@]}" || break; sleep 0.1; done
+        # Ray's agents may outlive it, and not every Slurm ends what has lost its parent
+        kill -s KILL "${own[@]}" 2>/dev/null || true
     fi
     cp -r "$NFT_RAY_DIR"/session_latest/logs/. "$logs"/ 2>/dev/null || true
     rm -rf "$NFT_RAY_DIR"
