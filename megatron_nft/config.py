@@ -96,11 +96,20 @@ class RolloutConfig(Section):
     """Engines that may die and be started again in a run, before it stops."""
 
 
+VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "whole_text"]
+"""How an answer is found in a text, and compared: verdict/graders.py."""
+
+
 class VerdictConfig(Section):
     workers: int = Field(2, ge=1)
     """Grading processes; each can be killed without harm to the others."""
     deadline_s: float = Field(5.0, gt=0)
     """An answer whose grading takes longer counts as wrong, under the kind "timeout"."""
+    memory_gib: float = Field(2.0, gt=0)
+    """Memory that grading an answer may take; one that takes more counts as wrong, under the kind "error"."""
+    modes: dict[str, VerdictMode] = {}
+    """data_source -> how its answers are graded, where verdict/graders.py's table is not to hold:
+    {"gsm8k" = "last_number"}."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -589,9 +598,16 @@ def to_toml(config: Config) -> str:
     lines = []
     for section, values in config.model_dump(exclude_none=True).items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    """JSON is TOML, but for tables."""
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "{" + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {_toml_value(v)}" for k, v in value.items()) + "}"
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
