@@ -58,8 +58,8 @@ def last_number(text: str) -> str | None:
 
 def judge_number(answer: str, gold: str) -> Verdict:
     """Compares exactly: 18 and 18.0 are the same, 18 and 18.001 are not."""
-    gold_number = last_number(gold)
-    if gold_number is None:
+    gold_number = gold.rpartition("####")[2].strip().removeprefix("$").replace(",", "")
+    if not _NUMBER.fullmatch(gold_number):
         return Verdict(kind="error", detail=f"the ground truth is no number: {shortened(gold)}")
     if len(answer) > MAX_ANSWER_CHARS:
         return Verdict(kind="unparsable", detail=f"a number of {len(answer)} digits")

@@ -44,4 +44,4 @@ def _parse_text(text: str) -> list[Any]:
 def _arithmetic(expression: str) -> Any:
     from math_verify.parser import parse_latex_cached
 
-    return parse_latex_cached(expression.replace("**", "^").replace("×", r"\times ").replace("÷", r"\div "))
+    return parse_latex_cached(expression.strip(" .").replace("**", "^").replace("×", r"\times ").replace("÷", r"\div "))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from megatron_nft.config import VerdictConfig
-from megatron_nft.types import Prompt, Rollout, RolloutGroup
+from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 from megatron_nft.verdict.judge import Judge, judge_answers
 from megatron_nft.verdict.math_answer import warm_up
 from megatron_nft.verdict.pool import GradingPool, JudgeError
@@ -183,3 +183,27 @@ def processes_with(mark: str) -> list[int]:
         except OSError:
             continue  # gone, or not ours
     return found
+
+
+def test_a_worker_that_keeps_memory_is_replaced_before_the_next_call():
+    pool = GradingPool(1, warm_up, memory_gib=0.5)
+    try:
+        (first,) = pool.run([(_pid, "", "")], 20)
+        (hoarder,) = pool.run([(_hoard, "", "")], 20)
+        assert hoarder.detail == first.detail
+        after = [verdict.detail for verdict in pool.run([(_pid, "", "")] * 3, 20)]
+    finally:
+        pool.close()
+    assert len(set(after)) == 1 and after[0] != first.detail
+
+
+_hoarded: list[bytes] = []
+
+
+def _pid(answer: str, gold: str) -> Verdict:
+    return Verdict(kind="right", detail=str(os.getpid()))
+
+
+def _hoard(answer: str, gold: str) -> Verdict:
+    _hoarded.append(b"x" * (300 << 20))
+    return _pid(answer, gold)
