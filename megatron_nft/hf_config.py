@@ -24,6 +24,9 @@ QKV_BIAS = {"qwen2"}
 QK_NORM = {"qwen3"}
 """Families that normalise each head's queries and keys. Nothing in config.json says so."""
 
+MEGATRON_FILES = ("latest_checkpointed_iteration.txt", "metadata.json", "common.pt", ".metadata")
+"""Any of them, without a config.json, is a Megatron checkpoint."""
+
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The rope scaling that Megatron-Core knows (RotaryEmbedding._apply_scaling), less its factor."""
 
@@ -80,6 +83,11 @@ def read_hf_config(folder: str | Path) -> HFConfig:
     try:
         raw = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
+        if any((folder / name).exists() for name in MEGATRON_FILES):
+            raise ModelFolderError(
+                f"model.path = {str(folder)!r} is a Megatron checkpoint; make an HF folder of it first: "
+                f"python -m checkpoint_tools.megatron_to_hf --megatron {folder} --out {folder}_hf"
+            ) from None
         raise ModelFolderError(f"model.path = {str(folder)!r}: has no config.json, so it is not an HF model") from None
     except json.JSONDecodeError as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not valid JSON: {error}") from None

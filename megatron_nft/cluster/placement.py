@@ -22,10 +22,14 @@ OBJECT_STORE_BYTES = 256 << 20
 
 
 class Placement:
-    """Ray options of every process, from a reserved placement group."""
+    """Ray options of every process, from a reserved placement group.
 
-    def __init__(self, config: Config, group: PlacementGroup) -> None:
-        self._config, self._group = config, group
+    Args:
+        first_engine: the bundle of the first engine, if engines have their own.
+    """
+
+    def __init__(self, config: Config, group: PlacementGroup, first_engine: int) -> None:
+        self._config, self._group, self._first_engine = config, group, first_engine
 
     def actor_options(self, rank: int) -> dict[str, Any]:
         """Of an actor rank: bundle `rank`. Colocated, it leaves room for what else runs there."""
@@ -35,7 +39,7 @@ class Placement:
         """Of an engine: the bundles follow those of the actor ranks, or, colocated, are the ranks' own."""
         if self._config.is_colocated:
             return self._options(index * self._config.rollout.tp, 0.4, 0)
-        return self._options(self._config.actor.world_size + index, 1, self._config.rollout.tp)
+        return self._options(self._first_engine + index, 1, self._config.rollout.tp)
 
     def engine_environment(self, index: int) -> dict[str, str]:
         """Of an engine: colocated, the GPUs of its actor ranks, which Ray can't give twice."""
@@ -59,19 +63,24 @@ class Placement:
 
 
 @contextmanager
-def ray_cluster(config: Config) -> Iterator[Placement]:
+def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]:
     """Joins the Ray at RAY_ADDRESS, or starts a local one; reserves a place for every process; leaves none behind.
+
+    Args:
+        with_actors: False: for engines only, with places of their own.
 
     Raises:
         RuntimeError: the cluster hasn't got the resources, or not within cluster.start_timeout_s.
     """
+    ranks = config.actor.world_size if with_actors else 0
+    bundles = _bundles(config, ranks)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" not in os.environ:
         options |= {
             "address": "local",
-            "num_cpus": len(_bundles(config)),
+            "num_cpus": len(bundles),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
@@ -79,23 +88,23 @@ def ray_cluster(config: Config) -> Iterator[Placement]:
     ray.init(**options)
     try:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put in a handler that aborts the process
-        group = placement_group(_bundles(config), strategy="PACK")
+        group = placement_group(bundles, strategy="PACK")
         if not group.wait(config.cluster.start_timeout_s):
             raise RuntimeError(
-                f"Ray cannot place {config.actor.world_size} actor ranks and {config.rollout.engines} engines within "
+                f"Ray cannot place {ranks} actor ranks and {config.rollout.engines} engines within "
                 f"{config.cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}"
             )
-        yield Placement(config, group)
+        yield Placement(config, group, first_engine=ranks)
     finally:
         ray.shutdown()
 
 
-def _bundles(config: Config) -> list[dict[str, float]]:
+def _bundles(config: Config, ranks: int) -> list[dict[str, float]]:
     def bundle(gpus: int) -> dict[str, float]:
         return {"CPU": 1, "GPU": gpus} if config.cluster.device == "cuda" else {"CPU": 1}
 
-    engines = [] if config.is_colocated else [bundle(config.rollout.tp)] * config.rollout.engines
-    return [bundle(1)] * config.actor.world_size + engines
+    engines = [] if ranks and config.is_colocated else [bundle(config.rollout.tp)] * config.rollout.engines
+    return [bundle(1)] * ranks + engines
 
 
 @ray.remote

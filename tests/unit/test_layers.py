@@ -9,7 +9,7 @@ PACKAGE = Path("megatron_nft")
 TOOLS = Path("checkpoint_tools")
 FLOORS = [
     {"config", "hf_config", "types", "observe"},
-    {"weights", "nft", "data", "verdict"},
+    {"weights", "nft", "data", "verdict", "evaluation"},
     {"actor", "rollout"},
     {"cluster"},
     {"train", "evaluate", "canary", "replay", "smoke"},

@@ -14,15 +14,14 @@ DEADLINE_S = 0.5
 MEMORY_GIB = 0.5
 ATTEMPTS = 3  # a late verdict may be the busy machine's fault: a real one is late every time
 
+DETERMINANT = r"\\".join("&".join(f"x_{{{row}{column}}}" for column in range(9)) for row in range(9))
+
 HANGING = [
     r"9^{9^{9}}", r"2^{2^{2^{2^{2^{2}}}}}", r"7^{7^{7^{7}}}", r"((9!)!)!", r"100000000!",
-    r"\frac{100000000!}{99999999!}",
-    r"\binom{10^{9}}{5\cdot10^{8}}", r"\sum_{k=1}^{10^{9}} \frac{1}{k}", r"\prod_{k=1}^{10^{8}} k",
-    r"\int_0^{1} x^{x^{x}} dx", r"\int_0^\infty \frac{\sin^{99} x}{x^{99}} dx", r"\Gamma(10^{9})",
-    r"\gcd(2^{10^9}, 3)",
-    r"\lfloor 10^{10^{10}} \pi \rfloor", "(" * 60 + "7" + ")" * 60, r"10^{9999999} + 1",
-
-       r"\det\begin{pmatrix}" + r"\\".join("&".join(f"x_{{{i}{j}}}" for j in range(9)) for i in range(9)) + r"\end{pmatrix}",
+    r"\frac{100000000!}{99999999!}", r"\binom{10^{9}}{5\cdot10^{8}}", r"\sum_{k=1}^{10^{9}} \frac{1}{k}",
+    r"\prod_{k=1}^{10^{8}} k", r"\int_0^{1} x^{x^{x}} dx", r"\int_0^\infty \frac{\sin^{99} x}{x^{99}} dx",
+    r"\Gamma(10^{9})", r"\gcd(2^{10^9}, 3)", r"\lfloor 10^{10^{10}} \pi \rfloor", "(" * 60 + "7" + ")" * 60,
+    r"10^{9999999} + 1", r"\det\begin{pmatrix}" + DETERMINANT + r"\end{pmatrix}",
 ]  # fmt: skip
 LONG = [
     "{" * 50_000 + "7" + "}" * 50_000, "{" * 100_000, "}" * 100_000, "a" * 100_000, "\\" * 100_000, "\\{" * 50_000,
@@ -37,14 +36,11 @@ CODE = [
     r"\csname 7\endcsname", "{{7*7}}", "<script>7</script>", "'; DROP TABLE verdicts; --7", "%7", "#7", "`7`",
 ]  # fmt: skip
 ODD = [
-    "", " ", "$$", ".", r"\text{}", r"\boxed{}", "\0", "7\0", "\0" * 1000, "７7", "𝟕", "VII", "七",
-    "\u202e7", "7\u202e8",
-    "−7", "-7", "+-7", r"\pm 7", "7?", "7..8", "7, 8", "1, 7", r"1 \text{ or } 7", r"7 \vee 8", r"\{7, 8\}", "[7, 8]",
-    r"x \in \{7, 8\}", "7 = 8", "x = x", "7.0001", "6.9999999", "7,000", "7e1", "1/0", "0/0", "nan", r"\infty",
-    "1e999999999",
-    r"\log_{0} 1", "i^{i^{i}}", r"\zeta(\frac{1}{2} + 10^{9} i)", r"x^{x^{x^{x^{x}}}}", "((((7",
-    "7))))8", r"\frac{7}{",
-    "A7B",
+    "", " ", "$$", ".", r"\text{}", r"\boxed{}", "\0", "7\0", "\0" * 1000, "７7", "𝟕", "VII", "七", "\u202e7",
+    "7\u202e8", "−7", "-7", "+-7", r"\pm 7", "7?", "7..8", "7, 8", "1, 7", r"1 \text{ or } 7", r"7 \vee 8", r"\{7, 8\}",
+    "[7, 8]", r"x \in \{7, 8\}", "7 = 8", "x = x", "7.0001", "6.9999999", "7,000", "7e1", "1/0", "0/0", "nan",
+    "1e999999999", r"\log_{0} 1", "i^{i^{i}}", r"\zeta(\frac{1}{2} + 10^{9} i)", r"x^{x^{x^{x^{x}}}}", "((((7",
+    "7))))8", r"\frac{7}{", "A7B", r"\infty",
 ]  # fmt: skip
 GOLD = "7"
 

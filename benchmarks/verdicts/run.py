@@ -1,0 +1,158 @@
+"""How fast verdicts come: two grading processes beside one math-verify process, on the same answers. Prints Markdown.
+
+    python -m benchmarks.verdicts.run [--data FOLDER] [--rounds 5] [--skip-hanging]
+
+Answers: the ground truths of MATH-500 and OlympiadBench, each in a sentence, as an answer to its own problem in another
+notation (1/2 for \\frac{1}{2} ...: no equal text) and to the next problem; an answer once, so that no cache helps.
+"one math-verify process" is its documented use: verify(parse(gold), parse(answer)), its timeouts on.
+"""
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from megatron_nft.config import VerdictConfig
+from megatron_nft.verdict.judge import Judge
+
+NAMES = ("math500", "olympiadbench")
+HANGING = (
+    r"9^{{9^{{9^{n}}}}}",
+    r"((9!)!)! + {n}",
+    r"100000000! + {n}",
+    r"\sum_{{k=1}}^{{10^{{9}}}} \frac{{1}}{{k + {n}}}",
+)
+NUM_MANY, HANGING_SHARE, DEADLINE_S = 2000, 0.05, 1.0
+
+Case = tuple[str, str]  # answer's text, ground truth
+
+
+def rewritten(gold: str) -> str:
+    """Another notation of the same answer, as models write it."""
+    text = re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\\dfrac{\1}{\2}", gold)
+    text = text.replace(r"\left", "").replace(r"\right", "").replace(r"\cdot", r"\times")
+    if re.fullmatch(r"-?\d{1,6}", text):
+        return text + ".0"
+    return f"{{{text}}}" if text == gold else text
+
+
+def cases(folder: Path, name: str) -> dict[str, list[Case]]:
+    """kind -> answers with their ground truths, an answer once."""
+    rows = pq.read_table(folder / f"{name}.parquet", columns=["reward_model"]).to_pylist()
+    golds = [row["reward_model"]["ground_truth"] for row in rows]
+    sentence = r"Adding up, we find that the answer is $\boxed{{{}}}$, as was to be shown."
+    right = [(sentence.format(rewritten(gold)), gold) for gold in golds]
+    wrong = [(sentence.format(other), gold) for gold, other in zip(golds, golds[1:] + golds[:1], strict=True)]
+    return {"right": list(dict.fromkeys(right)), "wrong": list(dict.fromkeys(c for c in wrong if c[0] != c[1]))}
+
+
+def math_verify_alone(graded: Sequence[Case]) -> float:
+    """Seconds of one math-verify process; called in a process of its own, warm."""
+    import logging
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    config = (LatexExtractionConfig(boxed_match_priority=0),)
+    verify(parse(r"\boxed{\frac{1}{2}}", config), parse(r"\boxed{0.5}", config))
+    start = time.perf_counter()
+    for answer, gold in graded:
+        verify(parse(rf"\boxed{{{gold}}}", config), parse(answer, config))
+    return time.perf_counter() - start
+
+
+def in_own_process(folder: Path, name: str, kind: str) -> float:
+    """`math_verify_alone`, timed there: sympy's caches are empty, as ours are."""
+    command = [sys.executable, "-m", "benchmarks.verdicts.run", "--data", str(folder), "--alone", name, kind]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def ours(graded: Sequence[Case]) -> tuple[float, Counter]:
+    """Seconds of a new, warm Judge, and its verdicts."""
+    with Judge(VerdictConfig(workers=2, deadline_s=10)) as judge:
+        judge.warm_up()
+        start = time.perf_counter()
+        verdicts = judge.judge_answers(*zip(*graded, strict=True), ["math"] * len(graded))
+        return time.perf_counter() - start, Counter(v.kind for v in verdicts)
+
+
+def throughput(folder: Path, rounds: int) -> None:
+    print("| answers | | math-verify, 1 process | megatron_nft, 2 processes | ratio (of each pair) | verdicts |")
+    print("| --- " * 6 + "|")
+    alone_total, ours_total = [0.0] * rounds, [0.0] * rounds
+    for name in NAMES:
+        for kind, graded in cases(folder, name).items():
+            pairs, kinds = [], Counter()
+            for index in range(rounds):
+                alone_s = in_own_process(folder, name, kind)
+                ours_s, kinds = ours(graded)
+                pairs.append((alone_s, ours_s))
+                alone_total[index] += alone_s
+                ours_total[index] += ours_s
+            alone_s, ours_s = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+            ratios = sorted(a / b for a, b in pairs)
+            print(
+                f"| {name}, {kind} | {len(graded)} | {len(graded) / alone_s:.0f}/s | {len(graded) / ours_s:.0f}/s | "
+                f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) | {dict(kinds)} |",
+                flush=True,
+            )
+    ratios = sorted(a / b for a, b in zip(alone_total, ours_total, strict=True))
+    print(f"| **all** | | | | **{statistics.median(ratios):.2f}** ({ratios[0]:.2f}-{ratios[-1]:.2f}) | |")
+
+
+def hanging() -> None:
+    """2,000 answers, 5% of them without end."""
+    every = round(1 / HANGING_SHARE)
+    graded = []
+    for n in range(NUM_MANY):
+        answer = HANGING[n // every % len(HANGING)].format(n=n + 2) if n % every == 0 else rf"{n} + \frac{{1}}{{2}}"
+        graded.append((rf"So \boxed{{{answer}}}.", str(n + 0.5)))
+    with Judge(VerdictConfig(workers=2, deadline_s=DEADLINE_S)) as judge:
+        judge.warm_up()
+        start = time.perf_counter()
+        verdicts = judge.judge_answers(*zip(*graded, strict=True), ["math"] * len(graded))
+        spent_s = time.perf_counter() - start
+        again = judge.judge_answers(*zip(*graded[1:every], strict=True), ["math"] * (every - 1))
+    kinds = Counter(v.kind for v in verdicts)
+    by_deadlines_s = kinds["timeout"] * DEADLINE_S / 2
+    print(
+        f"{NUM_MANY} answers, {NUM_MANY // every} of them hanging, deadline {DEADLINE_S:g} s, 2 processes: {spent_s:.1f} s, of "
+        f"which the deadlines alone take {by_deadlines_s:.1f} s; {dict(kinds)}; afterwards {len(again)} more: "
+        f"{dict(Counter(v.kind for v in again))}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("/work/shared/data"), help="folder of the parquet files")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved pairs")
+    parser.add_argument("--skip-hanging", action="store_true", help="throughput only")
+    parser.add_argument("--alone", nargs=2, metavar=("NAME", "KIND"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        name, kind = arguments.alone
+        print(math_verify_alone(cases(arguments.data, name)[kind]))
+        return
+    print(
+        f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, "
+        + ", ".join(f"{package} {version(package)}" for package in ("math-verify", "sympy", "Pebble"))
+        + "\n"
+    )
+    throughput(arguments.data, arguments.rounds)
+    if not arguments.skip_hanging:
+        print()
+        hanging()
+
+
+if __name__ == "__main__":
+    main()
