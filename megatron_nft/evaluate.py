@@ -103,7 +103,12 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
         samples = parts.enter_context(SamplesFile(out / SAMPLES, sampling_settings(config)))
         (out / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
         judge = parts.enter_context(Judge(config.verdict))
-        sample_missing(config, benchmarks, num_samples, samples)
+        missing = find_missing(benchmarks, num_samples, samples)
+        num_missing = sum(map(len, missing.values()))
+        if num_kept := sum(len(benchmark.prompts) for benchmark in benchmarks) - num_missing:
+            _say(f"{num_kept} prompts are answered already, {num_missing} are left")
+        if missing:
+            sample_with_engines(config, missing, samples)
         judge.warm_up()
         graded = {b.name: grade(b, num_samples[b.name], samples, judge, config) for b in benchmarks}
     scores = [
@@ -156,34 +161,40 @@ def sampling_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def sample_missing(
-    config: Config, benchmarks: Sequence[Benchmark], num_samples: dict[str, int], samples: SamplesFile
-) -> None:
-    """Starts engines and has them answer all prompts whose answers aren't kept, if there are any."""
-    missing: dict[int, list[Prompt]] = {}  # answers per prompt -> prompts
+def find_missing(
+    benchmarks: Sequence[Benchmark], num_samples: dict[str, int], samples: SamplesFile
+) -> dict[int, list[Prompt]]:
+    """Answers per prompt -> the prompts of which so many aren't kept."""
+    missing: dict[int, list[Prompt]] = {}
     for benchmark in benchmarks:
         count = num_samples[benchmark.name]
-        left = [prompt for prompt in benchmark.prompts if samples.answers(prompt, count) is None]
-        missing.setdefault(count, []).extend(left)
-    num_missing = sum(len(prompts) for prompts in missing.values())
-    num_kept = sum(len(benchmark.prompts) for benchmark in benchmarks) - num_missing
-    if num_kept:
-        _say(f"{num_kept} prompts are answered already, {num_missing} are left")
-    if not num_missing:
-        return
-    rollout, device = config.rollout, config.cluster.device
-    _say(f"{rollout.engines} vLLM engines (tp {rollout.tp}, {rollout.dtype}, {device}) | starting ...")
+        for prompt in benchmark.prompts:
+            if samples.answers(prompt, count) is None:
+                missing.setdefault(count, []).append(prompt)
+    return missing
+
+
+def sample_with_engines(config: Config, missing: dict[int, list[Prompt]], samples: SamplesFile) -> None:
+    """Starts engines and has them answer the missing prompts."""
+    rollout = config.rollout
+    _say(f"{rollout.engines} vLLM engines (tp {rollout.tp}, {rollout.dtype}, {config.cluster.device}) | starting ...")
     with ray_cluster(config, with_actors=False) as placement:
         engines = EngineGroup(config, placement)
         engines.begin_build().wait()
-        progress, done = Progress(sys.stdout, "sampling", num_missing, "prompts"), 0
-        # Many answers first: the engines are then never left with a few prompts and much to do.
-        for count, prompts in sorted(missing.items(), reverse=True):
-            for group in stream_groups(engines, prompts, _sampling(config, count)) if prompts else ():
-                samples.append(group)
-                done += 1
-                progress.update(done)
-        progress.clear()
+        sample(engines, config, missing, samples)
+
+
+def sample(engines: Any, config: Config, missing: dict[int, list[Prompt]], samples: SamplesFile) -> None:
+    """Has the engines answer the prompts; keeps each one's answers as soon as they are whole."""
+    progress = Progress(sys.stdout, "sampling", sum(map(len, missing.values())), "prompts")
+    done = 0
+    # Many answers first: the engines are then never left with a few prompts and much to do.
+    for count, prompts in sorted(missing.items(), reverse=True):
+        for group in stream_groups(engines, prompts, _sampling(config, count)):
+            samples.append(group)
+            done += 1
+            progress.update(done)
+    progress.clear()
 
 
 def grade(

@@ -126,9 +126,9 @@ def hanging() -> None:
     kinds = Counter(v.kind for v in verdicts)
     by_deadlines_s = kinds["timeout"] * DEADLINE_S / 2
     print(
-        f"{NUM_MANY} answers, {NUM_MANY // every} of them hanging, deadline {DEADLINE_S:g} s, 2 processes: {spent_s:.1f} s, of "
-        f"which the deadlines alone take {by_deadlines_s:.1f} s; {dict(kinds)}; afterwards {len(again)} more: "
-        f"{dict(Counter(v.kind for v in again))}"
+        f"{NUM_MANY} answers, {NUM_MANY // every} of them hanging, deadline {DEADLINE_S:g} s, 2 processes: "
+        f"{spent_s:.1f} s, of which the deadlines alone take {by_deadlines_s:.1f} s; {dict(kinds)}; "
+        f"afterwards {len(again)} more: {dict(Counter(v.kind for v in again))}"
     )
 
 
@@ -144,7 +144,8 @@ def main() -> None:
         print(math_verify_alone(cases(arguments.data, name)[kind]))
         return
     print(
-        f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, "
+        f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; "
+        f"Python {platform.python_version()}, "
         + ", ".join(f"{package} {version(package)}" for package in ("math-verify", "sympy", "Pebble"))
         + "\n"
     )

@@ -1,4 +1,4 @@
-"""The command line of megatron_nft.evaluate: flags, a recipe, or both -> resolved settings and the folder of the results.
+"""The command line of megatron_nft.evaluate: flags, a recipe, or both -> settings, and a folder for the results.
 
 Flags are other names of settings; what stands as section.key=value overrides both them and the recipe.
 """

@@ -16,6 +16,7 @@ from typing import Any
 from megatron_nft.types import Prompt, RolloutGroup
 
 HEADER = "evaluation"
+NEEDED = {"prompt_id", "digest", "answers"}
 DIGEST_BYTES = 1 << 20  # of a weight file's beginning and end: enough to tell models apart, without reading them
 
 
@@ -117,9 +118,10 @@ class SamplesFile:
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             record = json.loads(line)
-            assert HEADER in record or {"prompt_id", "digest", "answers"} <= record.keys()
-        except (ValueError, AttributeError, AssertionError):
-            raise SamplesError(f"{self._path}, line {number} is damaged; delete that line") from None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not (HEADER in record or record.keys() >= NEEDED):
+            raise SamplesError(f"{self._path}, line {number} is damaged; delete that line")
         return record
 
     def _write(self, record: Mapping[str, Any]) -> None:

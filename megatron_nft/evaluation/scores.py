@@ -3,6 +3,7 @@
 evaluate.py hands over each prompt's answers with their verdicts; table.py shows what comes out.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ def score(
         "pass": [pass_at_k(k, sum(p.rights), k) for p in prompts] + unasked,
         "maj": [maj_at_k(p.votes, p.rights) for p in prompts] + unasked,
     }
-    means_B = {kind: bootstrap_means(x, seed) for kind, x in values.items()}
+    own_seed = zlib.crc32(f"{seed}/{name}".encode())  # independent of other benchmarks', for the average's interval
+    means_B = {kind: bootstrap_means(x, own_seed) for kind, x in values.items()}
     metrics: dict[str, float] = {"eval/prompts": len(prompts) + num_too_long, "eval/prompts_too_long": num_too_long}
     metrics["eval/k"] = k
     for kind, x in values.items():
