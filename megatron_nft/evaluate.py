@@ -98,18 +98,19 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     for benchmark in benchmarks:
         merged = f" (the file has each {benchmark.repeats} times)" if benchmark.repeats > 1 else ""
         count = len(benchmark.prompts) + benchmark.num_too_long
-        _say(f"{benchmark.name}: {count} prompts{merged}, {num_samples[benchmark.name]} answers each")
+        k = num_samples[benchmark.name]
+        _say(f"{benchmark.name}: {count} prompts{merged}, {k} answer{'s' if k > 1 else ''} each")
     with ExitStack() as parts:
         samples = parts.enter_context(SamplesFile(out / SAMPLES, sampling_settings(config)))
         (out / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
         judge = parts.enter_context(Judge(config.verdict))
+        judge.warm_up()  # before hours of sampling, not after
         missing = find_missing(benchmarks, num_samples, samples)
         num_missing = sum(map(len, missing.values()))
         if num_kept := sum(len(benchmark.prompts) for benchmark in benchmarks) - num_missing:
             _say(f"{num_kept} prompts are answered already, {num_missing} are left")
         if missing:
             sample_with_engines(config, missing, samples)
-        judge.warm_up()
         graded = {b.name: grade(b, num_samples[b.name], samples, judge, config) for b in benchmarks}
     scores = [
         score(

@@ -1,6 +1,6 @@
 """How fast verdicts come: two grading processes beside one math-verify process, on the same answers. Prints Markdown.
 
-    python -m benchmarks.verdicts.run [--data FOLDER] [--rounds 5] [--skip-hanging]
+    python -m benchmarks.verdicts.run [--data FOLDER] [--rounds 5] [--limit 1000] [--skip-hanging]
 
 Answers: the ground truths of MATH-500 and OlympiadBench, each in a sentence, as an answer to its own problem in another
 notation (1/2 for \\frac{1}{2} ...: no equal text) and to the next problem; an answer once, so that no cache helps.
@@ -43,17 +43,18 @@ def rewritten(gold: str) -> str:
     text = text.replace(r"\left", "").replace(r"\right", "").replace(r"\cdot", r"\times")
     if re.fullmatch(r"-?\d{1,6}", text):
         return text + ".0"
-    return f"{{{text}}}" if text == gold else text
+    return rf"\displaystyle {text}" if text == gold else text
 
 
-def cases(folder: Path, name: str) -> dict[str, list[Case]]:
-    """kind -> answers with their ground truths, an answer once."""
+def cases(folder: Path, name: str, limit: int) -> dict[str, list[Case]]:
+    """kind -> answers with their ground truths, an answer once; `limit` of each, spread over all."""
     rows = pq.read_table(folder / f"{name}.parquet", columns=["reward_model"]).to_pylist()
     golds = [row["reward_model"]["ground_truth"] for row in rows]
     sentence = r"Adding up, we find that the answer is $\boxed{{{}}}$, as was to be shown."
     right = [(sentence.format(rewritten(gold)), gold) for gold in golds]
     wrong = [(sentence.format(other), gold) for gold, other in zip(golds, golds[1:] + golds[:1], strict=True)]
-    return {"right": list(dict.fromkeys(right)), "wrong": list(dict.fromkeys(c for c in wrong if c[0] != c[1]))}
+    every = {"right": list(dict.fromkeys(right)), "wrong": list(dict.fromkeys(wrong))}
+    return {kind: graded[:: max(1, len(graded) // limit)][:limit] for kind, graded in every.items()}
 
 
 def math_verify_alone(graded: Sequence[Case]) -> float:
@@ -71,9 +72,10 @@ def math_verify_alone(graded: Sequence[Case]) -> float:
     return time.perf_counter() - start
 
 
-def in_own_process(folder: Path, name: str, kind: str) -> float:
+def in_own_process(folder: Path, name: str, kind: str, limit: int) -> float:
     """`math_verify_alone`, timed there: sympy's caches are empty, as ours are."""
     command = [sys.executable, "-m", "benchmarks.verdicts.run", "--data", str(folder), "--alone", name, kind]
+    command += ["--limit", str(limit)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -86,15 +88,16 @@ def ours(graded: Sequence[Case]) -> tuple[float, Counter]:
         return time.perf_counter() - start, Counter(v.kind for v in verdicts)
 
 
-def throughput(folder: Path, rounds: int) -> None:
+def throughput(folder: Path, rounds: int, limit: int) -> None:
+    """Both ways in turn, `rounds` times; medians."""
     print("| answers | | math-verify, 1 process | megatron_nft, 2 processes | ratio (of each pair) | verdicts |")
     print("| --- " * 6 + "|")
     alone_total, ours_total = [0.0] * rounds, [0.0] * rounds
     for name in NAMES:
-        for kind, graded in cases(folder, name).items():
+        for kind, graded in cases(folder, name, limit).items():
             pairs, kinds = [], Counter()
             for index in range(rounds):
-                alone_s = in_own_process(folder, name, kind)
+                alone_s = in_own_process(folder, name, kind, limit)
                 ours_s, kinds = ours(graded)
                 pairs.append((alone_s, ours_s))
                 alone_total[index] += alone_s
@@ -136,12 +139,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/work/shared/data"), help="folder of the parquet files")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved pairs")
+    parser.add_argument("--limit", type=int, default=1000, help="answers of each data set and kind")
     parser.add_argument("--skip-hanging", action="store_true", help="throughput only")
     parser.add_argument("--alone", nargs=2, metavar=("NAME", "KIND"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
         name, kind = arguments.alone
-        print(math_verify_alone(cases(arguments.data, name)[kind]))
+        print(math_verify_alone(cases(arguments.data, name, arguments.limit)[kind]))
         return
     print(
         f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; "
@@ -149,7 +153,7 @@ def main() -> None:
         + ", ".join(f"{package} {version(package)}" for package in ("math-verify", "sympy", "Pebble"))
         + "\n"
     )
-    throughput(arguments.data, arguments.rounds)
+    throughput(arguments.data, arguments.rounds, arguments.limit)
     if not arguments.skip_hanging:
         print()
         hanging()

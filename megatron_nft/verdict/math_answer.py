@@ -42,6 +42,8 @@ WARM_UP_PAIRS = (
 # also write "\\boxed"; the bound on the backslashes keeps the scan linear on degenerate texts.
 _TOKEN = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)
 
+_SPACE_BEFORE = re.compile(r"(?:\\(?:[,;:! ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~)+")
+_SPACE_BEHIND = re.compile(r"(?:(?<!\\)(?:\\[,;:!]|\\q?quad)|~)$")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -69,15 +71,16 @@ def judge_math(answer: str, gold: str) -> Verdict:
         comparison itself fails. Text equal to the ground truth is always right.
     """
     boxed_gold = last_boxed(gold)
-    answer, gold = _bare(answer), _bare(gold if boxed_gold is None else boxed_gold)
+    gold = gold if boxed_gold is None else boxed_gold
+    if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
+        return _verdict("unparsable", f"{len(answer)} characters: {answer}")
+    answer, gold = _bare(answer), _bare(gold)
     if not answer:
         return Verdict(kind="unparsable", detail="the box is empty")
     if answer == gold:
         return _verdict("right", answer)
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # most answers: 100 times as fast
         return _verdict("right" if int(answer) == int(gold) else "wrong", answer)
-    if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
-        return _verdict("unparsable", f"{len(answer)} characters: {answer}")
     return compare(answer, gold, _parse, _parse_gold)
 
 
@@ -118,11 +121,21 @@ def silence() -> None:
 
 
 def _bare(latex: str) -> str:
-    """Without the dollars around a formula, and without the dot that ends a sentence."""
-    latex = latex.strip().removesuffix(".").strip()
+    """Without spaces and dollars around a formula, and without the dot that ends a sentence.
+
+    To math-verify 0.9.0 58,500 is a number, but with a LaTeX space behind it two.
+    """
+    latex = _spaceless(_spaceless(latex).removesuffix("."))
     while len(latex) > 2 and latex[0] == latex[-1] == "$" and latex[-2] != "\\":
-        latex = latex[1:-1].strip()
-    return latex.removesuffix("$").strip() if latex.count("$") == 1 and not latex.endswith(r"\$") else latex
+        latex = _spaceless(latex[1:-1])
+    return _spaceless(latex[:-1]) if latex.count("$") == 1 and latex[-1] == "$" and latex[-2:] != r"\$" else latex
+
+
+def _spaceless(latex: str) -> str:
+    latex = latex.strip()
+    while space := _SPACE_BEFORE.match(latex) or _SPACE_BEHIND.search(latex):
+        latex = (latex[: space.start()] + latex[space.end() :]).strip()
+    return latex
 
 
 @functools.lru_cache(maxsize=1024)
