@@ -10,14 +10,18 @@ process, and a chunk would have its innocent members graded twice whenever one o
 import fcntl
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
+import multiprocessing.spawn
 import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -29,8 +33,9 @@ Call = tuple[Callable[[str, str], Verdict], str, str]
 MEMORY_GIB = 2.0  # address space above a fresh worker's; ((9!)!)! alone takes 0.8
 WORN_SHARE = 0.5  # of the limit: a worker that keeps more of it after a call is replaced before the next one
 WORN_EXIT_CODE = 75  # os.EX_TEMPFAIL: such a worker hands the next call back, unbegun
-# Beyond the deadlines: starting all workers, which may first import the driver's main module (torch, ray).
+# Beyond the deadlines: starting all workers.
 SLACK_S = 120.0
+IDLE_CLOSE_S = 3.0  # that idle workers get to end by themselves
 
 
 class JudgeError(RuntimeError):
@@ -55,6 +60,7 @@ class GradingPool:
         self.prepare = prepare
         self.preload = list(preload)
         self._pool: ProcessPool | None = None
+        self._is_idle = True
 
     def run(
         self, calls: Sequence[Call], deadline_s: float, on_done: Callable[[int, Verdict], None] | None = None
@@ -67,6 +73,7 @@ class GradingPool:
             JudgeError: the workers die faster than they start, or nothing comes back.
         """
         verdicts: dict[int, Verdict] = {}
+        self._is_idle = False
         num_breakdowns = 0
         while todo := [index for index in range(len(calls)) if index not in verdicts]:
             if num_breakdowns == 2:
@@ -97,14 +104,21 @@ class GradingPool:
                     f"{num_missing} of {len(calls)} verdicts did not come in {longest_wait_s:.0f} s"
                 ) from None
             num_breakdowns += is_broken
+        self._is_idle = True
         return [verdicts[index] for index in range(len(calls))]
 
     def close(self) -> None:
         """Ends the workers, busy or not. A later run starts new ones."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            # A worker that has just been replaced would end in a traceback, were its pipes gone before it has begun.
+            pool.close()
+            pool.join(timeout=IDLE_CLOSE_S if self._is_idle else 0.0)
+        except TimeoutError:
+            pool.stop()
+            pool.join()
 
     def _running_pool(self) -> ProcessPool:
         if self._pool is not None and not self._pool.active:
@@ -112,8 +126,8 @@ class GradingPool:
         if self._pool is None:
             # forkserver: workers are forked from a small process that has done the imports, so that a killed one is
             # back in milliseconds; the driver's own memory, threads and CUDA are never forked.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(self.preload + _main_module())
+            context = _Context()
+            context.set_forkserver_preload(self.preload)
             initargs = (self.prepare, int(self.memory_gib * 2**30))
             self._pool = ProcessPool(self.workers, context=context, initializer=_start_worker, initargs=initargs)
         return self._pool
@@ -135,13 +149,39 @@ def _outcome(future, deadline_s: float) -> Verdict | None:
         return Verdict(kind="error", detail=f"{type(error).__name__}: {error}"[:200])
 
 
-def _main_module() -> list[str]:
-    """The driver's main module, when started with `python -m`.
+class _Process(multiprocessing.context.ForkServerProcess):
+    """A worker that does not run the driver's main module again.
 
-    multiprocessing runs it again, as __mp_main__, in every new worker. What it imports is then already there.
+    multiprocessing would, in every new process: for seconds if it imports torch, without end if it is a script that
+    grades at its top level, and in vain if it came through standard input. A grader is a module's function.
     """
-    name = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)
-    return [] if name is None or name.endswith("__main__") else [name]
+
+    @staticmethod
+    def _Popen(process):
+        _starting_worker.now = True
+        try:
+            return multiprocessing.context.ForkServerProcess._Popen(process)
+        finally:
+            _starting_worker.now = False
+
+
+class _Context(multiprocessing.context.ForkServerContext):
+    Process = _Process
+
+
+_starting_worker = threading.local()
+_preparation_data = multiprocessing.spawn.get_preparation_data
+
+
+def _preparation_data_of_worker(name: str) -> dict[str, Any]:
+    """In the place of multiprocessing.spawn's (Python 3.11 to 3.14), which has no setting for this."""
+    data = _preparation_data(name)
+    if getattr(_starting_worker, "now", False):
+        data = {key: value for key, value in data.items() if not key.startswith("init_main_from")}
+    return data
+
+
+multiprocessing.spawn.get_preparation_data = _preparation_data_of_worker
 
 
 _worn_bytes = sys.maxsize

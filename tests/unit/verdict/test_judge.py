@@ -109,6 +109,21 @@ def test_one_shot():
     assert [v.kind for v in verdicts] == ["right", "wrong", "unparsable"]
 
 
+@pytest.mark.parametrize("how", ["file", "stdin", "module"])
+def test_a_script_needs_no_main_guard(tmp_path, how):
+    script = (
+        "from megatron_nft.verdict.judge import judge_answers\nprint('once')\n"
+        r"print([v.kind for v in judge_answers([r'\boxed{1}', r'\boxed{9^{9^{9}}}'], ['1.0', '7'], ['m'] * 2, 0.5)])"
+    )
+    (tmp_path / "grade.py").write_text(script)
+    arguments = {"file": [str(tmp_path / "grade.py")], "stdin": ["-"], "module": ["-m", "grade"]}[how]
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    finished = subprocess.run(
+        [sys.executable, *arguments], input=script, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (finished.stdout, finished.stderr) == ("once\n['right', 'timeout']\n", "")
+
+
 def test_lists_of_different_lengths_are_refused(judge):
     with pytest.raises(ValueError, match="longer"):
         judge.judge_answers(["1"], ["1", "2"], ["math"])
