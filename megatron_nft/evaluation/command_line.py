@@ -60,13 +60,14 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     if overrides and "=" not in overrides[0]:
         recipe = overrides.pop(0)
     flags = {setting: getattr(arguments, flag) for flag, setting in FLAGS.items()}
-    # A --data file swallows what follows it; a setting is no file.
-    flags["data.held_out"] = [f for f in arguments.data or () if not _is_setting(f)] or None
-    overrides += [f for f in arguments.data or () if _is_setting(f)]
+    # A flag with several values takes what follows it, too.
+    files, pairs = (arguments.data or [], arguments.n_of or [])
+    overrides += [text for text in [*files, *pairs] if _is_setting(text)]
+    flags["data.held_out"] = [file for file in files if not _is_setting(file)] or None
     if recipe is None and flags["cluster.device"] is None:
         flags["cluster.device"] = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
     given = [f"{setting}={json.dumps(value)}" for setting, value in flags.items() if value is not None]
-    given += _samples_of_flag(arguments.n_of or [])
+    given += _samples_of_flag([pair for pair in pairs if not _is_setting(pair)])
     config = load_config(recipe, [*given, *overrides], trains=False)
     if not config.data.held_out:
         raise RecipeError("no data to evaluate on: give --data FILE ..., or set data.held_out")

@@ -39,12 +39,14 @@ def settings(monkeypatch, *arguments):
 def test_flags_are_settings(monkeypatch):
     config, out = settings(
         monkeypatch, "--model", MODEL, "--data", "a b.parquet", "c.jsonl", "--n", "32", "--n-of", "c=1", "d-e=2",
-        *SHORT, "--top-p", "1", "--engines", "8", "--seed", "3", "evaluate.temperature=0.9", "--device", "cuda",
+        "rollout.dtype=float32", *SHORT, "--top-p", "1",
+        "--engines", "8", "--seed", "3", "evaluate.temperature=0.9", "--device", "cuda",
     )  # fmt: skip
     assert config.data.held_out == ["a b.parquet", "c.jsonl"]
     assert (config.evaluate.samples, config.evaluate.samples_of) == (32, {"c": 1, "d-e": 2})
     assert (config.evaluate.temperature, config.evaluate.top_p, config.rollout.engines) == (0.9, 1.0, 8)
     assert (config.run.seed, config.cluster.device, config.data.train) == (3, "cuda", [])
+    assert config.rollout.dtype == "float32"
     assert str(out) == "runs/evaluation/model"
 
 
