@@ -3,7 +3,7 @@
     python -m benchmarks.verdicts.run [--data FOLDER] [--rounds 5] [--limit 1000] [--skip-hanging]
 
 Answers: the ground truths of MATH-500 and OlympiadBench, each in a sentence, as an answer to its own problem in another
-notation (1/2 for \\frac{1}{2} ...: no equal text) and to the next problem; an answer once, so that no cache helps.
+notation (1/2 for \\frac{1}{2} ...: no equal text) and to another problem; an answer once, so that no cache helps.
 "one math-verify process" is its documented use: verify(parse(gold), parse(answer)), its timeouts on.
 """
 
@@ -50,9 +50,10 @@ def cases(folder: Path, name: str, limit: int) -> dict[str, list[Case]]:
     """kind -> answers with their ground truths, an answer once; `limit` of each, spread over all."""
     rows = pq.read_table(folder / f"{name}.parquet", columns=["reward_model"]).to_pylist()
     golds = [row["reward_model"]["ground_truth"] for row in rows]
+    half = len(golds) // 2  # the next problem's would be a gift to a process that caches parsed formulas
     sentence = r"Adding up, we find that the answer is $\boxed{{{}}}$, as was to be shown."
     right = [(sentence.format(rewritten(gold)), gold) for gold in golds]
-    wrong = [(sentence.format(other), gold) for gold, other in zip(golds, golds[1:] + golds[:1], strict=True)]
+    wrong = [(sentence.format(other), gold) for gold, other in zip(golds, golds[half:] + golds[:half], strict=True)]
     every = {"right": list(dict.fromkeys(right)), "wrong": list(dict.fromkeys(wrong))}
     return {kind: graded[:: max(1, len(graded) // limit)][:limit] for kind, graded in every.items()}
 

@@ -1,8 +1,9 @@
+import random
 import time
 
 import pytest
 
-from megatron_nft.verdict.math_answer import judge_math, last_boxed
+from megatron_nft.verdict.math_answer import _parse, compare, judge_math, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,28 @@ def test_equivalent_answers_are_right(answer, gold):
 def test_other_answers_are_wrong(answer, gold):
     verdict = judge_math(answer, gold)
     assert (verdict.kind, verdict.detail) == ("wrong", answer)
+
+
+def test_the_short_cut_for_plain_numbers_says_what_math_verify_says():
+    rng = random.Random(1)
+    forms = ["{0}", "-{0}", "{0}.{1}", "-0.{1}", "{0}/{1}", r"\frac{{{0}}}{{{1}}}", r"-\dfrac{{{1}}}{{{0}}}", "0{0}"]
+    numbers = [form.format(rng.choice([1, 2, 3, 25]), rng.choice([1, 2, 5, 50, 500])) for form in forms * 4]
+    numbers += [
+        "0",
+        "0/7",
+        "1/0",
+        "0.333",
+        "0.3333333",
+        "0.333333333333",
+        "1/3",
+        "999999999999999999",
+        "1000000000000000000",
+    ]
+    for answer, gold in [(rng.choice(numbers), rng.choice(numbers)) for _ in range(150)] + [
+        (n, n + ".0") for n in "123"
+    ]:
+        whole = compare(answer, gold, _parse, _parse)
+        assert judge_math(answer, gold).kind == whole.kind, (answer, gold)
 
 
 @pytest.mark.parametrize("answer", ["", r"\frac{", r"\left( 1", "1 + + * ^"])
