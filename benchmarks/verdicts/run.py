@@ -4,14 +4,15 @@
 
 Answers: the ground truths of MATH-500 and OlympiadBench, each in a sentence, as an answer to its own problem in another
 notation (1/2 for \\frac{1}{2} ...: no equal text) and to another problem; an answer once, so that no cache helps.
+"by CPU time": math-verify's CPU seconds over those of the busier of ours: what the ratio would be on idle cores.
 "one math-verify process" is its documented use: verify(parse(gold), parse(answer)), its timeouts on.
 """
 
 import argparse
+import multiprocessing
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pyarrow.parquet as pq
 
 from megatron_nft.config import VerdictConfig
@@ -58,8 +61,11 @@ def cases(folder: Path, name: str, limit: int) -> dict[str, list[Case]]:
     return {kind: graded[:: max(1, len(graded) // limit)][:limit] for kind, graded in every.items()}
 
 
-def math_verify_alone(graded: Sequence[Case]) -> float:
-    """Seconds of one math-verify process; called in a process of its own, warm."""
+Seconds = tuple[float, float]  # on the clock; of CPU, of the busiest process
+
+
+def math_verify_alone(graded: Sequence[Case]) -> Seconds:
+    """Of one math-verify process; called in a process of its own, warm."""
     import logging
 
     from math_verify import LatexExtractionConfig, parse, verify
@@ -67,51 +73,58 @@ def math_verify_alone(graded: Sequence[Case]) -> float:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     config = (LatexExtractionConfig(boxed_match_priority=0),)
     verify(parse(r"\boxed{\frac{1}{2}}", config), parse(r"\boxed{0.5}", config))
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for answer, gold in graded:
         verify(parse(rf"\boxed{{{gold}}}", config), parse(answer, config))
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
-def in_own_process(folder: Path, name: str, kind: str, limit: int) -> float:
+def in_own_process(folder: Path, name: str, kind: str, limit: int) -> Seconds:
     """`math_verify_alone`, timed there: sympy's caches are empty, as ours are."""
     command = [sys.executable, "-m", "benchmarks.verdicts.run", "--data", str(folder), "--alone", name, kind]
     command += ["--limit", str(limit)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    wall_s, cpu_s = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(wall_s), float(cpu_s)
 
 
-def ours(graded: Sequence[Case]) -> tuple[float, Counter]:
-    """Seconds of a new, warm Judge, and its verdicts."""
+def ours(graded: Sequence[Case]) -> tuple[Seconds, Counter]:
+    """Of a new, warm Judge; and its verdicts."""
     with Judge(VerdictConfig(workers=2, deadline_s=10)) as judge:
         judge.warm_up()
+        workers = [psutil.Process(child.pid) for child in multiprocessing.active_children()]
+        cpu = [sum(worker.cpu_times()[:2]) for worker in workers]
         start = time.perf_counter()
         verdicts = judge.judge_answers(*zip(*graded, strict=True), ["math"] * len(graded))
-        return time.perf_counter() - start, Counter(v.kind for v in verdicts)
+        wall_s = time.perf_counter() - start
+        cpu_s = max(sum(worker.cpu_times()[:2]) - before for worker, before in zip(workers, cpu, strict=True))
+        return (wall_s, cpu_s), Counter(v.kind for v in verdicts)
 
 
 def throughput(folder: Path, rounds: int, limit: int) -> None:
     """Both ways in turn, `rounds` times; medians."""
-    print("| answers | | math-verify, 1 process | megatron_nft, 2 processes | ratio (of each pair) | verdicts |")
-    print("| --- " * 6 + "|")
-    alone_total, ours_total = [0.0] * rounds, [0.0] * rounds
+    print("| answers | | math-verify, 1 process | megatron_nft, 2 processes | ratio (range) | by CPU time | verdicts |")
+    print("| --- " * 7 + "|")
+    total = np.zeros((rounds, 2, 2))  # round; math-verify, ours; clock, CPU
     for name in NAMES:
         for kind, graded in cases(folder, name, limit).items():
-            pairs, kinds = [], Counter()
+            seconds, kinds = np.zeros((rounds, 2, 2)), Counter()
             for index in range(rounds):
-                alone_s = in_own_process(folder, name, kind, limit)
-                ours_s, kinds = ours(graded)
-                pairs.append((alone_s, ours_s))
-                alone_total[index] += alone_s
-                ours_total[index] += ours_s
-            alone_s, ours_s = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
-            ratios = sorted(a / b for a, b in pairs)
+                seconds[index, 0] = in_own_process(folder, name, kind, limit)
+                seconds[index, 1], kinds = ours(graded)
+            total += seconds
+            rates = len(graded) / np.median(seconds[:, :, 0], axis=0)
             print(
-                f"| {name}, {kind} | {len(graded)} | {len(graded) / alone_s:.0f}/s | {len(graded) / ours_s:.0f}/s | "
-                f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) | {dict(kinds)} |",
+                f"| {name}, {kind} | {len(graded)} | {rates[0]:.0f}/s | {rates[1]:.0f}/s | {ratios(seconds)} | "
+                f"{dict(kinds)} |",
                 flush=True,
             )
-    ratios = sorted(a / b for a, b in zip(alone_total, ours_total, strict=True))
-    print(f"| **all** | | | | **{statistics.median(ratios):.2f}** ({ratios[0]:.2f}-{ratios[-1]:.2f}) | |")
+    print(f"| **all** | | | | {ratios(total)} | |")
+
+
+def ratios(seconds: np.ndarray) -> str:
+    """Two cells: median and range of each pair's ratio on the clock, median of its ratio by CPU time."""
+    wall, cpu = (seconds[:, 0] / seconds[:, 1]).T
+    return f"{np.median(wall):.2f} ({wall.min():.2f}-{wall.max():.2f}) | {np.median(cpu):.2f}"
 
 
 def hanging() -> None:
@@ -146,7 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.alone:
         name, kind = arguments.alone
-        print(math_verify_alone(cases(arguments.data, name, arguments.limit)[kind]))
+        print(*math_verify_alone(cases(arguments.data, name, arguments.limit)[kind]))
         return
     print(
         f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; "

@@ -68,6 +68,8 @@ def notes(benchmarks: Sequence[BenchmarkScores]) -> list[str]:
     if missing:
         lines.append(f"no average: {', '.join(missing)} not evaluated")
     for benchmark in benchmarks:
+        if benchmark.metrics["eval/avg_at_k_low"] == benchmark.metrics["eval/avg_at_k_high"]:
+            lines.append(f"{benchmark.name}: all prompts have the same accuracy; a bootstrap can't say how sure it is")
         if too_long := benchmark.metrics["eval/prompts_too_long"]:
             lines.append(f"{benchmark.name}: {too_long:.0f} prompts beyond data.max_prompt_tokens count as wrong")
     return lines

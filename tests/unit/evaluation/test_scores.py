@@ -95,6 +95,12 @@ def test_the_text_says_what_is_missing():
     assert re.search(r"^odd +3 +4 +25\.0 ", text, re.M)
 
 
+def test_an_interval_of_no_width_is_no_certainty():
+    remark = "odd: all prompts have the same accuracy"
+    assert remark in text_tables("hf", [score("odd", None, [graded("wrong 8")] * 3, 0, 1, seed=1)])
+    assert remark not in text_tables("hf", [score("odd", None, PROMPTS, 0, 4, seed=1)])
+
+
 def test_the_page_is_whole_and_harmless():
     page = html_page("<script>alert(1)</script>", "temperature 0.6 & more", [score("<b>", None, PROMPTS, 0, 4, seed=1)])
     assert "<script" not in page and "<b>" not in page and "http" not in page.replace("http-equiv", "")
