@@ -19,8 +19,8 @@ CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
 CACHED_KINDS = ("right", "wrong", "unparsable")
 WARM_UP_DEADLINE_S = 60.0
 
-# (answer, ground truth, verdict): graders that return 0 for everything look like a weak model.
-KNOWN_ANSWERS = ((r"so \boxed{\frac{1}{2}}", "0.5", "right"), (r"so \boxed{\frac{1}{3}}", "0.5", "wrong"))
+# (answer, ground truth, verdict): graders that return 0 for everything look like a weak model. No short cuts here.
+KNOWN_ANSWERS = ((r"so \boxed{2\sqrt{2}}", r"\sqrt{8}", "right"), (r"so \boxed{3\sqrt{2}}", r"\sqrt{8}", "wrong"))
 
 
 class Judge:

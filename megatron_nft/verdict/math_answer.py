@@ -25,7 +25,7 @@ MAX_ANSWER_CHARS = 2000
 time grows faster than the length."""
 
 WARM_UP_PAIRS = (
-    (r"\frac{1}{2}", "0.5"),
+    (r"\frac{1}{3}", "0.33333333"),
     ("540", "p - q"),
     (r"\sqrt{3} + x^2", r"3\pi"),
     (r"\left(3, \frac{\pi}{2}\right)", "(3, 4)"),
