@@ -164,7 +164,7 @@ def damage_every_file(rank, master, folder):
             path.write_bytes(whole)
     lines.clear()
     assert checkpoints.restore().step == 2, "whole again"
-    both = [checkpoint_folder.step_folder(config.run_dir, step) / "common.pt" for step in (1, 2)]
+    both = [checkpoint_folder.step_folder(config.run_dir, step) / ".metadata" for step in (1, 2)]
     for path in both:
         path.write_bytes(b"")
     try:
