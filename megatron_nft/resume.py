@@ -33,8 +33,7 @@ class Progress:
 
     step: int
     policy_version: int
-    mixed_share: float  # what group sampling has learned; surplus groups are dropped, so there is no other leftover
-    prompts: dict[str, Any]  # PromptStream.state_dict()
+    sampling: dict[str, Any]  # GroupSampler.state_dict()
     minutes: float  # that the run has taken
 
 

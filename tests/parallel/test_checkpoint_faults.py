@@ -60,7 +60,7 @@ def recipe(folder, *overrides):
 def progress(step):
     from megatron_nft.resume import Progress
 
-    return Progress(step=step, policy_version=step, mixed_share=0.5, prompts={"position": step}, minutes=0.0)
+    return Progress(step=step, policy_version=step, sampling={"mixed_share": 0.5}, minutes=0.0)
 
 
 def write_whole(path, text):
