@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from checkpoint_tools.metadata import CheckpointFolderError
 from checkpoint_tools.safetensors_writer import CastError
+from megatron_nft.checkpoint_folder import CheckpointError
 from megatron_nft.hf_config import ModelFolderError
 from megatron_nft.weights.export import hf_folder_in_progress
 
@@ -34,7 +34,7 @@ class UsageError(ValueError):
     """Arguments that can't be meant."""
 
 
-EXPECTED = (UsageError, ModelFolderError, CheckpointFolderError, CastError, SafetensorError, OSError, RuntimeError)
+EXPECTED = (UsageError, ModelFolderError, CheckpointError, CastError, SafetensorError, OSError, RuntimeError)
 """Errors that are said in a sentence; any other is a mistake in these tools and keeps its traceback."""
 
 

@@ -2,8 +2,8 @@
 
     python -m checkpoint_tools.inspect DIR [--json] [--tensors]
 
-The layout is not written down anywhere: it is read off the chunks (how a matrix is cut: tp; whose files hold which
-layers: pp and its virtual stages).
+The layout of another program's checkpoint is written down nowhere: it is read off the chunks (how a matrix is cut: tp;
+whose files hold which layers: pp and its virtual stages).
 """
 
 import argparse
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_tools.command import UsageError, dtype_name, run
-from checkpoint_tools.hf_to_megatron import SIDE_FILES
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredTensor
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.hf_config import SIDE_FILES, read_hf_config
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
 """In every layer, and cut along its second axis by tensor parallelism."""
@@ -29,7 +28,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """All that can be said, in plain values; None for what is not recorded.
 
     Raises:
-        CheckpointFolderError: no checkpoint, or not a whole one.
+        CheckpointError: no checkpoint, or not a whole one.
     """
     stored = MegatronFolder(folder)
     common = stored.read_common()
@@ -40,7 +39,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "format": "torch_dist",
         "model": _model(folder / SIDE_FILES) if has_side_files else None,
-        "layout": _layout(stored),
+        "layout": _layout(stored, common),
         "step": common.get("step"),
         "updates": schedule.get("num_steps") if isinstance(schedule, dict) else None,
         "policy_version": common.get("policy_version"),
@@ -82,12 +81,12 @@ def _size(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
     }
 
 
-def _layout(stored: MegatronFolder) -> dict[str, int] | None:
+def _layout(stored: MegatronFolder, common: dict[str, Any]) -> dict[str, int] | None:
     """Of the ranks that saved it; 1 everywhere for a converted one; None if it is of another kind of model."""
     tensor = stored.tensors.get(QKV)
     if tensor is None:
         return None
-    if (stored.folder / SIDE_FILES).is_dir():
+    if "schedule" not in common:
         return {"tp": 1, "pp": 1, "vpp": 1}
     writers: dict[int, set[str]] = {}
     for chunk in tensor.chunks:
@@ -97,7 +96,8 @@ def _layout(stored: MegatronFolder) -> dict[str, int] | None:
     for layer in sorted(writers):
         stages.setdefault(frozenset(writers[layer]), []).append(layer)
     runs = [1 + sum(b - a > 1 for a, b in pairwise(layers)) for layers in stages.values()]
-    return {"tp": tensor.shape[1] // tensor.chunks[0].shape[1], "pp": len(stages), "vpp": max(runs)}
+    seen = {"tp": tensor.shape[1] // tensor.chunks[0].shape[1], "pp": len(stages), "vpp": max(runs)}
+    return seen | common.get("layout", {})
 
 
 def as_text(found: dict[str, Any], *, with_tensors: bool) -> str:
@@ -137,7 +137,8 @@ def _layout_text(layout: dict[str, int] | None) -> str:
     if layout is None:
         return "not known: no attention layers by Megatron-Core's names"
     virtual = f" x {layout['vpp']} virtual stages" if layout["vpp"] > 1 else ""
-    return f"tp {layout['tp']} x pp {layout['pp']}{virtual}; any layout can load it"
+    rest = "".join(f" x {axis} {layout[axis]}" for axis in ("cp", "dp") if axis in layout)
+    return f"tp {layout['tp']} x pp {layout['pp']}{virtual}{rest}; any layout can load it"
 
 
 def _size_text(size: dict[str, Any]) -> str:

@@ -15,13 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from checkpoint_tools.metadata import (
-    CheckpointFolderError,
-    check_format,
-    read_common,
-    read_metadata,
-    read_weights_only,
-)
+from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata, read_weights_only
+from megatron_nft.checkpoint_folder import CheckpointError
 
 OPTIMIZER = "optimizer."
 """Keys of the optimizer's state begin so."""
@@ -67,7 +62,7 @@ class MegatronFolder:
         """Reads the metadata, no tensor.
 
         Raises:
-            CheckpointFolderError: no checkpoint, or files are missing or too short.
+            CheckpointError: no checkpoint, or files are missing or too short.
         """
         self.folder = Path(folder)
         check_format(self.folder)
@@ -79,7 +74,7 @@ class MegatronFolder:
                 if isinstance(value, TensorStorageMetadata)
             }
         except (AttributeError, KeyError, TypeError) as error:
-            raise CheckpointFolderError(f"{self.folder / '.metadata'}: damaged ({error!r}); copy it again") from None
+            raise CheckpointError(f"{self.folder / '.metadata'}: damaged ({error!r}); copy it again") from None
         common = metadata.storage_data.get(MetadataIndex(COMMON))
         self._common = common and StoredChunk((), (), common.relative_path, common.offset, common.length)
         self._check_files()
@@ -98,14 +93,14 @@ class MegatronFolder:
         """A chunk's numbers, on the CPU.
 
         Raises:
-            CheckpointFolderError: the file has something else there.
+            CheckpointError: the file has something else there.
         """
         path = self.folder / chunk.file
         with path.open("rb", buffering=0) as file:
             numbers = read_weights_only(path, FileSlice(file, chunk.start, chunk.length), f"{tensor.key} in it is ")
         found = (tuple(numbers.shape), numbers.dtype) if isinstance(numbers, Tensor) else type(numbers).__name__
         if found != (chunk.shape, tensor.dtype):
-            raise CheckpointFolderError(
+            raise CheckpointError(
                 f"{path}: {found} in place of {(chunk.shape, tensor.dtype)} of {tensor.key}; copy it again"
             )
         return numbers
@@ -114,7 +109,7 @@ class MegatronFolder:
         """What all ranks have alike, such as the schedule: plain numbers, strings and tensors.
 
         Raises:
-            CheckpointFolderError: it is damaged, or holds objects.
+            CheckpointError: it is damaged, or holds objects.
         """
         if self._common is None:
             return read_common(self.folder)
@@ -126,12 +121,12 @@ class MegatronFolder:
         for name in self.files:
             path = self.folder / name
             if Path(name).name != name:
-                raise CheckpointFolderError(f"{self.folder}/.metadata: refused, it names {name!r}, a file elsewhere")
+                raise CheckpointError(f"{self.folder}/.metadata: refused, it names {name!r}, a file elsewhere")
             if not path.is_file():
-                raise CheckpointFolderError(f"{path}: missing; the checkpoint is not whole, copy it again")
+                raise CheckpointError(f"{path}: missing; the checkpoint is not whole, copy it again")
             end = max(chunk.start + chunk.length for chunk in self._chunks() if chunk.file == name)
             if path.stat().st_size < end:
-                raise CheckpointFolderError(
+                raise CheckpointError(
                     f"{path}: {path.stat().st_size:,} bytes, {end:,} are needed; the copy was cut short, copy it again"
                 )
 
@@ -147,7 +142,7 @@ def _stored_tensor(key: str, value: TensorStorageMetadata, storage: dict) -> Sto
     for chunk in value.chunks:
         place = storage[MetadataIndex(key, chunk.offsets)]
         if getattr(place, "transform_descriptors", None):
-            raise CheckpointFolderError(f"{key} is stored compressed ({place.transform_descriptors}): not supported")
+            raise CheckpointError(f"{key} is stored compressed ({place.transform_descriptors}): not supported")
         chunks.append(
             StoredChunk(tuple(chunk.offsets), tuple(chunk.sizes), place.relative_path, place.offset, place.length)
         )

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
-from checkpoint_tools.hf_to_megatron import SIDE_FILES
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredChunk, StoredTensor
-from checkpoint_tools.metadata import CheckpointFolderError
-from checkpoint_tools.parameters import Parameter, parameters
 from checkpoint_tools.safetensors_writer import SHARD_BYTES, SafetensorsWriter
-from megatron_nft.hf_config import HFConfig, read_hf_config
+from megatron_nft.checkpoint_folder import CheckpointError
+from megatron_nft.hf_config import SIDE_FILES, HFConfig, read_hf_config
 from megatron_nft.weights.export import finish_hf_folder
+from megatron_nft.weights.parameters import Parameter, parameters
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def convert(
         shard_bytes: largest weight file.
 
     Raises:
-        CheckpointFolderError: the checkpoint is not whole, or not what config.json says.
+        CheckpointError: the checkpoint is not whole, or not what config.json says.
         UsageError: `out` is there and may not be replaced, or config.json is nowhere.
         OSError: such as a full disk.
     """
@@ -83,8 +82,8 @@ def side_files_of(source: Path, given: Path | None) -> Path:
     """
     if given is None and not (source / SIDE_FILES / "config.json").is_file():
         raise UsageError(
-            f"{source} has no {SIDE_FILES}/config.json, as checkpoints that training saves; "
-            "give --hf, the model that it started from"
+            f"{source} has no {SIDE_FILES}/config.json, as checkpoints of other programs; "
+            "give --hf, a folder with its model's config and tokenizer"
         )
     return given or source / SIDE_FILES
 
@@ -93,24 +92,24 @@ def find(stored: MegatronFolder, parameter: Parameter, hf: HFConfig) -> StoredTe
     """A parameter in the checkpoint.
 
     Raises:
-        CheckpointFolderError: it is not there, not whole, or of another shape than config.json says.
+        CheckpointError: it is not there, not whole, or of another shape than config.json says.
     """
     tensor = stored.tensors.get(parameter.key)
     if tensor is None:
-        raise CheckpointFolderError(f"{stored.folder}: no {parameter.key}; is config.json that of another model?")
+        raise CheckpointError(f"{stored.folder}: no {parameter.key}; is config.json that of another model?")
     layers = () if parameter.layer is None else (hf.num_hidden_layers,)
     expected = (*layers, *parameter.shape)
     shape = tensor.shape
     if parameter.is_table and shape[0] >= hf.vocab_size:  # however many rows of padding its layout asked for
         expected = (shape[0], *expected[1:])
     if shape != expected:
-        raise CheckpointFolderError(
+        raise CheckpointError(
             f"{stored.folder}: {parameter.key} is {shape}, by config.json it is {expected}; is that of another model?"
         )
     numel = sum(prod(chunk.shape) for chunk in tensor.of_layer(parameter.layer))
     if numel != prod(shape[len(layers) :]):
         where = "" if parameter.layer is None else f" of layer {parameter.layer}"
-        raise CheckpointFolderError(f"{stored.folder}: {parameter.key}{where} has holes; was the save interrupted?")
+        raise CheckpointError(f"{stored.folder}: {parameter.key}{where} has holes; was the save interrupted?")
     return tensor
 
 
@@ -122,7 +121,7 @@ def hf_rows(stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor, 
         for chunk in chunks:
             first, *_ = box = chunk.offset if parameter.layer is None else chunk.offset[1:]
             if any(box[1:]) or chunk.shape[len(chunk.shape) - len(hf_shape) + 1 :] != hf_shape[1:]:
-                raise CheckpointFolderError(f"{stored.folder}: {tensor.key} is cut along its columns: not supported")
+                raise CheckpointError(f"{stored.folder}: {tensor.key} is cut along its columns: not supported")
             numbers = stored.read(tensor, chunk).reshape(-1, *hf_shape[1:])
             if first < hf_shape[0]:  # else all of it is padding
                 yield Rows(name, first, numbers[: hf_shape[0] - first])

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, S
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
 
-from checkpoint_tools.metadata import FORMAT
+from megatron_nft.actor.checkpoint_metadata import FORMAT
 
 FILE_BYTES = 256 << 20
 """A file ends before it outgrows this, so so much is held at a time; a larger chunk has a file of its own."""

@@ -19,9 +19,9 @@ import torch
 from checkpoint_tools import hf_to_megatron, megatron_to_hf
 from checkpoint_tools.command import Progress, UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder
-from checkpoint_tools.parameters import parameters
 from megatron_nft.hf_config import read_hf_config
 from megatron_nft.weights.hf_tensors import HFTensors
+from megatron_nft.weights.parameters import parameters
 
 LOGITS_TOLERANCE = 1e-4
 """Largest mean |difference| of log-probs, in nats: that of smoke's fp32 layouts."""
@@ -57,7 +57,7 @@ def compare_tensors(hf_folder: Path, checkpoint: Path) -> Check:
     """Bit by bit, an HF folder and a checkpoint; one of another number format, as its cast would be.
 
     Raises:
-        CheckpointFolderError, ModelFolderError: one of the two is not whole, or is another model.
+        CheckpointError, ModelFolderError: one of the two is not whole, or is another model.
     """
     hf, tensors, stored = read_hf_config(hf_folder), HFTensors(hf_folder), MegatronFolder(checkpoint)
     wrong, names, casts = [], set(), set()

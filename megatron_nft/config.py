@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from megatron_nft.hf_config import HFConfig, read_hf_config
+from megatron_nft.hf_config import HFConfig, hf_side, is_megatron_folder, read_hf_config
 
 CUDA_ONLY = (
     "actor.gradient_accumulation_fusion",
@@ -43,14 +43,25 @@ class RunConfig(Section):
     seed: int = 1
     """Seeds the prompt order, the sampling of every rollout and Megatron's generators."""
     overwrite: bool = False
-    """Replace the files of an earlier run of the same name instead of refusing to start."""
+    """Replace an earlier run of the same name, its checkpoints too, instead of going on from where it stopped."""
 
 
 class ModelConfig(Section):
     path: str
-    """HF folder (config.json, *.safetensors, tokenizer) that training starts from."""
+    """What training starts from: an HF folder (config.json, *.safetensors, tokenizer), or a checkpoint in Megatron's
+    format, of a run or made by checkpoint_tools.hf_to_megatron."""
     reference: str | None = None
     """HF folder of the frozen model that `algorithm.kl_weight` holds the policy to; usually that of `path`."""
+
+    @property
+    def is_megatron(self) -> bool:
+        """`path` is a checkpoint in Megatron's format."""
+        return is_megatron_folder(self.path)
+
+    @property
+    def hf_folder(self) -> Path:
+        """Where `path` has its config and tokenizer."""
+        return hf_side(self.path)
 
 
 class DataConfig(Section):
@@ -320,6 +331,20 @@ class WeightsConfig(Section):
     """Largest mean distance of engine and actor log-probs in the canary's answer, in nats per token."""
 
 
+class CheckpointConfig(Section):
+    every: int = Field(10, ge=0)
+    """Save everything that a run needs to go on, every so many steps and after the last. 0: never."""
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints that stay; older ones are deleted once a new one is whole."""
+    keep_every: int = Field(0, ge=0)
+    """Those of every so many steps stay, too. 0: none."""
+    resume: str = "auto"
+    """"auto": go on from the newest whole checkpoint of this run's folder, if there is one; "never"; or the folder of
+    another run's checkpoint to begin from, until this run has its own."""
+    in_background: bool = True
+    """Write while training goes on, which waits for a copy in host memory only. false: wait for the disk."""
+
+
 class TrainConfig(Section):
     steps: int = Field(100, ge=1)
     """Rollout steps. Each samples, grades, trains and syncs the weights once."""
@@ -383,6 +408,7 @@ class Config(Section):
     actor: ActorConfig = ActorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     weights: WeightsConfig = WeightsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -458,6 +484,12 @@ class Config(Section):
                 )
         if actor.sequence_parallel and actor.tp == 1:
             raise ValueError("actor.sequence_parallel = true needs actor.tp > 1; there is nothing to shard over")
+        resume = self.checkpoint.resume
+        if resume not in ("auto", "never") and Path(resume).resolve().is_relative_to(self.run_dir.resolve()):
+            raise ValueError(
+                f"checkpoint.resume = {resume!r} is a checkpoint of this run, of which later steps are there, too; "
+                "set run.name to a new name to begin from it"
+            )
         self._check_placement()
         self._check_performance()
         return self

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SIDE_FILES = "hf"
+"""Folder in a Megatron checkpoint, with the config and the tokenizer of its model."""
+
 FAMILIES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -23,9 +26,6 @@ QKV_BIAS = {"qwen2"}
 
 QK_NORM = {"qwen3"}
 """Families that normalise each head's queries and keys. Nothing in config.json says so."""
-
-MEGATRON_FILES = ("latest_checkpointed_iteration.txt", "metadata.json", "common.pt", ".metadata")
-"""Any of them, without a config.json, is a Megatron checkpoint."""
 
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The rope scaling that Megatron-Core knows (RotaryEmbedding._apply_scaling), less its factor."""
@@ -71,22 +71,32 @@ class HFConfig:
         return self.layer_parameters / (self.num_attention_heads * self.head_dim)
 
 
+def is_megatron_folder(folder: str | Path) -> bool:
+    """Whether a folder is a checkpoint in Megatron's torch_dist format."""
+    return (Path(folder) / "metadata.json").is_file()
+
+
+def hf_side(folder: str | Path) -> Path:
+    """Where a model folder has config.json and tokenizer: HF's in itself, a Megatron checkpoint's in hf/."""
+    return Path(folder) / SIDE_FILES if is_megatron_folder(folder) else Path(folder)
+
+
 def read_hf_config(folder: str | Path) -> HFConfig:
-    """Reads `folder`/config.json.
+    """Reads the config.json of an HF folder or of a Megatron checkpoint.
 
     Raises:
         ModelFolderError: no such folder, no config.json, or a family that is not supported.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise ModelFolderError(f"model.path = {str(folder)!r}: no such folder; give a local HF model folder")
+    folder = hf_side(folder)
     try:
         raw = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        if any((folder / name).exists() for name in MEGATRON_FILES):
+        if folder.name == SIDE_FILES and is_megatron_folder(folder.parent):
             raise ModelFolderError(
-                f"model.path = {str(folder)!r} is a Megatron checkpoint; make an HF folder of it first: "
-                f"python -m checkpoint_tools.megatron_to_hf --megatron {folder} --out {folder}_hf"
+                f"{folder.parent}: a Megatron checkpoint without {SIDE_FILES}/config.json; put the config and "
+                f"tokenizer of its model into {folder}"
             ) from None
         raise ModelFolderError(f"model.path = {str(folder)!r}: has no config.json, so it is not an HF model") from None
     except json.JSONDecodeError as error:

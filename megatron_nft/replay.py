@@ -1,21 +1,32 @@
-"""Runs a kept training batch again on the actor alone: same loss, same gradients, no engines, no sampling.
+"""Runs kept training batches again on the actor alone: same loss, same gradients, no engines, no sampling.
+
+    python -m megatron_nft.replay runs/NAME/recipe.toml --step 7 [section.key=value ...]
+
+goes back to the run's last checkpoint before step 7 (or to its start), trains on the stored batches up to that of
+step 7, and compares what comes of it with what the run recorded. `python -m megatron_nft.train RECIPE --replay 7` is
+the same.
 
     python -m megatron_nft.replay runs/NAME/recipe.toml runs/NAME/batches/step_3.npz [section.key=value ...]
 
+scores one batch with model.path, compares that with the stored old log-probs, trains the updates one by one from a new
+optimizer, and says which answers have to do with a number that is not finite.
+
 Batches are kept with observe.save_batches = true, and always when an update was not finite (then
-runs/NAME/nonfinite/step_N/batch.npz, with the weights that it met in hf/, to be given as model.path). Scores the
-batch with the model, compares that with the stored old log-probs, trains the updates one by one from a new optimizer,
-and says which answers have to do with a number that is not finite. Any layout: actor.tp=1 does on one process.
+runs/NAME/nonfinite/step_N/batch.npz, with the weights that it met in hf/, to be given as model.path). Any layout:
+actor.tp=1 does on one process.
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from megatron_nft import checkpoint_folder
+from megatron_nft.checkpoint_folder import CheckpointError
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, ClusterError
 from megatron_nft.config import Config, RecipeError, load_config
@@ -23,25 +34,22 @@ from megatron_nft.data.packing import pack
 from megatron_nft.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.observe.batches import BatchError, load_batch
 from megatron_nft.observe.metrics import METRICS
+from megatron_nft.observe.report import read_records
 from megatron_nft.types import TrainBatch, TrainSequence
+
+SAME_RELATIVE, SAME_ABSOLUTE = 1e-4, 1e-6
+"""Two layouts, or two ways to pack a batch, differ by rounding: in fp32 by less than this. bf16 shows larger ones."""
+AT_THE_EDGE = ("nft/clamped_fraction",)
+"""In a step's first update every likelihood ratio is 1 but for rounding, and that is where NFT's clamp is."""
 
 
 def replay(config: Config, updates: Sequence[list[TrainSequence]]) -> int:
     """Scores and trains on the updates; prints what comes of each. How many were not finite."""
-    num_broken, hf = 0, read_hf_config(config.model.path)
+    num_broken = 0
     with ray_cluster(config) as placement:
         actors = Actors(config, placement)
         actors.begin_build().wait()
-        batches = [
-            pack(
-                [update],
-                num_updates=1,
-                dp=config.actor.dp,
-                tokens_per_microbatch=config.actor.tokens_per_microbatch,
-                attention_parity_tokens=hf.attention_parity_tokens,
-            )
-            for update in updates
-        ]
+        batches = [packed([update], config) for update in updates]
         # The stored old_logprobs stay: they are the ones that the loss was computed with.
         scored = [actors.score(batch) for batch in batches]
         print("score: " + score_difference(batches, scored))
@@ -53,6 +61,74 @@ def replay(config: Config, updates: Sequence[list[TrainSequence]]) -> int:
                 num_broken += 1
                 print("\n".join(suspects(batch, now)), flush=True)
     return num_broken
+
+
+def replay_step(config: Config, step: int) -> bool:
+    """Trains up to `step` from the run's last checkpoint before it; whether all of its numbers are as recorded.
+
+    Raises:
+        BatchError: a batch between the checkpoint and the step was not kept, or the step not recorded.
+        CheckpointError: the checkpoint is damaged.
+    """
+    recorded = recorded_metrics(config, step)
+    checkpoint = next(
+        (f for f in checkpoint_folder.published(config.run_dir) if checkpoint_folder.step_of(f) < step), None
+    )
+    first = checkpoint_folder.step_of(checkpoint) + 1 if checkpoint else 1
+    stored = [load_batch(config.run_dir / "batches" / f"step_{number}.npz") for number in range(first, step + 1)]
+    with ray_cluster(config) as placement:
+        actors = Actors(config, placement)
+        actors.begin_build().wait()
+        if checkpoint:
+            if damages := actors.damages(checkpoint):
+                raise CheckpointError("; ".join(damages))
+            actors.load(checkpoint)
+        print(f"from {checkpoint or config.model.path} ({config.actor.layout})", flush=True)
+        for number, updates in enumerate(stored, first):
+            batch = packed(updates, config)
+            scored = actors.score(batch)
+            print(f"step {number}: {score_difference([batch], [scored])}", flush=True)
+            metrics = actors.train_step(with_stored_logprobs(scored, batch))
+    lines, is_same = comparison(recorded, metrics)
+    print("\n".join(lines))
+    return is_same
+
+
+def recorded_metrics(config: Config, step: int) -> dict[str, float]:
+    """What the run's metrics.jsonl has of a step."""
+    path = config.run_dir / "metrics.jsonl"
+    if path.is_file():
+        for record in read_records(path):
+            if (record["kind"], record["step"]) == ("step", step):
+                return {name: math.nan if value is None else value for name, value in record.items() if "/" in name}
+    raise BatchError(f"{path} has no step {step}; is {config.run_dir} the run that is meant?")
+
+
+def comparison(recorded: Mapping[str, float], now: Mapping[str, float]) -> tuple[list[str], bool]:
+    """A line for each number that both have, and whether all agree to rounding."""
+    lines, is_same = [f"{'':26}{'recorded':>14}{'replayed':>14}{'difference':>12}"], True
+    for name in (name for name in METRICS if name in recorded and name in now):
+        before, after = recorded[name], now[name]
+        agrees = math.isclose(before, after, rel_tol=SAME_RELATIVE, abs_tol=SAME_ABSOLUTE) or (
+            math.isnan(before) and math.isnan(after)
+        )
+        remark = (
+            "" if agrees else "  not compared: most ratios lie at the clamp" if name in AT_THE_EDGE else "  DIFFERS"
+        )
+        is_same &= agrees or name in AT_THE_EDGE
+        lines.append(f"{name:26}{before:14.6g}{after:14.6g}{after - before:12.1e}{remark}")
+    return lines, is_same
+
+
+def packed(updates: Sequence[list[TrainSequence]], config: Config) -> TrainBatch:
+    """Stored updates as microbatches of this recipe's layout."""
+    return pack(
+        updates,
+        num_updates=len(updates),
+        dp=config.actor.dp,
+        tokens_per_microbatch=config.actor.tokens_per_microbatch,
+        attention_parity_tokens=read_hf_config(config.model.path).attention_parity_tokens,
+    )
 
 
 def score_difference(stored: Sequence[TrainBatch], scored: Sequence[TrainBatch]) -> str:
@@ -93,22 +169,29 @@ def suspects(batch: TrainBatch, scored: TrainBatch) -> list[str]:
 
 
 def main() -> int:
-    """The command line; exit status 0 all updates finite, 1 some were not or the cluster failed, 2 wrong input."""
+    """The command line; exit status 0 all updates finite (with --step: and as recorded), 1 some were not or the cluster
+    failed, 2 wrong input."""
     parser = argparse.ArgumentParser(
         prog="python -m megatron_nft.replay",
-        description="Scores a kept training batch again and trains on it, on the actor alone.",
-        epilog="example: python -m megatron_nft.replay runs/nft/recipe.toml runs/nft/nonfinite/step_7/batch.npz "
-        "model.path=runs/nft/nonfinite/step_7/hf",
+        description="Trains again on batches that a run kept, on the actor alone, in any layout.",
+        epilog="example: python -m megatron_nft.replay runs/nft/recipe.toml --step 7 actor.tp=1",
     )
     parser.add_argument("recipe", help="the run's recipe.toml")
-    parser.add_argument("batch", type=Path, help="a batch.npz or step_N.npz that the run kept")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
-    arguments = parser.parse_args()
+    parser.add_argument("--step", type=int, help="a step of the run, to be compared with what it recorded")
+    parser.add_argument("rest", nargs="*", metavar="BATCH | section.key=value",
+                        help="without --step: a batch.npz or step_N.npz that the run kept; and settings that override "
+                        "the recipe")  # fmt: skip
+    arguments = parser.parse_intermixed_args()
+    batch = None if arguments.step is not None else next(iter(arguments.rest), None)
+    if arguments.step is None and batch is None:
+        parser.error("give a batch, or --step")
+    overrides = arguments.rest if batch is None else arguments.rest[1:]
     try:
-        config = load_config(arguments.recipe, [*arguments.overrides, "optimizer.skip_nonfinite=true"])
-        updates = load_batch(arguments.batch)
-        return 1 if replay(config, updates) else 0
-    except ClusterError as error:
+        config = load_config(arguments.recipe, [*overrides, "optimizer.skip_nonfinite=true"])
+        if batch is None:
+            return 0 if replay_step(config, arguments.step) else 1
+        return 1 if replay(config, load_batch(Path(batch))) else 0
+    except (ClusterError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (RecipeError, ModelFolderError, BatchError) as error:

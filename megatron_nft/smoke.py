@@ -133,7 +133,7 @@ class Smoke:
             partial = _gather(begun)[0]
             maps = _gather(self.worker.save_hf(str(partial)))
             if self.rank == 0:
-                finish_hf_folder(partial, self.config.model.path, [m for m in maps if m is not None])
+                finish_hf_folder(partial, self.config.model.hf_folder, [m for m in maps if m is not None])
         dist.barrier()
 
     def check_resume(self, folder: Path) -> None:

@@ -12,10 +12,10 @@ import argparse
 import signal
 import sys
 import time
-from contextlib import ExitStack
-from math import ceil
+from contextlib import ExitStack, closing
 
 from megatron_nft.canary import CanaryError, check_canary
+from megatron_nft.checkpoint_folder import CheckpointError
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
 from megatron_nft.config import Config, RecipeError, load_config
@@ -23,26 +23,25 @@ from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
 from megatron_nft.evaluate import evaluate
 from megatron_nft.hf_config import ModelFolderError, read_hf_config
-from megatron_nft.nft.groups import keep_mixed, to_sequences
-from megatron_nft.observe.batches import logprob_gap, save_batch
+from megatron_nft.nft.groups import to_sequences
+from megatron_nft.observe.batches import BatchError, logprob_gap, save_batch
 from megatron_nft.observe.report import Report
+from megatron_nft.replay import replay_step
+from megatron_nft.resume import Checkpoints, Progress, checkpoints_to_resume, progress_to_resume
 from megatron_nft.rollout.engine import EngineError
-from megatron_nft.rollout.sample import Sampling, sample_groups, sampling_seed
-from megatron_nft.types import RolloutGroup, TrainBatch
+from megatron_nft.sampling import GroupSampler, NoMixedGroups
+from megatron_nft.stop import Stop, StopRequested
+from megatron_nft.types import TrainBatch
 from megatron_nft.verdict.judge import Judge
 from megatron_nft.weights.sync import sync_weights
-
-
-class NoMixedGroups(RuntimeError):
-    """Sampling did not bring enough groups with right and wrong answers."""
 
 
 class NonFiniteUpdate(RuntimeError):
     """An update's gradient was not finite."""
 
 
-MIN_MIXED_SHARE = 0.25
-"""A sampling round asks for at most 4 prompts per missing group, however few were mixed in the one before."""
+INTERRUPTED, GO_ON = 130, 75
+"""Exit status: the shell's of Ctrl-C; sysexits' EX_TEMPFAIL, by which a batch script knows that it is to requeue."""
 
 
 class Training:
@@ -51,11 +50,12 @@ class Training:
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
         self.config, self.report, self.hf = config, report, read_hf_config(config.model.path)
-        self.mixed_share = 1.0  # of the groups sampled last: how many prompts the next round must ask for
         start = time.perf_counter()
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model.hf_folder)
         train = load_prompts(config.data.train, tokenizer, config.data)
-        self.prompts, self.canary = PromptStream(train.prompts, config.run.seed), train.prompts[0]
+        prompts, self.canary = PromptStream(train.prompts, config.run.seed), train.prompts[0]
+        if (earlier := progress_to_resume(config)) is not None:
+            prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
         held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
         self.held_out = held_out[: config.evaluate.max_prompts or None]
         report.announce(
@@ -67,23 +67,41 @@ class Training:
             f"{config.rollout.engines} vLLM engines, {config.rollout.dtype} | starting ..."
         )
         placement = parts.enter_context(ray_cluster(config))
-        self.actors, self.engines = Actors(config, placement), EngineGroup(config, placement)
+        self.actors = Actors(config, placement)
+        self.engines = EngineGroup(config, placement, starts_empty=True)
         starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
+        self.sampler = GroupSampler(config, prompts, self.engines, self.judge, report)
         for pending in starting:
             pending.wait()
-        self.policy_version = 0
         self.engines.refill = self.sync
+        self.checkpoints = Checkpoints(config, self.actors, report.announce)
+        self.resume()
         report.announce(f"ready after {time.perf_counter() - start:.0f} s")
 
-    def run(self) -> None:
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint, if there is one; gives the engines the actor's weights in any case."""
+        self.engines.sleep()
+        self.actors.reload()
+        self.progress = Progress(step=0, policy_version=0, sampling=self.sampler.state_dict(), minutes=0.0)
+        if (restored := self.checkpoints.restore()) is not None:
+            self.sampler.load_state_dict(restored.sampling)
+            self.progress = restored
+        self.report.rewind(self.progress.step, self.progress.minutes)
+        self.policy_version = self.progress.policy_version
+        self.sync()
+
+    def run(self, stop: Stop) -> None:
         """The loop."""
         config, report = self.config, self.report
-        self.evaluate(step=0)
-        for step in range(1, config.train.steps + 1):
+        with stop.interruptible():
+            self.evaluate_and_export_if_due(self.progress.step)
+        for step in range(self.progress.step + 1, config.train.steps + 1):
             with report.step(step):
-                groups = self.sample_mixed_groups(step)
+                with stop.interruptible():
+                    groups = self.sampler.sample(step)
+                self.checkpoints.poll()
                 with report.stage("pack"):
                     batch = pack(
                         [
@@ -97,7 +115,7 @@ class Training:
                     )
                 self.engines.sleep()  # if colocated, the GPUs change hands here, and in the sync back again
                 self.actors.reload()
-                with report.stage("score"):
+                with report.stage("score"), stop.interruptible():
                     batch = self.actors.score(batch)  # sets old_logprobs
                 report.add(logprob_gap(batch, config.algorithm.importance_cap))
                 if config.observe.save_batches:
@@ -108,10 +126,29 @@ class Training:
                 if trained["actor/nonfinite_updates"]:
                     self.keep_nonfinite(step, batch)
                 self.policy_version = step
+                self.progress = Progress(
+                    step=step, policy_version=step, sampling=self.sampler.state_dict(), minutes=report.minutes
+                )
+                if self.checkpoints.is_due(step):
+                    with report.stage("checkpoint"):
+                        self.checkpoints.begin(self.progress)  # written while the run goes on
                 with report.stage("sync"):
                     report.add(self.sync())
-            self.evaluate_and_export_if_due(step)
+            self.checkpoints.poll()
+            with stop.interruptible():
+                self.evaluate_and_export_if_due(step)
+        self.checkpoints.finish()
         self.actors.save_hf(config.run_dir / "hf")
+
+    def save_and_stop(self) -> None:
+        """Saves the last whole step, unless that has been done: the actor's weights are still those."""
+        self.checkpoints.finish()
+        if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step:
+            self.report.announce(f"saving step {self.progress.step} ...")
+            self.engines.kill()  # whatever they are at; if colocated, the actor needs their GPUs
+            self.actors.reload()
+            self.checkpoints.begin(self.progress)
+            self.checkpoints.finish()
 
     def sync(self) -> dict[str, float]:
         """The actor's weights into all engines, and a look at whether they arrived."""
@@ -119,41 +156,6 @@ class Training:
         if self.config.weights.canary:
             metrics |= check_canary(self.actors, self.engines, self.canary, self.config)
         return metrics
-
-    def sample_mixed_groups(self, step: int) -> list[RolloutGroup]:
-        """prompts -> rollouts -> verdicts, round after round, until enough groups have right and wrong answers.
-
-        Raises:
-            NoMixedGroups: not enough after rollout.max_sampling_rounds rounds.
-        """
-        config, report, rollout = self.config, self.report, self.config.rollout
-        mixed: list[RolloutGroup] = []
-        num_sampled, wanted = 0, config.train.groups_per_step
-        for sampling_round in range(rollout.max_sampling_rounds):
-            prompts = self.prompts.take(ceil((wanted - len(mixed)) / self.mixed_share))
-            sampling = Sampling(
-                group_size=rollout.group_size,
-                temperature=rollout.temperature,
-                top_p=rollout.top_p,
-                max_answer_tokens=rollout.max_answer_tokens,
-                seed=sampling_seed(config.run.seed, step, sampling_round),
-            )
-            with report.stage("rollout", total=len(prompts), unit="prompts") as progress:
-                groups = sample_groups(self.engines, prompts, sampling, progress.update)
-            with report.stage("verdict", total=len(prompts) * rollout.group_size, unit="answers") as progress:
-                groups = self.judge.judge(groups, progress.update)
-            report.add_rollouts(groups)
-            mixed += keep_mixed(groups)
-            num_sampled += len(groups)
-            self.mixed_share = max(len(mixed) / num_sampled, MIN_MIXED_SHARE)
-            if len(mixed) >= wanted:
-                report.add({"rollout/rounds": sampling_round + 1, "rollout/groups_surplus": len(mixed) - wanted})
-                return mixed[:wanted]
-        raise NoMixedGroups(
-            f"step {step}: {len(mixed)} of {num_sampled} groups had right and wrong answers after "
-            f"{rollout.max_sampling_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of "
-            "another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
-        )
 
     def keep_nonfinite(self, step: int, batch: TrainBatch) -> None:
         """Keeps the batch of a step with a non-finite update.
@@ -174,12 +176,15 @@ class Training:
         )
 
     def evaluate_and_export_if_due(self, step: int) -> None:
-        """Held-out accuracy and an HF folder, every so many steps; the accuracy after the last one, too."""
-        train = self.config.train
-        if step == train.steps or (train.evaluate_every and step % train.evaluate_every == 0):
+        """Held-out accuracy and an HF folder, every so many steps; the accuracy before the first and after the last."""
+        train, export = self.config.train, self.config.run_dir / f"hf_step_{step}"
+        is_end = step in (0, train.steps)
+        if (is_end or (train.evaluate_every and step % train.evaluate_every == 0)) and not self.report.has_evaluation(
+            step
+        ):
             self.evaluate(step)
-        if train.export_every and step % train.export_every == 0 and step < train.steps:
-            self.actors.save_hf(self.config.run_dir / f"hf_step_{step}")
+        if not is_end and train.export_every and step % train.export_every == 0 and not export.exists():
+            self.actors.save_hf(export)
 
     def evaluate(self, step: int) -> None:
         """Held-out accuracy, if there are held-out prompts."""
@@ -190,40 +195,63 @@ class Training:
 
 
 def train(config: Config) -> None:
-    """Runs a recipe to its end. Leaves the run folder in any case, and no process behind."""
+    """Runs a recipe to its end, from its last checkpoint if it has one. Leaves the run folder in any case, and no
+    process behind.
+
+    Raises:
+        StopRequested: a signal asked for it; the last whole step is saved, as when groups run out (NoMixedGroups).
+    """
+    checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     report = Report(config)
     verdict = "done"
     try:
         with ExitStack() as parts:
-            Training(config, report, parts).run()
+            stop = parts.enter_context(closing(Stop()))
+            with stop.interruptible():
+                training = Training(config, report, parts)
+            try:
+                training.run(stop)
+            except (StopRequested, NoMixedGroups):
+                training.save_and_stop()
+                raise
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        verdict = "interrupted" if interrupted else f"failed: {type(error).__name__}: {error}"
+        words = f"interrupted: {error}".removesuffix(": ")
+        interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
+        verdict = words if interrupted else f"failed: {type(error).__name__}: {error}"
         raise
     finally:
         report.close(verdict)
 
 
 def main() -> int:
-    """The command line; exit status 0 done, 1 failed, 2 wrong recipe or data, 130 interrupted."""
+    """The command line; exit status 0 done, 1 failed, 2 wrong recipe or data, 75 stopped by SIGUSR1 (run it again: it
+    goes on from its checkpoint), 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m megatron_nft.train",
         description="Trains a language model with NFT from its own right and wrong answers.",
         epilog="example: python -m megatron_nft.train launch/recipes/quickstart.toml actor.tp=1 actor.pp=2 run.seed=2",
     )
     parser.add_argument("recipe", help="TOML file; every setting and its default is in megatron_nft/config.py")
+    parser.add_argument(
+        "--replay", type=int, metavar="STEP", help="train again on a stored step; see megatron_nft.replay"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: Slurm and kill end a run in good order, too
+    arguments = parser.parse_intermixed_args()
     try:
-        train(load_config(arguments.recipe, arguments.overrides))
+        config = load_config(arguments.recipe, arguments.overrides)
+        if arguments.replay is not None:
+            return 0 if replay_step(config, arguments.replay) else 1
+        train(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
-    except (ClusterError, EngineError, CanaryError, NoMixedGroups, NonFiniteUpdate) as error:
+        return INTERRUPTED
+    except StopRequested as request:
+        print(f"interrupted by {request}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return GO_ON if request.number == signal.SIGUSR1 else INTERRUPTED
+    except (ClusterError, EngineError, CanaryError, CheckpointError, NoMixedGroups, NonFiniteUpdate) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (RecipeError, ModelFolderError, DataError) as error:
+    except (RecipeError, ModelFolderError, DataError, BatchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

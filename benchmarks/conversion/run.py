@@ -43,10 +43,10 @@ def make_model(folder: Path, config: dict) -> None:
     """Random numbers under the names and shapes of this config."""
     import torch
 
-    from checkpoint_tools.parameters import parameters
     from checkpoint_tools.safetensors_writer import SafetensorsWriter
     from megatron_nft.hf_config import read_hf_config
     from megatron_nft.weights.export import finish_hf_folder
+    from megatron_nft.weights.parameters import parameters
 
     base = folder.with_name(folder.name + "-config")
     base.mkdir()

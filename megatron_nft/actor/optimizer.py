@@ -47,5 +47,7 @@ def build_optimizer(
         end_wd=optimizer.weight_decay,
         wd_incr_steps=1,
         wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,  # a resumed run has its own recipe's values, not those of the checkpoint
     )
     return megatron_optimizer, schedule

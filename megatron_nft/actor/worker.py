@@ -1,9 +1,10 @@
-"""One rank's verbs: score, train_step, send_bucket, save_hf, save, load, offload, reload.
+"""One rank's verbs: score, train_step, send_bucket, save_hf, begin_save, finish_save, load, offload, reload.
 
 Microbatches come in, log-probs and metrics go out. Every verb is a collective: all ranks call it in the same order, and
 the ranks that have something to say return it, the others None. cluster/workers.py runs one Worker per process.
 """
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 
-from megatron_nft.actor.checkpoint import load_checkpoint, save_checkpoint
+from megatron_nft.actor.checkpoint import Save, begin_save, load_checkpoint, load_weights
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
 from megatron_nft.actor.model import build_chunks, build_model
 from megatron_nft.actor.optimizer import build_optimizer
@@ -21,6 +22,7 @@ from megatron_nft.actor.performance import finish_param_gather, hold_back_reduct
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
 from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
+from megatron_nft.checkpoint_folder import FileRecord, damages, read_manifest
 from megatron_nft.config import Config
 from megatron_nft.hf_config import read_hf_config
 from megatron_nft.observe.metrics import reduce_metrics
@@ -43,7 +45,10 @@ class Worker:
             check_device(config.actor.precision, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
         self.hf = read_hf_config(config.model.path)
         self.model = build_model(self.hf, config.actor, self.topology)
-        load_hf_weights(self.model, config.model.path, self.hf, self.topology)
+        if config.model.is_megatron:
+            load_weights(Path(config.model.path), self.model)
+        else:
+            load_hf_weights(self.model, config.model.path, self.hf, self.topology)
         hold_back_reductions(self.model)
         self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor)
         self.pipeline = Pipeline(
@@ -70,6 +75,11 @@ class Worker:
         )
         self._host = address_toward(master)
         self._sender: Sender | None = None
+        self._save: Save | None = None
+        # Collections look at what training makes, not at half a million objects of the imports: Megatron-Core calls
+        # for one, of 0.2 s, in every save.
+        gc.collect()
+        gc.freeze()
 
     def score(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """Old log-probs, float32 [A] per sequence in order, from the rank that speaks for its replica."""
@@ -164,13 +174,41 @@ class Worker:
                 weight_map |= dict.fromkeys(tensors, name)
         return weight_map if self.topology.sends_weights else None
 
-    def save(self, folder: str) -> None:
-        """Writes weights, optimizer and schedule of all ranks into `folder`, after at least one update."""
-        save_checkpoint(Path(folder), self.model, self.optimizer, self.schedule)
+    def begin_save(self, folder: str, step: int, policy_version: int) -> None:
+        """Copies this rank's state, and begins to write it into `folder`, in a thread; after at least one update."""
+        self._save = begin_save(
+            Path(folder),
+            self.model,
+            self.optimizer,
+            self.schedule,
+            self.topology,
+            step=step,
+            policy_version=policy_version,
+        )
+
+    def save_state(self) -> tuple[bool, str | None]:
+        """Whether this rank's files of the save are written, and why they can't be."""
+        assert self._save is not None, "no save has begun"
+        return (True, self._save.error) if self._save.is_written else (False, None)
+
+    def finish_save(self) -> dict[str, FileRecord]:
+        """Completes the save, once all ranks' files are written without error; the records of this rank's files."""
+        assert self._save is not None, "no save has begun"
+        save, self._save = self._save, None
+        return save.finish()
+
+    def save(self, folder: str, *, step: int = 0, policy_version: int = 0) -> None:
+        """All of a save, without the driver: for who holds the ranks themselves, as under torchrun."""
+        self.begin_save(folder, step, policy_version)
+        self.finish_save()
 
     def load(self, folder: str) -> None:
-        """Goes on from what `save` wrote, in this layout or another. Raises CheckpointError."""
-        load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule)
+        """Goes on from a save, made in this layout or another. Raises CheckpointError."""
+        load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule, self.topology)
+
+    def damages(self, folder: str, names: Sequence[str]) -> list[str]:
+        """What is wrong with these files of a checkpoint. No collective."""
+        return damages(Path(folder), read_manifest(Path(folder)), names)
 
     def offload(self) -> None:
         """Moves what only training needs off the GPU: gradients are dropped, the optimizer's state goes to the host."""

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from megatron_nft.actor.topology import data_parallel_rank
+from megatron_nft.checkpoint_folder import CheckpointError, FileRecord, read_manifest, shares
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.config import Config
 from megatron_nft.rollout.engine import engine_environment
@@ -41,13 +42,14 @@ class Pending:
     what: str
     refs: dict[str, Any]  # process name -> Ray's reference
     timeout_s: float
+    processes: dict[str, Any]  # process name -> Ray's handle; whose deaths explain an error
 
     def wait(self) -> list[Any]:
         """What each process returned, in their order.
 
         Raises:
             ClusterError: a process died, or the deadline passed; the names of those that did not answer are given.
-            Exception: whatever a process raised, as soon as it did.
+            Exception: whatever a process raised, with all processes alive.
         """
         names = {ref: name for name, ref in self.refs.items()}
         waiting, deadline = list(names), time.monotonic() + self.timeout_s
@@ -61,10 +63,22 @@ class Pending:
                     ray.get(ref)
                 except RayActorError as error:
                     raise ClusterError(f"{self.what}: {names[ref]} died: {error}") from error
+                except Exception as error:
+                    # A death may first be seen as an error of those that were connected with the dead.
+                    if dead := dead_of(self.processes):
+                        raise ClusterError(f"{self.what}: {', '.join(dead)} died: {error}") from error
+                    raise
         return ray.get(list(self.refs.values()))
 
 
-class _ActorRank:
+class _Process:
+    """What actor ranks and engines have in common."""
+
+    def ping(self) -> None:
+        """Answers, if this process lives."""
+
+
+class _ActorRank(_Process):
     """Runs in the rank's own process."""
 
     def address(self) -> str:
@@ -125,12 +139,12 @@ class Actors:
     def begin_build(self) -> Pending:
         """Every rank joins the process groups, builds its part of the model and reads its weights."""
         handles, timeout_s = list(self._ranks.values()), self._config.cluster.start_timeout_s
-        master = Pending("start", {"actor rank 0": handles[0].address.remote()}, timeout_s).wait()[0]
+        master = Pending("start", {"actor rank 0": handles[0].address.remote()}, timeout_s, self._ranks).wait()[0]
         refs = {
             name: handle.build.remote(self._config, rank, master)
             for rank, (name, handle) in enumerate(self._ranks.items())
         }
-        return Pending("start", refs, timeout_s)
+        return Pending("start", refs, timeout_s, self._ranks)
 
     def score(self, batch: TrainBatch) -> TrainBatch:
         """The batch with old_logprobs set: each answer's log-probs under the actor's current weights.
@@ -183,18 +197,57 @@ class Actors:
         if self._config.is_colocated:
             self._call("reload")
 
+    def begin_save(self, folder: Path, step: int, policy_version: int) -> None:
+        """Copies the state of all ranks, and begins to write it into `folder`; returns once it is copied."""
+        self._call("begin_save", str(folder), step, policy_version)
+
+    def is_saved(self) -> bool:
+        """Whether all ranks have written their files of the save under way.
+
+        Raises:
+            CheckpointError: a rank couldn't; the save is over.
+        """
+        states = dict(zip(self._ranks, self._call("save_state"), strict=True))
+        if not all(is_written for is_written, _ in states.values()):
+            return False
+        if errors := [f"{name}: {error}" for name, (_, error) in states.items() if error]:
+            raise CheckpointError("; ".join(errors))
+        return True
+
+    def finish_save(self) -> dict[str, FileRecord]:
+        """Completes a save that `is_saved`; the records of all files that the ranks wrote."""
+        return {name: record for records in self._call("finish_save") for name, record in records.items()}
+
+    def damages(self, folder: Path) -> list[str]:
+        """What is wrong with a checkpoint's files; every rank reads a share of them.
+
+        Raises:
+            CheckpointError: its manifest is missing or damaged.
+        """
+        each = shares(read_manifest(folder), len(self._ranks))
+        refs = {
+            name: rank.call.remote("damages", (str(folder), share))
+            for (name, rank), share in zip(self._ranks.items(), each, strict=True)
+        }
+        pending = Pending("damages", refs, self._config.actor.timeout_s, self._ranks)
+        return [damage for damages in pending.wait() for damage in damages]
+
+    def load(self, folder: Path) -> None:
+        """Goes on from a checkpoint, saved in this layout or another. Raises CheckpointError."""
+        self._call("load", str(folder))
+
     def save_hf(self, folder: Path) -> None:
         """Writes the model as a complete HF folder; an earlier one is replaced once the new one is whole."""
         with hf_folder_in_progress(folder) as partial:
             weight_maps = self._call("save_hf", str(partial))
-            finish_hf_folder(partial, self._config.model.path, [m for m in weight_maps if m is not None])
+            finish_hf_folder(partial, self._config.model.hf_folder, [m for m in weight_maps if m is not None])
 
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
         return self._begin(verb, *arguments, what=verb, timeout_s=self._config.actor.timeout_s).wait()
 
     def _begin(self, verb: str, *arguments: Any, what: str, timeout_s: float) -> Pending:
         refs = {name: handle.call.remote(verb, arguments) for name, handle in self._ranks.items()}
-        return Pending(what, refs, timeout_s)
+        return Pending(what, refs, timeout_s, self._ranks)
 
     def _call_by_replica(self, verb: str, shares: Sequence[Any]) -> list[Any]:
         """Calls `verb` on all ranks, with the share of each rank's data-parallel replica."""
@@ -203,30 +256,28 @@ class Actors:
             name: handle.call.remote(verb, stored[data_parallel_rank(self._config.actor, rank)])
             for rank, (name, handle) in enumerate(self._ranks.items())
         }
-        return Pending(verb, refs, self._config.actor.timeout_s).wait()
+        return Pending(verb, refs, self._config.actor.timeout_s, self._ranks).wait()
 
 
-class _EngineProcess:
+class _EngineProcess(_Process):
     """Runs in the engine's own process."""
 
-    def build(self, config: Config, index: int) -> None:
+    def build(self, config: Config, index: int, starts_empty: bool) -> None:
         from megatron_nft.rollout.engine import Engine
 
         self.engine = Engine(
-            config.model.path,
+            str(config.model.hf_folder),
             config.rollout,
             device=config.cluster.device,
             max_model_len=config.max_sequence_tokens,
             seed=config.run.seed,
             index=index,
             is_colocated=config.is_colocated,
+            starts_empty=starts_empty,
         )
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
         yield from self.engine.generate(prompts, sampling)
-
-    def ping(self) -> None:
-        """Answers, if this process lives."""
 
     def call(self, verb: str, arguments: tuple) -> Any:
         return getattr(self.engine, verb)(*arguments)
@@ -237,13 +288,16 @@ class EngineGroup:
 
     An engine that dies is started again, up to rollout.max_restarts times in a run.
 
+    Args:
+        starts_empty: no engine reads weights: an actor sends them before the first answer.
+
     Attributes:
         refill: gives every engine the current weights; called before replaced engines generate again.
         link: changes with every failure, so that the weights' carrier connects anew.
     """
 
-    def __init__(self, config: Config, placement: Placement) -> None:
-        self._config, self._placement = config, placement
+    def __init__(self, config: Config, placement: Placement, *, starts_empty: bool = False) -> None:
+        self._config, self._placement, self._starts_empty = config, placement, starts_empty
         self.num_engines, self.is_colocated = config.rollout.engines, config.is_colocated
         self.refill: Callable[[], Any] = lambda: None
         self.link = self._restarts = 0
@@ -261,8 +315,10 @@ class EngineGroup:
         return self._begin_build(list(self._engines))
 
     def _begin_build(self, names: list[str]) -> Pending:
-        refs = {name: self._engines[name].build.remote(self._config, _number(name)) for name in names}
-        return Pending("start", refs, self._config.cluster.start_timeout_s)
+        refs = {
+            name: self._engines[name].build.remote(self._config, _number(name), self._starts_empty) for name in names
+        }
+        return Pending("start", refs, self._config.cluster.start_timeout_s, self._engines)
 
     def with_replacements(self, work: Callable[[], Any]) -> Any:
         """What `work` returns; it is called again each time that it fails with engines dead, once they are replaced.
@@ -276,16 +332,10 @@ class EngineGroup:
                 return work()
             except Exception as error:
                 self.link += 1
-                # An engine's death may first be seen as an error of those that it was connected with.
-                if not (dead := self._dead()):
+                # Again: an engine's death may first be seen as an error of the actor ranks.
+                if not (dead := dead_of(self._engines)):
                     raise
                 self._replace(dead, f"{', '.join(dead)} died: {error}").wait()
-
-    def _dead(self) -> list[str]:
-        """Names of the engines whose processes have ended."""
-        refs = {name: engine.ping.remote() for name, engine in self._engines.items()}
-        answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=DEATH_SEEN_S)
-        return [name for name, ref in refs.items() if ref in answered and _has_died(ref)]
 
     def _replace(self, names: list[str], why: str) -> Pending:
         """Starts new processes for dead engines; they load the model of the recipe, and wait for an update."""
@@ -346,6 +396,11 @@ class EngineGroup:
                 del left[name][group.prompt.prompt_id]
                 yield group
 
+    def kill(self) -> None:
+        """Ends all engines at once, whatever they are at."""
+        for engine in self._engines.values():
+            ray.kill(engine)
+
     def sleep(self) -> None:
         """Leaves the GPUs to the actor, where they are shared: see Engine.sleep."""
         if self.is_colocated:
@@ -374,7 +429,14 @@ class EngineGroup:
 
     def _begin(self, verb: str, *arguments: Any, what: str) -> Pending:
         refs = {name: engine.call.remote(verb, arguments) for name, engine in self._engines.items()}
-        return Pending(what, refs, self._config.weights.timeout_s)
+        return Pending(what, refs, self._config.weights.timeout_s, self._engines)
+
+
+def dead_of(processes: dict[str, Any]) -> list[str]:
+    """Names of those that have ended. Waits for the others' answers, at most DEATH_SEEN_S."""
+    refs = {name: process.ping.remote() for name, process in processes.items()}
+    answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=DEATH_SEEN_S)
+    return [name for name, ref in refs.items() if ref in answered and _has_died(ref)]
 
 
 def _has_died(ref: Any) -> bool:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,10 @@ class PromptStream:
         self._position = 0  # in this epoch's order
         self._order = self._shuffled()
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return _fingerprint(self.prompts)
+
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts. A call that crosses an epoch's end may hold a prompt twice."""
         taken: list[Prompt] = []
@@ -79,16 +84,16 @@ class PromptStream:
             "position": self._position,
             "seed": self.seed,
             "num_prompts": len(self.prompts),
-            "fingerprint": _fingerprint(self.prompts),
+            "fingerprint": self._fingerprint,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where the saved stream stopped.
+    def check(self, state: dict[str, Any]) -> None:
+        """Whether `load_state_dict` can go on from this.
 
         Raises:
             DataError: the state belongs to other prompts or another seed, so the order would silently be another one.
         """
-        if state["fingerprint"] != _fingerprint(self.prompts):
+        if state["fingerprint"] != self._fingerprint:
             raise DataError(
                 f"the checkpoint's data position is of other prompts ({state['num_prompts']} then, {len(self.prompts)} "
                 "now): the files, their order, the tokenizer, data.prompt_format or data.max_prompt_tokens changed; "
@@ -99,6 +104,10 @@ class PromptStream:
                 f"the checkpoint's data order has seed {state['seed']}, this run has {self.seed}; "
                 f"set run.seed = {state['seed']}"
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the saved stream stopped. Raises DataError as `check` does."""
+        self.check(state)
         self.epoch, self._position = state["epoch"], state["position"]
         self._order = self._shuffled()
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.hf_config import is_megatron_folder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,6 +70,11 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     given = [f"{setting}={json.dumps(value)}" for setting, value in flags.items() if value is not None]
     given += _samples_of_flag([pair for pair in pairs if not _is_setting(pair)])
     config = load_config(recipe, [*given, *overrides], trains=False)
+    if is_megatron_folder(config.model.path):
+        raise RecipeError(
+            f"model.path = {config.model.path!r} is a Megatron checkpoint; make an HF folder of it first: "
+            f"python -m checkpoint_tools.megatron_to_hf --megatron {config.model.path} --out {config.model.path}_hf"
+        )
     if not config.data.held_out:
         raise RecipeError("no data to evaluate on: give --data FILE ..., or set data.held_out")
     # Engines alone have GPUs of their own, whatever a run does.

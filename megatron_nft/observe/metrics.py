@@ -88,6 +88,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("time/pack_s", "s", "max", "packing sequences into microbatches"),
     ("time/score_s", "s", "max", "the actor's log-probs before the update"),
     ("time/train_s", "s", "max", "forward, backward and optimizer updates"),
+    ("time/checkpoint_s", "s", "max", "copying the state for a checkpoint; all of saving, if not in background"),
     ("time/sync_s", "s", "max", "sending the weights to the engines"),
     ("time/evaluate_s", "s", "max", "held-out evaluation"),
     ("time/step_s", "s", "max", "the whole step, stages and what lies between them"),

@@ -15,12 +15,14 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from megatron_nft.checkpoint_folder import delete_all, published
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
 from megatron_nft.observe.html import write_page
@@ -49,8 +51,7 @@ class Report:
         self._stream = stream if stream is not None else sys.stdout
         self._dir = config.run_dir
         self._metrics_file, self._rollouts_file = _open_run_folder(config)
-        self._records: list[StepReport] = []
-        self._page_answers = PageAnswers()
+        self._minutes_before = 0.0  # of earlier attempts
         self._page_written = self._start = time.perf_counter()
         self._step_ends: deque[float] = deque(maxlen=ETA_STEPS + 1)
         self._metrics: dict[str, float] | None = None  # of the open step
@@ -58,12 +59,43 @@ class Report:
         self._loose: dict[str, float] = {}  # stage times outside a step, for the next evaluation's record
         self._progress: Progress | None = None
         self._closed = False
+        self._read_back()  # what an earlier attempt has recorded
 
     def announce(self, line: str) -> None:
         """Prints a plain line."""
         if self._progress is not None:
             self._progress.clear()
         print(line, file=self._stream, flush=True)
+
+    def rewind(self, step: int, minutes: float) -> None:
+        """Goes on with an earlier attempt's files: what it recorded up to `step` stays, the rest will come again.
+
+        Args:
+            step: of the checkpoint that the run goes on from.
+            minutes: that the run had taken by then.
+        """
+        self._minutes_before = minutes
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            _keep(self._dir / name, lambda record: record["step"] <= step)
+        self._metrics_file.close()
+        self._rollouts_file.close()
+        self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
+        self._read_back()
+
+    def _read_back(self) -> None:
+        self._records = [_step_report(record) for record in read_records(self._dir / "metrics.jsonl")]
+        self._page_answers = PageAnswers()
+        for _, answers in groupby(read_records(self._dir / "rollouts.jsonl"), key=lambda r: (r["step"], r["source"])):
+            self._page_answers.add(list(answers))
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the run has evaluated after this step, in this attempt or an earlier one."""
+        return any(record.kind == "evaluation" and record.step == step for record in self._records)
+
+    @property
+    def minutes(self) -> float:
+        """That the run has taken, with what earlier attempts contributed."""
+        return self._minutes_before + (time.perf_counter() - self._start) / 60
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -165,7 +197,7 @@ class Report:
             elif values:
                 rows[label] = f"{values[0]:.3f} (one evaluation)"
         rows["steps"] = f"{sum(r.kind == 'step' for r in self._records)} of {self._config.train.steps}"
-        rows["minutes"] = f"{self._minutes():.1f}"
+        rows["minutes"] = f"{self.minutes:.1f}"
         rows |= {name.partition(".")[0]: str(self._dir / name) for name in FILES}
         self.announce(closing_table(rows))
 
@@ -184,9 +216,6 @@ class Report:
         """From end to end of the latest steps, so that evaluations and checkpoints between them count."""
         per_step = (self._step_ends[-1] - self._step_ends[0]) / (len(self._step_ends) - 1)
         return per_step * max(self._config.train.steps - step, 0)
-
-    def _minutes(self) -> float:
-        return (time.perf_counter() - self._start) / 60
 
     def _write_record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -209,7 +238,7 @@ class Report:
                 self._dir / "report.html",
                 config=self._config,
                 verdict=verdict,
-                minutes=self._minutes(),
+                minutes=self.minutes,
                 records=self._records,
                 answers=self._page_answers.records,
             )
@@ -222,18 +251,56 @@ def _open_run_folder(config: Config) -> tuple[TextIO, TextIO]:
     folder: Path = config.run_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not config.run.overwrite:
+        if config.run.overwrite:
+            delete_all(folder)
+            for name in FILES:  # what others put there stays
+                (folder / name).unlink(missing_ok=True)
+        elif any(folder.iterdir()) and not _may_go_on(config):
             raise RecipeError(
-                f"{folder} already holds a run; set run.name to a new name, or run.overwrite=true to replace its files"
+                f"{folder} already holds a run that can't be gone on with; set run.name to a new name, or "
+                "run.overwrite=true to replace its files"
             )
-        for name in FILES:  # checkpoints and what others put there stay
-            (folder / name).unlink(missing_ok=True)
         (folder / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
-        return (folder / "metrics.jsonl").open("a"), (folder / "rollouts.jsonl").open("a")
+        return _open_for_appending(folder)
     except OSError as error:
         raise RecipeError(
             f"can't write to the run folder {folder}: {error}; set run.dir to a writable folder"
         ) from None
+
+
+def _may_go_on(config: Config) -> bool:
+    """With a checkpoint, or, before the first one, from the beginning: if it is this very run, and not at its end."""
+    folder = config.run_dir
+    if config.checkpoint.resume == "never":
+        return False
+    if published(folder):
+        return True
+    recipe = folder / "recipe.toml"
+    is_this_run = recipe.is_file() and recipe.read_text(encoding="utf-8") == to_toml(config)
+    return is_this_run and not (folder / "hf").exists()
+
+
+def _open_for_appending(folder: Path) -> tuple[TextIO, TextIO]:
+    return (folder / "metrics.jsonl").open("a"), (folder / "rollouts.jsonl").open("a")
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run's .jsonl, less one that was cut short by the end of an attempt."""
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Takes the other records out; the file is whole at any time."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in read_records(path) if wanted(record)))
+    partial.replace(path)
+
+
+def _step_report(record: dict[str, Any]) -> StepReport:
+    metrics = {name: math.nan if value is None else value for name, value in record.items() if "/" in name}
+    return StepReport(step=record["step"], kind=record["kind"], time=record["time"], metrics=metrics)
 
 
 def _append(file: TextIO, record: Mapping[str, object]) -> None:

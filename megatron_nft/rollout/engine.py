@@ -56,12 +56,13 @@ class Engine:
     """One vLLM engine.
 
     Args:
-        model_path: HF folder with config.json, *.safetensors and a tokenizer.
+        model_path: HF folder with config.json, *.safetensors (unless it starts empty) and a tokenizer.
         device: "cpu" or "cuda".
         max_model_len: longest prompt + answer, in tokens.
         seed: of what is left random in vLLM; the answers' seeds come with `Sampling`.
         index: of this engine among all.
         is_colocated: it takes turns on its GPU: `sleep` and `wake` are to free memory.
+        starts_empty: reads no weights, and refuses to generate before a weight update.
 
     Raises:
         EngineError: vLLM can't start on this model with these settings.
@@ -77,6 +78,7 @@ class Engine:
         seed: int,
         index: int = 0,
         is_colocated: bool = False,
+        starts_empty: bool = False,
     ):
         from vllm import LLM
         from vllm.config import WeightTransferConfig
@@ -88,6 +90,7 @@ class Engine:
         try:
             self._llm = LLM(
                 model=model_path,
+                load_format="dummy" if starts_empty else "auto",
                 dtype=config.dtype,
                 seed=seed,
                 tensor_parallel_size=config.tp,
@@ -109,7 +112,9 @@ class Engine:
         self._place = index * config.tp  # of its first worker among the workers of all engines
         self._names: list[str] = []
         self._update_open = False
-        self._unusable = ""  # why the weights are not to be sampled from; empty: they are fine
+        self._unusable = (
+            "it started without weights" if starts_empty else ""
+        )  # why the weights are not to be sampled from; empty: they are fine
         self.policy_version = 0
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:

@@ -17,11 +17,10 @@ Adapted to vLLM 0.32.0. What is particular to it:
 """
 
 import weakref
+from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -30,7 +29,9 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from megatron_nft.hf_config import read_hf_config
 from megatron_nft.weights.carriers import make_receiver
+from megatron_nft.weights.parameters import parameters
 from megatron_nft.weights.wire import BucketManifest, Receiver
 
 BACKEND = "megatron_nft"
@@ -65,17 +66,16 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
         self.receivers: dict[str, Receiver] = {}  # by carrier
 
     def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
-        """Takes the names that updates will bring, and checks them against the checkpoint the engine started from.
+        """Takes the names that updates will bring, and checks them against those of the engine's architecture.
 
         Raises:
             WeightUpdateError: a name is missing, unknown, or given twice. No weight has been touched.
         """
-        shapes = checkpoint_shapes(self.model_config.model)
-        expected = set(shapes)
-        if self.model_config.hf_config.tie_word_embeddings:
-            expected.discard(TIED_HEAD)
-        _check_names("the sender's list", init_info.names, expected, optional={TIED_HEAD})
-        self.expected, self.shapes = set(init_info.names), shapes
+        hf = read_hf_config(self.model_config.model)
+        self.shapes = {name: shape for parameter in parameters(hf) for name, shape in parameter.hf_shapes.items()}
+        optional = {TIED_HEAD} if hf.tie_word_embeddings else set()
+        _check_names("the sender's list", init_info.names, set(self.shapes), optional)
+        self.expected = set(init_info.names)
         self.place = init_info.place + self.parallel_config.rank
 
     def start_weight_update(self) -> None:
@@ -118,7 +118,7 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
         for name, tensor in bucket.items():
             if (shape := tuple(tensor.shape)) != self.shapes.get(name, shape):
                 raise WeightUpdateError(
-                    f"{manifest.bucket}: {name} has shape {shape}, in the engine's model folder it has "
+                    f"{manifest.bucket}: {name} has shape {shape}, by the engine's config.json it has "
                     f"{self.shapes[name]}; do actor and engines start from the same model.path?"
                 )
             if tensor.dtype != self.model_config.dtype:
@@ -145,24 +145,7 @@ class RegisterBackend:
     """A vLLM worker extension (`EXTENSION`) without methods: naming it makes every worker import this module."""
 
 
-def checkpoint_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors in an HF folder's safetensors files, by name.
-
-    Raises:
-        WeightUpdateError: the folder has no such files.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    if not shapes:
-        raise WeightUpdateError(f"{folder} has no *.safetensors to learn the parameters' names and shapes from")
-    return shapes
-
-
-def _check_names(
-    what: str, names: list[str], expected: set[str], optional: frozenset[str] | set[str] = frozenset()
-) -> None:
+def _check_names(what: str, names: list[str], expected: set[str], optional: Set[str] = frozenset()) -> None:
     missing = sorted(expected - set(names))
     unexpected = sorted(set(names) - expected - optional)
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []

@@ -42,13 +42,14 @@ def copy_side_files(source: Path, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
-def finish_hf_folder(folder: Path, base_model: str | Path, weight_maps: Sequence[dict[str, str]]) -> None:
-    """Adds the index of the weight files, and all that isn't weights from the model that training started from.
+def finish_hf_folder(folder: Path, base_model: Path, weight_maps: Sequence[dict[str, str]]) -> None:
+    """Adds the index of the weight files, and all that isn't weights.
 
     Args:
+        base_model: folder with the config and tokenizer of the model that training started from.
         weight_maps: HF name -> file name, of each pipeline stage.
     """
-    copy_side_files(Path(base_model), folder)
+    copy_side_files(base_model, folder)
     weight_map = {name: file for stage in weight_maps for name, file in stage.items()}
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner can read

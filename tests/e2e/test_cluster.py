@@ -14,6 +14,9 @@ pytestmark = pytest.mark.e2e
 
 
 class Process:
+    def ping(self):
+        pass
+
     def answer(self, value):
         return value
 
@@ -36,7 +39,7 @@ def processes():
 def pending(processes, first, second, timeout_s=30.0):
     refs = {"actor rank 0": getattr(processes[0], first[0]).remote(*first[1:])}
     refs["actor rank 1"] = getattr(processes[1], second[0]).remote(*second[1:])
-    return Pending("train_step", refs, timeout_s)
+    return Pending("train_step", refs, timeout_s, {f"actor rank {i}": process for i, process in enumerate(processes)})
 
 
 def test_answers_come_in_the_order_of_the_processes(processes):

@@ -1,63 +1,168 @@
-"""Save and resume of the actor: the same run to the last bit in the same layout, to rounding in another."""
+"""Save and resume of the actor: the same run to the last bit in the same layout, to rounding in any other.
 
+In every layout (tp, pp, dp) of {1,2} x {1,2} x {1,2} six updates run straight, with a save after the third. Then ranks
+of every layout go on from the save of every layout.
+"""
+
+import json
+from itertools import product
+
+import numpy as np
 import pytest
+import torch
 
+from checkpoint_tools.megatron_folder import MegatronFolder
+from tests.parallel.families import make_folder
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import _moved, stored_sequences
 from tests.parallel.test_parity import hf_tensors
 
 pytestmark = pytest.mark.parallel
+LAYOUTS = list(product((1, 2), repeat=3))
+"""(tp, pp, dp)."""
+HALF = 3
 # With Adam's usual eps a gradient of 1e-9 moves its weight as far as one of 1e-1, rounding and all.
-OPTIMIZER = ["optimizer.learning_rate=1e-2", "optimizer.eps=1e-2"]
+SETTINGS = ["data.max_prompt_tokens=128", "optimizer.learning_rate=1e-3", "optimizer.eps=1e-2"]
 
 
-def two_updates(rank, master, overrides, folder, saves):
-    """Two updates with a save between them, or the second one alone, resumed: metrics and weights."""
-    import torch
+def name_of(layout):
+    return "tp{}pp{}dp{}".format(*layout)
 
+
+def six_updates():
+    sequences = [s for update in stored_sequences() for s in update]
+    return [[_moved(s) for s in sequences[8 * u : 8 * u + 8]] for u in range(2 * HALF)]
+
+
+def build(rank, master, folder, layout, overrides=()):
+    """A worker, and its share of six updates."""
     torch.set_num_threads(1)
     from megatron_nft.actor.topology import data_parallel_rank
     from megatron_nft.actor.worker import Worker
     from megatron_nft.config import load_config
     from megatron_nft.data.packing import pack
 
-    config = load_config("launch/recipes/quickstart.toml", ["actor.tp=1", *OPTIMIZER, *overrides])
+    axes = [f"actor.{axis}={size}" for axis, size in zip(("tp", "pp", "dp"), layout, strict=True)]
+    model = f"model.path={json.dumps(f'{folder}/model')}"
+    config = load_config("launch/recipes/quickstart.toml", [model, *axes, *SETTINGS, *overrides])
     worker = Worker(config, rank=rank, master=master)
-    groups = [[_moved(s) for s in update] for update in stored_sequences()]
-    batch = pack(groups, num_updates=2, dp=config.actor.dp, tokens_per_microbatch=1000)
-    first, second = (update[data_parallel_rank(config.actor, rank)] for update in batch.updates)
-    if saves:
-        worker.train_step([first])
-        worker.save(folder)
-    else:
-        worker.load(folder)
-    metrics = worker.train_step([second])
-    weights = hf_tensors(worker, lambda parameter: parameter)
-    worker.shutdown()
-    return metrics, weights
+    batch = pack(six_updates(), num_updates=2 * HALF, dp=config.actor.dp, tokens_per_microbatch=600)
+    return worker, [update[data_parallel_rank(config.actor, rank)] for update in batch.updates]
 
 
-def outcome(world_size, *arguments):
-    ranks = run_ranks(world_size, two_updates, *arguments)
+def straight(rank, master, folder, layout):
+    """Six updates, a save between the third and the fourth, another at the end."""
+    worker, updates = build(rank, master, folder, layout)
+    worker.train_step(updates[:HALF])
+    worker.begin_save(f"{folder}/{name_of(layout)}", HALF, HALF)  # the rest is written while training goes on
+    metrics = worker.train_step(updates[HALF:])
+    worker.finish_save()
+    worker.save(f"{folder}/{name_of(layout)}_end")
+    return metrics, hf_tensors(worker, lambda parameter: parameter)
+
+
+def resumed(rank, master, folder, layout):
+    """The last three updates, from each layout's save."""
+    worker, updates = build(rank, master, folder, layout)
+    found = {}
+    for other in LAYOUTS:
+        worker.load(f"{folder}/{name_of(other)}")
+        metrics = worker.train_step(updates[HALF:])
+        found[other] = metrics, hf_tensors(worker, lambda parameter: parameter)
+        if other == layout:
+            worker.save(f"{folder}/{name_of(layout)}_resumed")
+    return found
+
+
+def whole(ranks):
+    """One rank's metrics, and the model of all."""
     (metrics,) = [metrics for metrics, _ in ranks if metrics is not None]
-    return metrics, {name: tensor for _, weights in ranks for name, tensor in weights.items()}
+    return metrics, {name: tensor for _, tensors in ranks for name, tensor in tensors.items()}
 
 
-def test_resume_in_this_layout_and_in_others(tmp_path):
-    layout = ["actor.tp=2", "actor.pp=2", "actor.vpp=2"]
-    metrics, weights = outcome(4, layout, str(tmp_path), True)
-    resumed, resumed_weights = outcome(4, layout, str(tmp_path), False)
-    assert resumed == metrics
-    assert all((resumed_weights[name] == weights[name]).all() for name in weights)
-    for world_size, other in ((1, []), (2, ["actor.dp=2"])):
-        resumed, resumed_weights = outcome(world_size, other, str(tmp_path), False)
+@pytest.fixture(scope="module")
+def saves(tmp_path_factory):
+    """The folder with the saves of all layouts, and what came of the straight runs."""
+    folder = tmp_path_factory.mktemp("saves")
+    make_folder("qwen2 tied", "float32", 5, folder / "model")  # its vocabulary is padded otherwise for each tp
+    outcomes = {}
+    for layout in LAYOUTS:
+        for end in ("", "_end", "_resumed"):
+            (folder / f"{name_of(layout)}{end}").mkdir()
+        outcomes[layout] = whole(run_ranks(np.prod(layout), straight, str(folder), layout))
+    return folder, outcomes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+def test_from_every_layout_to(saves, layout):
+    folder, outcomes = saves
+    ranks = run_ranks(np.prod(layout), resumed, str(folder), layout)
+    metrics, weights = outcomes[layout]
+    for other in LAYOUTS:
+        again, weights_again = whole([rank[other] for rank in ranks])
+        assert weights_again.keys() == weights.keys()
+        if other == layout:
+            assert again == metrics
+            assert all((weights_again[name] == weights[name]).all() for name in weights)
         for name, value in metrics.items():
-            assert resumed[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-        assert resumed_weights.keys() == weights.keys()
-        assert max(abs(resumed_weights[name] - weights[name]).max() for name in weights) < 1e-6
+            assert again[name] == pytest.approx(value, rel=1e-5, abs=5e-6), (other, name)
+        assert max(abs(weights_again[name] - weights[name]).max() for name in weights) < 1e-6, other
+    same_bits(folder / f"{name_of(layout)}_end", folder / f"{name_of(layout)}_resumed")
 
 
-def load_nothing(rank, master, folder):
+def same_bits(one, other):
+    """Weights, master weights, moments and the schedule of two checkpoints of one layout."""
+    first, second = MegatronFolder(one), MegatronFolder(other)
+    assert first.tensors.keys() == second.tensors.keys() and len(first.tensors) > len(first.weights) > 0
+    for key, tensor in first.tensors.items():
+        chunks = {chunk.offset: chunk for chunk in second.tensors[key].chunks}
+        for chunk in tensor.chunks:
+            assert torch.equal(first.read(tensor, chunk), second.read(second.tensors[key], chunks[chunk.offset])), key
+    assert first.read_common()["schedule"] == second.read_common()["schedule"]
+
+
+def random_numbers(rank, master, folder, saves):
+    """Draws, a save between them."""
+    worker, updates = build(rank, master, folder, (1, 2, 1))
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    def draw():
+        with get_cuda_rng_tracker().fork():
+            inside = torch.rand(3).tolist()
+        return inside + torch.rand(3).tolist()
+
+    if saves:
+        worker.train_step(updates[:1])
+        draw()
+        torch.manual_seed(1000 + rank)  # each rank's own
+        worker.save(f"{folder}/random")
+    else:
+        worker.load(f"{folder}/random")
+    return draw()
+
+
+def test_every_rank_draws_the_random_numbers_that_it_would_have_drawn(saves):
+    folder, _ = saves
+    (folder / "random").mkdir()
+    straight_on = run_ranks(2, random_numbers, str(folder), True)
+    assert run_ranks(2, random_numbers, str(folder), False) == straight_on
+    assert straight_on[0] != straight_on[1]
+
+
+def changed_recipe(rank, master, folder):
+    worker, updates = build(rank, master, folder, (1, 1, 1), ["optimizer.learning_rate=5e-4", "optimizer.beta2=0.9"])
+    worker.load(f"{folder}/{name_of((1, 1, 1))}")
+    metrics = worker.train_step(updates[HALF : HALF + 1])
+    return metrics["actor/learning_rate"], {group["betas"] for group in worker.optimizer.param_groups}
+
+
+def test_the_recipe_and_not_the_checkpoint_says_how_to_go_on(saves):
+    ((rate, betas),) = run_ranks(1, changed_recipe, str(saves[0]))
+    assert rate == 5e-4  # after 4 updates of warm-up
+    assert betas == {(0.9, 0.9)}
+
+
+def load_from(rank, master, folder):
     from megatron_nft.actor.worker import Worker
     from megatron_nft.config import load_config
 
@@ -66,5 +171,21 @@ def load_nothing(rank, master, folder):
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(AssertionError, match=r"is no checkpoint: it has no metadata\.json"):
-        run_ranks(1, load_nothing, str(tmp_path))
+    with pytest.raises(AssertionError, match=r"no Megatron checkpoint, it has no metadata\.json"):
+        run_ranks(1, load_from, str(tmp_path))
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_before_megatron_reads_it(saves, tmp_path):
+    import os
+    import pickle
+    import shutil
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    shutil.copytree(saves[0] / name_of((1, 1, 1)), tmp_path / "copy")
+    (tmp_path / "copy" / ".metadata").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(AssertionError, match=r"\.metadata: refused, it names posix\.mkdir"):
+        run_ranks(1, load_from, str(tmp_path / "copy"))
+    assert not (tmp_path / "made").exists()

@@ -122,9 +122,9 @@ def test_a_checkpoint_of_a_run_becomes_what_the_run_exports(run, tmp_path):
     assert not any(torch.equal(before[name].bfloat16(), after[name]) for name in matrices), "an update moved them all"
 
 
-def test_inspect_reads_the_layout_off_the_chunks(run):
+def test_inspect_knows_the_layout(run):
     found = describe(run / "checkpoint")
-    assert found["layout"] == {"tp": 2, "pp": 2, "vpp": 2} and found["updates"] == 1
+    assert found["layout"] == {"tp": 2, "pp": 2, "vpp": 2, "cp": 1, "dp": 1} and found["updates"] == 1
     assert found["optimizer"]["numbers"] >= 3 * HFTensors(QUICKSTART)["model.embed_tokens.weight"].numel()
 
 

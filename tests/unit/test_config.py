@@ -281,3 +281,11 @@ def test_the_carrier_follows_device_and_placement(overrides, carrier):
 def test_placements_and_carriers_that_do_not_go_together_are_refused(overrides, says):
     with pytest.raises(RecipeError, match=says):
         load_config("launch/recipes/quickstart.toml", overrides)
+
+
+def test_a_run_does_not_begin_from_its_own_checkpoint(tmp_path):
+    run = [f'run.dir="{tmp_path}"', "run.name=one"]
+    own, others = (f'checkpoint.resume="{tmp_path}/{name}/checkpoints/step_2"' for name in ("one", "two"))
+    with pytest.raises(RecipeError, match=r"of this run, of which later steps are there, too; set run\.name"):
+        load_config("launch/recipes/quickstart.toml", [*run, own])
+    assert load_config("launch/recipes/quickstart.toml", [*run, others]).checkpoint.resume.endswith("step_2")

@@ -11,7 +11,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from checkpoint_tools import megatron_to_hf
 from checkpoint_tools.inspect import describe
 from checkpoint_tools.megatron_folder import COMMON, FileSlice, MegatronFolder
-from checkpoint_tools.metadata import CheckpointFolderError, read_metadata
+from megatron_nft.actor.checkpoint_metadata import read_metadata
+from megatron_nft.checkpoint_folder import CheckpointError
 
 KEY = "decoder.layers.mlp.linear_fc2.weight"
 
@@ -28,12 +29,10 @@ def test_a_missing_and_a_short_file(megatron):
     file = megatron / "__0_0.distcp"
     whole = file.read_bytes()
     file.write_bytes(whole[:-3000])
-    with pytest.raises(
-        CheckpointFolderError, match=r"__0_0\.distcp: [\d,]+ bytes, [\d,]+ are needed; .* copy it again"
-    ):
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp: [\d,]+ bytes, [\d,]+ are needed; .* copy it again"):
         MegatronFolder(megatron)
     file.unlink()
-    with pytest.raises(CheckpointFolderError, match=r"__0_0\.distcp: missing; .* copy it again"):
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp: missing; .* copy it again"):
         MegatronFolder(megatron)
 
 
@@ -44,15 +43,15 @@ def test_flipped_bytes_in_a_chunk(megatron):
     with (megatron / place.file).open("r+b") as file:
         file.seek(place.start)
         file.write(b"\xff" * 200)
-    with pytest.raises(CheckpointFolderError, match=f"{KEY} in it is (damaged|refused)"):
+    with pytest.raises(CheckpointError, match=f"{KEY} in it is (damaged|refused)"):
         stored.read(tensor, place)
 
 
 def test_no_checkpoint_and_another_format(megatron, hf):
-    with pytest.raises(CheckpointFolderError, match=r"has no metadata\.json; it looks like an HF folder"):
+    with pytest.raises(CheckpointError, match=r"has no metadata\.json; it looks like an HF folder"):
         MegatronFolder(hf)
     (megatron / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"}))
-    with pytest.raises(CheckpointFolderError, match="format 'zarr' is not supported; torch_dist is"):
+    with pytest.raises(CheckpointError, match="format 'zarr' is not supported; torch_dist is"):
         MegatronFolder(megatron)
 
 
@@ -76,7 +75,7 @@ def test_files_elsewhere_are_not_read(megatron):
     for place in metadata.storage_data.values():
         place.relative_path = "../../etc/passwd"
     (megatron / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointFolderError, match=r"refused, it names '\.\./\.\./etc/passwd', a file elsewhere"):
+    with pytest.raises(CheckpointError, match=r"refused, it names '\.\./\.\./etc/passwd', a file elsewhere"):
         MegatronFolder(megatron)
 
 
@@ -92,7 +91,7 @@ def test_files_elsewhere_are_not_read(megatron):
 def test_a_config_of_another_model(megatron, tmp_path, change, message):
     config = megatron / "hf" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
-    with pytest.raises(CheckpointFolderError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         megatron_to_hf.convert(megatron, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -101,7 +100,7 @@ def test_a_save_that_was_interrupted_has_holes(megatron, tmp_path):
     metadata = read_metadata(megatron)
     del metadata.state_dict_metadata[KEY].chunks[1]
     (megatron / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointFolderError, match=f"{KEY} of layer 1 has holes"):
+    with pytest.raises(CheckpointError, match=f"{KEY} of layer 1 has holes"):
         megatron_to_hf.convert(megatron, tmp_path / "out")
 
 

@@ -10,7 +10,8 @@ import torch
 from checkpoint_tools.inspect import main as inspect
 from checkpoint_tools.megatron_folder import MegatronFolder
 from checkpoint_tools.megatron_to_hf import main as megatron_to_hf
-from checkpoint_tools.metadata import CheckpointFolderError, read_common, read_metadata
+from megatron_nft.actor.checkpoint_metadata import read_common, read_metadata
+from megatron_nft.checkpoint_folder import CheckpointError
 
 
 class Malicious:
@@ -29,7 +30,7 @@ def test_metadata_that_calls_something_is_refused_and_nothing_called(megatron, t
     arguments = {os.mkdir: (str(made),), eval: (f"__import__('os').mkdir({str(made)!r})",)}.get(function, ("x", "y"))
     payload = pickle.dumps(Malicious(function, *arguments))
     (megatron / ".metadata").write_bytes(payload)
-    with pytest.raises(CheckpointFolderError, match=r"\.metadata: refused, it names .* has no place"):
+    with pytest.raises(CheckpointError, match=r"\.metadata: refused, it names .* has no place"):
         read_metadata(megatron)
     for main, argv in ((inspect, [str(megatron)]), (megatron_to_hf, ["--megatron", str(megatron), "--out", "out"])):
         assert main(argv) == 1
@@ -44,7 +45,7 @@ def test_hidden_among_real_metadata_it_is_refused_too(megatron, tmp_path):
     metadata = read_metadata(megatron)
     metadata.planner_data = Malicious(os.mkdir, str(tmp_path / "made"))
     (megatron / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointFolderError, match=r"names posix\.mkdir"):
+    with pytest.raises(CheckpointError, match=r"names posix\.mkdir"):
         MegatronFolder(megatron)
     assert not (tmp_path / "made").exists()
 
@@ -52,13 +53,13 @@ def test_hidden_among_real_metadata_it_is_refused_too(megatron, tmp_path):
 def test_a_malicious_chunk_or_common_file_is_refused(megatron, tmp_path):
     made = tmp_path / "made"
     torch.save({"schedule": Malicious(os.mkdir, str(made))}, megatron / "common.pt")
-    with pytest.raises(CheckpointFolderError, match=r"common\.pt: refused, it names posix\.mkdir"):
+    with pytest.raises(CheckpointError, match=r"common\.pt: refused, it names posix\.mkdir"):
         read_common(megatron)
     stored = MegatronFolder(megatron)
     tensor = stored.tensors["decoder.final_layernorm.weight"]
     torch.save(Malicious(os.mkdir, str(made)), megatron / "other")
     chunk = replace(tensor.chunks[0], file="other", start=0, length=(megatron / "other").stat().st_size)
-    with pytest.raises(CheckpointFolderError, match=r"final_layernorm\.weight in it is refused, it names posix\.mkdir"):
+    with pytest.raises(CheckpointError, match=r"final_layernorm\.weight in it is refused, it names posix\.mkdir"):
         stored.read(tensor, chunk)
     assert not made.exists()
 
@@ -67,5 +68,5 @@ def test_a_malicious_chunk_or_common_file_is_refused(megatron, tmp_path):
 def test_damaged_metadata_is_named(megatron, damage):
     path = megatron / ".metadata"
     path.write_bytes(path.read_bytes()[:1000] if damage == "half" else damage)
-    with pytest.raises(CheckpointFolderError, match=r"\.metadata: (refused|damaged|holds no)"):
+    with pytest.raises(CheckpointError, match=r"\.metadata: (refused|damaged|holds no)"):
         MegatronFolder(megatron)

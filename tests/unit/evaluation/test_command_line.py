@@ -116,6 +116,7 @@ def test_wrong_model_folders(run, tmp_path):
     megatron = tmp_path / "checkpoint"
     megatron.mkdir()
     (megatron / "metadata.json").write_text("{}")
+    shutil.copytree(MODEL, megatron / "hf")
     status, error = run("--model", str(megatron), *data)
     assert status == 2 and "is a Megatron checkpoint; make an HF folder of it first" in error
     assert f"python -m checkpoint_tools.megatron_to_hf --megatron {megatron} --out {megatron}_hf" in error

@@ -195,11 +195,70 @@ def test_a_used_folder_is_refused_and_overwriting_touches_only_known_files(make_
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "checkpoint.pt").write_text("precious")
     (config.run_dir / "metrics.jsonl").write_text("old\n")
-    with pytest.raises(RecipeError, match=r"already holds a run; set run.name .* or run.overwrite=true"):
+    with pytest.raises(RecipeError, match=r"already holds a run that can't .* set run.name .* or run.overwrite=true"):
         Report(config, io.StringIO())
     Report(make_config(overwrite=True), io.StringIO()).close("done")
     assert (config.run_dir / "checkpoint.pt").read_text() == "precious"
     assert (config.run_dir / "metrics.jsonl").read_text() == ""
+
+
+def test_overwriting_removes_the_checkpoints_of_the_earlier_run(make_config):
+    config = make_config()
+    for name in ("step_2", "step_4", "step_6.partial", "mine"):
+        (config.run_dir / "checkpoints" / name).mkdir(parents=True)
+    (config.run_dir / "checkpoints" / "latest").symlink_to("step_4")
+    Report(make_config(overwrite=True), io.StringIO()).close("done")
+    assert [p.name for p in (config.run_dir / "checkpoints").iterdir()] == ["mine"]
+
+
+def record_two_steps(config, make_group):
+    report = Report(config, io.StringIO())
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25}, [make_group("right")])
+    for step in (1, 2):
+        with report.step(step):
+            report.add({"nft/loss": step * 1.5, "nft/kl": math.nan})
+            report.add_rollouts([make_group("right", "wrong")])
+    report.close("interrupted")
+
+
+def test_a_resumed_run_keeps_what_was_recorded_up_to_its_checkpoint(make_config, make_group):
+    """Here the run was killed in the middle of a line."""
+    config, stream = make_config(), io.StringIO()
+    record_two_steps(config, make_group)
+    with (config.run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "kind": "st')
+    (config.run_dir / "checkpoints" / "step_1").mkdir(parents=True)
+    report = Report(config, stream)
+    report.rewind(1, minutes=60.0)
+    assert report.has_evaluation(0) and not report.has_evaluation(1)
+    assert 60 <= report.minutes < 61
+    with report.step(2):
+        report.add({"nft/loss": 3.0})
+    report.close("done")
+    records = read_jsonl(config.run_dir / "metrics.jsonl")
+    assert [(r["kind"], r["step"]) for r in records] == [("evaluation", 0), ("step", 1), ("step", 2)]
+    assert records[1]["nft/kl"] is None and records[2]["nft/loss"] == 3.0
+    assert {r["step"] for r in read_jsonl(config.run_dir / "rollouts.jsonl")} == {0, 1}
+    assert "2 of 40" in stream.getvalue()
+
+
+def test_a_start_that_fails_keeps_all_that_was_recorded(make_config, make_group):
+    config = make_config()
+    record_two_steps(config, make_group)
+    before = (config.run_dir / "metrics.jsonl").read_text()
+    Report(config, io.StringIO()).close("failed: no engine")
+    assert (config.run_dir / "metrics.jsonl").read_text() == before
+    assert re.search(r'"step": ?2\b', (config.run_dir / "report.html").read_text())
+
+
+def test_without_a_checkpoint_only_the_same_recipe_begins_again(make_config, make_group):
+    record_two_steps(make_config(), make_group)
+    Report(make_config(), io.StringIO()).close("done")
+    with pytest.raises(RecipeError, match="already holds a run"):
+        Report(make_config(seed=2), io.StringIO())
+    (make_config().run_dir / "hf").mkdir()  # it has come to its end
+    with pytest.raises(RecipeError, match="already holds a run"):
+        Report(make_config(), io.StringIO())
 
 
 def test_an_unwritable_folder_is_explained(make_config, tmp_path):

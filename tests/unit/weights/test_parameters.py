@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from checkpoint_tools.parameters import parameters
 from megatron_nft.hf_config import FAMILIES, read_hf_config
+from megatron_nft.weights.parameters import parameters
 from tests.unit.checkpoint_tools.conftest import CONFIG
 
 

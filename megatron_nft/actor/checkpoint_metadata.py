@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
+from megatron_nft.checkpoint_folder import CheckpointError
+
 FORMAT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -40,39 +42,35 @@ ALLOWED = {
 }  # fmt: skip
 
 
-class CheckpointFolderError(ValueError):
-    """A folder is no Megatron checkpoint, or a part of it is missing, damaged, or not to be trusted."""
-
-
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in ALLOWED.get(module, ()):
-            raise CheckpointFolderError(f"names {module}.{name}, which has no place in a checkpoint's metadata")
+            raise CheckpointError(f"names {module}.{name}, which has no place in a checkpoint's metadata")
         return super().find_class(module, name)
 
 
 def check_format(folder: Path) -> None:
     """
     Raises:
-        CheckpointFolderError: the folder is no checkpoint in Megatron's torch_dist format.
+        CheckpointError: the folder is no checkpoint in Megatron's torch_dist format.
     """
     try:
         config = json.loads((folder / "metadata.json").read_text())
     except FileNotFoundError:
         hint = "; it looks like an HF folder" if (folder / "config.json").is_file() else ""
-        raise CheckpointFolderError(f"{folder}: no Megatron checkpoint, it has no metadata.json{hint}") from None
+        raise CheckpointError(f"{folder}: no Megatron checkpoint, it has no metadata.json{hint}") from None
     except ValueError as error:
-        raise CheckpointFolderError(f"{folder / 'metadata.json'}: not valid JSON: {error}") from None
+        raise CheckpointError(f"{folder / 'metadata.json'}: not valid JSON: {error}") from None
     backend = config.get("sharded_backend") if isinstance(config, dict) else None
     if backend != FORMAT["sharded_backend"]:
-        raise CheckpointFolderError(f"{folder}: format {backend!r} is not supported; torch_dist is")
+        raise CheckpointError(f"{folder}: format {backend!r} is not supported; torch_dist is")
 
 
 def read_metadata(folder: Path) -> Metadata:
     """`folder`/.metadata.
 
     Raises:
-        CheckpointFolderError: it is missing or damaged, or names what metadata has no use for; nothing was called.
+        CheckpointError: it is missing or damaged, or names what metadata has no use for; nothing was called.
     """
     path = folder / ".metadata"
 
@@ -82,7 +80,7 @@ def read_metadata(folder: Path) -> Metadata:
 
     metadata = _read(path, load)
     if not isinstance(metadata, Metadata):
-        raise CheckpointFolderError(f"{path}: holds no checkpoint's metadata but {type(metadata).__name__}")
+        raise CheckpointError(f"{path}: holds no checkpoint's metadata but {type(metadata).__name__}")
     return metadata
 
 
@@ -90,7 +88,7 @@ def read_common(folder: Path) -> dict[str, Any]:
     """`folder`/common.pt: what all ranks have alike, such as the schedule. Plain numbers, strings and tensors.
 
     Raises:
-        CheckpointFolderError: it is missing or damaged, or holds objects.
+        CheckpointError: it is missing or damaged, or holds objects.
     """
     path = folder / "common.pt"
     return read_weights_only(path, path)
@@ -104,7 +102,7 @@ def read_weights_only(path: Path, source: Path | BinaryIO, what: str = "") -> An
         what: of the file, for the error.
 
     Raises:
-        CheckpointFolderError: it is missing or damaged, or holds objects.
+        CheckpointError: it is missing or damaged, or holds objects.
     """
     return _read(path, lambda: torch.load(source, map_location="cpu", weights_only=True), what)
 
@@ -113,20 +111,18 @@ def _read(path: Path, load: Callable[[], Any], what: str = "") -> Any:
     try:
         return load()
     except FileNotFoundError:
-        raise CheckpointFolderError(f"{path}: missing; the checkpoint is not whole, copy it again") from None
-    except CheckpointFolderError as error:
-        raise CheckpointFolderError(f"{path}: refused, it {error}; was it made by someone else?") from None
+        raise CheckpointError(f"{path}: missing; the checkpoint is not whole, copy it again") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: refused, it {error}; was it made by someone else?") from None
     except pickle.UnpicklingError as error:
         # torch's own words go on to say how to load it nevertheless.
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named:
-            raise CheckpointFolderError(
-                f"{path}: {what}refused, it names {named[1]}; was it made by someone else?"
-            ) from None
+            raise CheckpointError(f"{path}: {what}refused, it names {named[1]}; was it made by someone else?") from None
         first = (str(error).splitlines() or [""])[0].partition(". ")[0]
-        raise CheckpointFolderError(f"{path}: {what}damaged ({first}); copy it again") from None
+        raise CheckpointError(f"{path}: {what}damaged ({first}); copy it again") from None
     except OSError:
         raise
     except Exception as error:  # a damaged pickle may fail in any way
         first = (str(error).splitlines() or [""])[0]
-        raise CheckpointFolderError(f"{path}: {what}damaged ({type(error).__name__}: {first}); copy it again") from None
+        raise CheckpointError(f"{path}: {what}damaged ({type(error).__name__}: {first}); copy it again") from None

@@ -1,0 +1,111 @@
+"""Where the facts about a machine are: folders of installed packages, /proc, environment, disks.
+
+`Machine.this_one()` is the one that we are on; tests hand in others, made of folders. Nothing is imported or started
+to learn a fact: a broken installation must not break its own diagnosis.
+"""
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import distributions
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CUDA = re.compile(r"^cuda\b.*?=\s*'(\d+)\.(\d+)'", re.MULTILINE)
+"""The line of torch/version.py that says for which CUDA it was built; None for a CPU build."""
+DRIVER = re.compile(r"Kernel Module.*?\s(\d+)\.(\d+)")
+"""In /proc/driver/nvidia/version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """One machine, and what the program expects of it."""
+
+    site_packages: tuple[Path, ...]
+    requirements: tuple[Path, ...]  # files of pins
+    environment: Mapping[str, str]
+    python: tuple[int, int]
+    cores: int
+    open_files: int  # soft limit
+    proc: Path = Path("/proc")
+    cgroup: Path = Path("/sys/fs/cgroup")
+    shared_memory: Path = Path("/dev/shm")
+    disk: Path = field(default_factory=Path.cwd)
+    disk_usage: Callable[[Path], tuple[int, int, int]] = shutil.disk_usage  # total, used, free
+
+    @classmethod
+    def this_one(cls) -> "Machine":
+        """The machine that this process runs on."""
+        import resource
+
+        paths = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}
+        found = [Path(p) for p in sys.path if p.endswith("-packages")]
+        has_gpu = Path("/proc/driver/nvidia/version").exists()
+        files = ("requirements-gpu.txt",) if has_gpu else ("requirements.txt", "requirements-vllm-cpu.txt")
+        return cls(
+            site_packages=tuple(dict.fromkeys([*found, *sorted(paths)])),
+            requirements=tuple(REPOSITORY / name for name in files),
+            environment=dict(os.environ),
+            python=sys.version_info[:2],
+            cores=len(os.sched_getaffinity(0)),
+            open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        )
+
+    @cached_property
+    def installed(self) -> dict[str, list[str]]:
+        """Normalised name -> versions of that distribution; more than one where an installation went over another."""
+        versions: dict[str, list[str]] = {}
+        for distribution in distributions(path=[str(folder) for folder in self.site_packages]):
+            if name := distribution.metadata["Name"]:
+                versions.setdefault(normalised(name), []).append(distribution.version)
+        return versions
+
+    def package(self, name: str) -> Path | None:
+        """The folder of an importable package."""
+        return next((folder / name for folder in self.site_packages if (folder / name).is_dir()), None)
+
+    @property
+    def torch_cuda(self) -> tuple[int, int] | None:
+        """The CUDA version that torch was built for; None: a CPU build, or no torch."""
+        folder = self.package("torch")
+        text = _read(folder / "version.py") if folder else ""
+        found = CUDA.search(text)
+        return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def driver(self) -> tuple[int, int] | None:
+        """Version of NVIDIA's driver; None without one."""
+        found = DRIVER.search(_read(self.proc / "driver/nvidia/version"))
+        return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def num_gpus(self) -> int:
+        folder = self.proc / "driver/nvidia/gpus"
+        return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+    @property
+    def free_memory(self) -> int | None:
+        """Bytes that this process and its children may still have: of the machine, and of the container's limit."""
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(self.proc / "meminfo"), re.MULTILINE)
+        limit, used = _read(self.cgroup / "memory.max").strip(), _read(self.cgroup / "memory.current").strip()
+        amounts = [int(found[1]) << 10] if found else []
+        if limit.isdigit() and used.isdigit():
+            amounts.append(int(limit) - int(used))
+        return min(amounts, default=None)
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

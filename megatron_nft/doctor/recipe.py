@@ -1,0 +1,108 @@
+"""What a recipe needs of this machine: a readable model, readable data, a run folder that can be written."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_nft.doctor.findings import Finding, fail, ok, warn
+from megatron_nft.doctor.machine import Machine
+
+GIB = 1 << 30
+TOKENIZER = ("tokenizer.json", "tokenizer.model")
+HUB_NAME_PARTS = 2
+"""owner/name."""
+
+
+def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
+    """All of it."""
+    try:
+        from megatron_nft.config import RecipeError, load_config
+        from megatron_nft.hf_config import ModelFolderError
+    except ImportError as error:
+        yield fail("recipe", recipe, f"it can't be read: {error}", "install the requirements first")
+        return
+    try:
+        config = load_config(recipe, overrides)
+    except (RecipeError, ModelFolderError) as error:
+        yield fail("recipe", recipe, str(error), "mend the recipe, or override the setting: section.key=value")
+        return
+    yield ok("recipe", f"{recipe}: {config.actor.layout}")
+    if config.cluster.device == "cuda" and machine.driver is None:
+        yield fail(
+            "device",
+            "no NVIDIA driver",
+            'cluster.device = "cuda"',
+            'run it on a GPU machine, or set cluster.device="cpu"',
+        )
+    folder = Path(config.model.path)
+    yield from check_model(folder)
+    for name in dict.fromkeys([*config.data.train, *config.data.held_out]):
+        yield from check_data(machine, name)
+    yield from check_run_folder(machine, config.run_dir, _size(folder))
+
+
+def check_model(folder: Path) -> Iterator[Finding]:
+    """Every file that the index names, and a tokenizer."""
+    index = folder / "model.safetensors.index.json"
+    remedy = "download the model again, and compare the sizes with the hub's"
+    try:
+        named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    except (ValueError, KeyError, OSError) as error:
+        yield fail("model", str(index), f"it can't be read: {error}", remedy)
+        return
+    broken = [n for n in sorted(named) if not os.access(folder / n, os.R_OK) or (folder / n).stat().st_size == 0]
+    if broken:
+        shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+        yield fail(
+            "model", f"{folder}: {len(broken)} of {len(named)} files", f"missing, empty or unreadable: {shown}", remedy
+        )
+    elif not any((folder / name).is_file() for name in TOKENIZER):
+        yield fail("model", str(folder), f"no tokenizer ({' or '.join(TOKENIZER)})", remedy)
+    else:
+        yield ok("model", f"{folder}: {len(named)} files, {_size(folder) / GIB:.2f} GiB")
+
+
+def check_data(machine: Machine, name: str) -> Iterator[Finding]:
+    """A local file, or a name on the hub."""
+    file = Path(name)
+    if file.exists():
+        if os.access(file, os.R_OK):
+            yield ok("data", name)
+        else:
+            yield fail("data", name, "this user may not read it", f"chmod +r {name}, or ask its owner")
+    elif file.suffix or name.count("/") + 1 != HUB_NAME_PARTS:
+        yield fail("data", name, "no such file", "give the path of a parquet or jsonl file, or owner/name on the hub")
+    elif machine.environment.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false"):
+        yield fail("data", name, "it is a name on the hub, and HF_HUB_OFFLINE is set", "download it, and give the file")
+    else:
+        reason = "a name on the hub: it is downloaded at the start, by every machine"
+        yield warn("data", name, reason, "download it once, and give the file")
+
+
+def check_run_folder(machine: Machine, folder: Path, model_bytes: int) -> Iterator[Finding]:
+    """It can be written to, and has room for an exported model. Nothing stays behind."""
+    place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    remedy = "set run.dir to a folder that can be written"
+    if not place.is_dir():
+        yield fail("run folder", str(folder), f"{place} is a file", remedy)
+        return
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        yield fail("run folder", str(folder), f"{place} can't be written: {error.strerror}", remedy)
+        return
+    free = machine.disk_usage(place)[2]
+    value = f"{folder}: {free / GIB:.1f} GiB free"
+    if free < model_bytes:
+        reason = f"the trained model takes {model_bytes / GIB:.1f} GiB"
+        yield fail("run folder", value, reason, "make room, or set run.dir to another disk")
+    else:
+        yield ok("run folder", value)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the model's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,103 @@
+"""What a recipe takes, before any device is asked for: memory, seconds, whether it fits.
+
+    python -m megatron_nft.plan RECIPE [section.key=value ...] [--model DIR] [--hardware NAME] [--suggest] [--json]
+
+Of the model only config.json is read. Exit status: 0 fits, 1 doesn't, 2 wrong recipe, model or hardware.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_nft.config import RecipeError, load_config
+from megatron_nft.hf_config import ModelFolderError, read_hf_config
+from megatron_nft.plan.hardware import HardwareError, Machine, load_machine
+from megatron_nft.plan.planner import make_plan, suggest
+from megatron_nft.plan.report import render, render_suggestions
+from megatron_nft.plan.workload import Assumptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    arguments = _parser().parse_intermixed_args(argv)
+    model = [f"model.path={json.dumps(arguments.model)}"] if arguments.model else []
+    try:
+        config = load_config(arguments.recipe, [*arguments.overrides, *model])
+        hf = read_hf_config(config.model.path)
+        machine = _machine(arguments.hardware, config.cluster.device)
+        plan = make_plan(config, hf, machine, _assumptions(arguments))
+        suggestions = suggest(plan) if arguments.suggest else []
+    except (RecipeError, ModelFolderError, HardwareError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        found = [{"overrides": list(s.changes), "distance": s.distance, "seconds": s.plan.seconds} for s in suggestions]
+        print(json.dumps(plan.to_dict() | ({"suggestions": found} if arguments.suggest else {}), indent=2))
+    else:
+        print(render(plan))
+        if arguments.suggest:
+            print("\n" + render_suggestions(suggestions))
+    return 0 if plan.fits else 1
+
+
+def _machine(hardware: str | None, device: str) -> Machine:
+    """--hardware: a name, or FILE:NAME, or a FILE with one table."""
+    if hardware is None:
+        return load_machine("cpu" if device == "cpu" else "H100")
+    file, colon, name = hardware.rpartition(":")
+    if colon:
+        return load_machine(name, file)
+    if hardware.endswith(".toml"):
+        return load_machine(_only_table(Path(hardware)), hardware)
+    return load_machine(hardware)
+
+
+def _only_table(file: Path) -> str:
+    import tomllib
+
+    try:
+        names = sorted(set(tomllib.loads(file.read_text())) - {"efficiency"})
+    except (FileNotFoundError, tomllib.TOMLDecodeError):
+        return "H100"  # load_machine says what is wrong with the file
+    if len(names) != 1:
+        raise HardwareError(f"{file} has {len(names)} tables ({', '.join(names)}); say which: --hardware {file}:NAME")
+    return names[0]
+
+
+def _assumptions(arguments: argparse.Namespace) -> Assumptions:
+    if not 0 < arguments.mixed_share <= 1:
+        raise RecipeError(f"--mixed-share {arguments.mixed_share:g} is no share; give one above 0, at most 1")
+    for name in ("answer_tokens", "prompt_tokens"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise RecipeError(f"--{name.replace('_', '-')} {value:g}; give at least 1 token")
+    return Assumptions(
+        prompt_tokens=arguments.prompt_tokens,
+        answer_tokens=arguments.answer_tokens,
+        mixed_share=arguments.mixed_share,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_nft.plan",
+        description="Memory by rank and phase, seconds by stage, and whether a recipe fits.",
+        epilog="example: python -m megatron_nft.plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --suggest",
+    )
+    parser.add_argument("recipe", help="TOML file, as for megatron_nft.train")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument("--model", metavar="DIR", help="HF folder (config.json is enough) in place of model.path")
+    parser.add_argument(
+        "--hardware", metavar="NAME", help="H100 (default), H200, A100, B200, cpu, or FILE.toml[:NAME] with one's own"
+    )
+    parser.add_argument("--answer-tokens", type=float, metavar="N", help="mean answer (default: 0.3 of the longest)")
+    parser.add_argument("--prompt-tokens", type=float, metavar="N", help="mean prompt (default: 200 at most)")
+    parser.add_argument("--mixed-share", type=float, default=0.5, help="share of groups that are mixed (default: 0.5)")
+    parser.add_argument("--suggest", action="store_true", help="layouts of as many actor ranks that fit")
+    parser.add_argument("--json", action="store_true", help="everything, for programs; bytes and seconds")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

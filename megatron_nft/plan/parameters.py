@@ -1,0 +1,207 @@
+"""A rank's parameters, and the bytes that Megatron allocates for them: buffers, padding, the optimizer's shards.
+
+An HFConfig and the actor's layout come in; for each pipeline rank, the elements of its parameter and gradient buffers
+and of each data-parallel rank's optimizer shard go out, exactly (tests/parallel/test_plan.py compares them with the
+real ones). The rules are those of megatron-core 0.16-0.19, distributed/param_and_grad_buffer.py: parameters lie in
+reverse order, each at a multiple of 64 elements, buckets end at a multiple of lcm(ranks, 128), a tied embedding has a
+bucket of its own. The order is that of local layers; TransformerEngine's differs, which moves padding only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import lcm
+
+from megatron_nft.config import ActorConfig
+from megatron_nft.hf_config import HFConfig
+
+VOCAB_MULTIPLE = 64
+"""As weights/mapping.py pads the vocabulary: to a multiple of this times tp."""
+PARAMETER_ALIGNMENT = 64
+BUCKET_ALIGNMENT = 128
+SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK = 40_000_000, 1_000_000
+"""Megatron's default of ddp_bucket_size: the larger of the first and the second times the data-parallel ranks."""
+MASTER_BYTES, MOMENT_BYTES = 4, 8
+"""Of an element of the optimizer's shard: the fp32 copy of a bf16 weight, and Adam's two moments."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of one tensor-parallel rank."""
+
+    name: str  # Megatron's, less the layer's number
+    elements: int
+    is_linear: bool = False  # a linear module's matrix: what FP8 is for
+    is_tied: bool = False  # an embedding that another pipeline stage holds, too
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A stretch of a buffer that travels as one message; each rank of the group has an equal share of it."""
+
+    elements: int
+    spans: tuple[tuple[int, int], ...]  # (begin, end) of its parameters, counted from the bucket's begin
+
+
+def padded_vocab_size(vocab_size: int, tp: int) -> int:
+    """Rows of the embedding over all tensor-parallel ranks."""
+    multiple = VOCAB_MULTIPLE * tp
+    return -(-vocab_size // multiple) * multiple
+
+
+def layers_of_rank(actor: ActorConfig, num_layers: int, pp_rank: int) -> int:
+    """Layers of a pipeline rank, over all its virtual stages."""
+    first, last = actor.num_layers_in_first_pipeline_stage, actor.num_layers_in_last_pipeline_stage
+    if pp_rank == 0 and first is not None:
+        return first
+    if pp_rank == actor.pp - 1 and last is not None:
+        return last
+    ends = [n for n in (first, last) if n is not None]
+    return (num_layers - sum(ends)) // (actor.pp - len(ends))
+
+
+def layer_parameters(hf: HFConfig, tp: int) -> tuple[Parameter, ...]:
+    """Of one layer, in the order in which Megatron registers them."""
+    hidden, heads = hf.hidden_size, hf.num_attention_heads * hf.head_dim
+    qkv = heads + 2 * hf.num_key_value_heads * hf.head_dim
+    bias = [Parameter("self_attention.linear_qkv.bias", qkv // tp)] if hf.qkv_bias else []
+    norms = [Parameter(f"self_attention.{x}_layernorm.weight", hf.head_dim) for x in "qk"] if hf.qk_norm else []
+    return (
+        Parameter("input_layernorm.weight", hidden),
+        Parameter("self_attention.linear_proj.weight", hidden * heads // tp, is_linear=True),
+        Parameter("self_attention.linear_qkv.weight", qkv // tp * hidden, is_linear=True),
+        *bias,
+        *norms,
+        Parameter("pre_mlp_layernorm.weight", hidden),
+        Parameter("mlp.linear_fc1.weight", 2 * hf.intermediate_size // tp * hidden, is_linear=True),
+        Parameter("mlp.linear_fc2.weight", hidden * hf.intermediate_size // tp, is_linear=True),
+    )
+
+
+def chunk_parameters(hf: HFConfig, tp: int, layers: int, *, first: bool, last: bool, tied: bool) -> list[Parameter]:
+    """Of one virtual stage, in order.
+
+    Args:
+        first, last: whether it has the embedding, and the final norm with the output layer.
+        tied: the output layer is the embedding, of which the last stage has a copy.
+    """
+    table = padded_vocab_size(hf.vocab_size, tp) // tp * hf.hidden_size
+    chunk = [*layer_parameters(hf, tp) * layers]
+    if first:
+        chunk = [Parameter("embedding.word_embeddings.weight", table, is_tied=tied), *chunk]
+    if last:
+        chunk.append(Parameter("decoder.final_layernorm.weight", hf.hidden_size))
+        if tied or not hf.tie_word_embeddings:
+            chunk.append(Parameter("output_layer.weight", table, is_tied=tied))
+    return chunk
+
+
+def lay_out_buffer(parameters: Sequence[Parameter], *, ranks: int, bucket_size: int | None) -> tuple[Bucket, ...]:
+    """The buffer of one virtual stage.
+
+    Args:
+        ranks: over which the optimizer's state is sharded: data- and context-parallel.
+        bucket_size: a bucket closes once it has so many elements; None: never.
+    """
+    buckets: list[Bucket] = []
+    spans: list[tuple[int, int]] = []
+    begin = end = 0  # of the open bucket, in the buffer
+
+    def close(end: int) -> int:
+        nonlocal begin
+        padded_end = _round_up(end, lcm(ranks, BUCKET_ALIGNMENT))
+        buckets.append(Bucket(padded_end - begin, tuple((b - begin, e - begin) for b, e in spans)))
+        spans.clear()
+        begin = padded_end
+        return padded_end
+
+    for parameter in reversed(parameters):
+        start = _round_up(end, PARAMETER_ALIGNMENT)
+        if parameter.is_tied and spans:
+            start = close(start)
+        end = start + parameter.elements
+        spans.append((start, end))
+        if parameter.is_tied or (bucket_size is not None and end - begin >= bucket_size):
+            end = close(end)
+    if spans:
+        close(end)
+    return tuple(buckets)
+
+
+def shard_elements(buckets: Sequence[Bucket], ranks: int) -> list[int]:
+    """Elements of parameters, without padding, in each rank's share of the buckets."""
+    shards = [0] * ranks
+    for bucket in buckets:
+        share = bucket.elements // ranks
+        for begin, end in bucket.spans:
+            for rank in range(begin // share, (end - 1) // share + 1):
+                shards[rank] += min(end, (rank + 1) * share) - max(begin, rank * share)
+    return shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankParameters:
+    """What a pipeline rank's parameters take, in elements: the same on all of its ranks, but for the shards."""
+
+    elements: int  # without padding
+    linear_elements: int  # of linear modules
+    buffer_elements: int  # of the parameter buffers, and of the gradient buffers
+    shards: tuple[int, ...]  # of the optimizer's state, by rank of the data- and context-parallel group
+
+    def weight_bytes(self, element_bytes: int) -> int:
+        return self.buffer_elements * element_bytes
+
+    @property
+    def gradient_bytes(self) -> int:
+        return 4 * self.buffer_elements
+
+    def optimizer_bytes(self, element_bytes: int, rank: int | None = None) -> int:
+        """Of one rank of the data- and context-parallel group; None: of the one that has most.
+
+        fp32 weights are their own masters.
+        """
+        elements = max(self.shards) if rank is None else self.shards[rank]
+        return elements * (MOMENT_BYTES + (MASTER_BYTES if element_bytes < 4 else 0))
+
+
+def parameters_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> RankParameters:
+    """All virtual stages of a pipeline rank."""
+    bucket_size = None
+    if actor.overlap_grad_reduce and pp_rank == 0:  # Megatron cuts the first rank's first stage only
+        bucket_size = actor.ddp_bucket_size or max(SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK * actor.dp)
+    return _rank_parameters(
+        hf,
+        actor.tp,
+        layers_of_rank(actor, hf.num_hidden_layers, pp_rank) // actor.vpp,
+        actor.vpp,
+        pp_rank == 0,
+        pp_rank == actor.pp - 1,
+        actor.dp * actor.cp,
+        bucket_size,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _rank_parameters(
+    hf: HFConfig, tp: int, layers: int, vpp: int, first: bool, last: bool, ranks: int, bucket_size: int | None
+) -> RankParameters:
+    tied = hf.tie_word_embeddings and not (first and last)
+    chunks = [
+        chunk_parameters(hf, tp, layers, first=first and stage == 0, last=last and stage == vpp - 1, tied=tied)
+        for stage in range(vpp)
+    ]
+    buffers = [
+        lay_out_buffer(chunk, ranks=ranks, bucket_size=bucket_size if stage == 0 else None)
+        for stage, chunk in enumerate(chunks)
+    ]
+    everything = [parameter for chunk in chunks for parameter in chunk]
+    return RankParameters(
+        elements=sum(p.elements for p in everything),
+        linear_elements=sum(p.elements for p in everything if p.is_linear),
+        buffer_elements=sum(b.elements for buckets in buffers for b in buckets),
+        shards=tuple(sum(s) for s in zip(*(shard_elements(buckets, ranks) for buckets in buffers), strict=True)),
+    )
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

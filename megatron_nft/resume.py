@@ -1,0 +1,216 @@
+"""A run's checkpoints, as the driver sees them: begun in a step, published once whole, gone back to at a start.
+
+The actor's ranks write their state (actor/checkpoint.py); the driver adds what it knows itself, and decides which
+folder counts (checkpoint_folder.py). Called by train.py.
+"""
+
+import json
+import shutil
+import time
+import tomllib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_nft import checkpoint_folder
+from megatron_nft.checkpoint_folder import CheckpointError, FileRecord
+from megatron_nft.cluster.workers import Actors
+from megatron_nft.config import Config, RecipeError, to_toml
+from megatron_nft.hf_config import SIDE_FILES, read_hf_config
+from megatron_nft.weights.export import copy_side_files
+
+PROGRESS, RECIPE, CONFIG = "run.json", "recipe.toml", f"{SIDE_FILES}/config.json"
+POLL_S = 0.02
+SHOWN = 8
+"""Damaged files, or changed settings, that a message lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What the driver knows after a step, and a later run must know to go on as if it had never stopped."""
+
+    step: int
+    policy_version: int
+    sampling: dict[str, Any]  # GroupSampler.state_dict()
+    minutes: float  # that the run has taken
+
+
+class Checkpoints:
+    """Those of one run.
+
+    Args:
+        announce: prints a line.
+    """
+
+    def __init__(self, config: Config, actors: Actors, announce: Callable[[str], None]) -> None:
+        self._config, self._actors, self._announce = config, actors, announce
+        self._under_way: tuple[Progress, Path] | None = None
+        self._newest_bytes = 0
+        self.newest_step = 0
+        """Of the checkpoint that was saved or loaded last."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether the recipe wants a checkpoint of this step."""
+        every = self._config.checkpoint.every
+        return bool(every) and (step % every == 0 or step == self._config.train.steps)
+
+    def begin(self, progress: Progress) -> None:
+        """Copies the actor's state and begins to write it. A checkpoint that can't be written is said, and no error."""
+        self.finish()
+        folder = checkpoint_folder.step_folder(self._config.run_dir, progress.step)
+        try:
+            folder = checkpoint_folder.begin(self._config.run_dir, progress.step)
+            if (free := shutil.disk_usage(folder).free) < self._newest_bytes:
+                raise OSError(f"{free / 1e9:.1f} GB are free, the last one took {self._newest_bytes / 1e9:.1f} GB")
+        except OSError as error:
+            self._give_up(progress, folder, str(error))
+            return
+        self._actors.begin_save(folder, progress.step, progress.policy_version)
+        self._under_way = (progress, folder)
+        if not self._config.checkpoint.in_background:
+            self.finish()
+
+    def poll(self) -> None:
+        """Publishes the checkpoint under way, if all ranks have written it. To be called now and then."""
+        if self._under_way is None:
+            return
+        progress, folder = self._under_way
+        try:
+            if not self._actors.is_saved():
+                return
+            self._under_way = None
+            self._publish(progress, folder, self._actors.finish_save())
+        except (CheckpointError, OSError) as error:
+            self._under_way = None
+            self._give_up(progress, folder, str(error))
+
+    def finish(self) -> None:
+        """Waits for the checkpoint under way, and publishes it.
+
+        Raises:
+            CheckpointError: it is not written within actor.timeout_s.
+        """
+        timeout_s = self._config.actor.timeout_s
+        deadline = time.monotonic() + timeout_s
+        while self._under_way is not None:
+            if time.monotonic() > deadline:
+                raise CheckpointError(f"{self._under_way[1]}: not written within actor.timeout_s = {timeout_s:g} s")
+            self.poll()
+            time.sleep(POLL_S)
+
+    def _publish(self, progress: Progress, folder: Path, files: dict[str, FileRecord]) -> None:
+        (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=1) + "\n")
+        (folder / RECIPE).write_text(to_toml(self._config), encoding="utf-8")
+        (folder / SIDE_FILES).mkdir()
+        copy_side_files(self._config.model.hf_folder, folder / SIDE_FILES)
+        checkpoint_folder.publish(folder, files)
+        self.newest_step = progress.step
+        self._newest_bytes = sum(file.num_bytes for file in files.values())
+        keep = self._config.checkpoint
+        checkpoint_folder.prune(
+            self._config.run_dir, newest=progress.step, keep_last=keep.keep_last, keep_every=keep.keep_every
+        )
+
+    def _give_up(self, progress: Progress, folder: Path, why: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._announce(
+            f"step {progress.step}: no checkpoint was saved ({why}); the run goes on, earlier ones are as they were"
+        )
+
+    def restore(self) -> Progress | None:
+        """Goes back to the newest whole checkpoint, or to the one that the recipe names. None: there is none.
+
+        Damaged ones are named and left as they are.
+
+        Raises:
+            CheckpointError: all are damaged, or the named one is.
+        """
+        candidates = checkpoints_to_resume(self._config)
+        for folder in candidates:
+            try:
+                damages = self._actors.damages(folder)
+            except CheckpointError as error:
+                damages = [str(error)]
+            if not damages:
+                return self._load(folder)
+            for damage in damages[:SHOWN]:
+                self._announce(f"damaged checkpoint: {damage}")
+            self._announce(f"{folder} is not used (damaged files: {len(damages)}), nothing of it was deleted")
+        if candidates:
+            raise CheckpointError(
+                f"no checkpoint of {', '.join(str(folder) for folder in candidates)} is whole; bring a copy back, or "
+                'begin anew with run.overwrite=true or checkpoint.resume="never" and another run.name'
+            )
+        return None
+
+    def _load(self, folder: Path) -> Progress:
+        progress = _read_progress(folder)
+        self._actors.load(folder)
+        self.newest_step = progress.step
+        changes = _changes(tomllib.loads((folder / RECIPE).read_text()), tomllib.loads(to_toml(self._config)))
+        if changes:
+            rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+            self._announce(f"changed since the checkpoint: {'; '.join(changes[:SHOWN])}{rest}")
+        self._announce(f"resumed from {folder}: step {progress.step}, {progress.minutes:.1f} minutes in")
+        return progress
+
+
+def checkpoints_to_resume(config: Config) -> list[Path]:
+    """Checkpoints that a run with this recipe may go on from, the first choice first.
+
+    Raises:
+        RecipeError: the folder that the recipe names is no checkpoint, or one is of another model.
+    """
+    resume = config.checkpoint.resume
+    own = [] if config.run.overwrite or resume == "never" else checkpoint_folder.published(config.run_dir)
+    if own or resume in ("auto", "never"):
+        folders = own
+    elif (Path(resume) / PROGRESS).is_file():
+        folders = [Path(resume)]
+    else:
+        raise RecipeError(
+            f'checkpoint.resume = {resume!r} is no checkpoint of a run (no {PROGRESS} in it); give "auto", "never", or '
+            f"a folder such as runs/NAME/{checkpoint_folder.FOLDER}/step_10"
+        )
+    if (folder := _first_whole(folders, CONFIG)) is not None:
+        _check_model(config, folder)
+    return folders
+
+
+def progress_to_resume(config: Config) -> Progress | None:
+    """Of the checkpoint that will most likely be gone on from, before its large files have been looked at."""
+    folder = _first_whole(checkpoints_to_resume(config), PROGRESS)
+    return folder and _read_progress(folder)
+
+
+def _first_whole(folders: list[Path], name: str) -> Path | None:
+    """The first folder in which the file of this name is what it was."""
+    for folder in folders:
+        with suppress(CheckpointError, KeyError):
+            if not checkpoint_folder.damages(folder, checkpoint_folder.read_manifest(folder), [name]):
+                return folder
+    return None
+
+
+def _read_progress(folder: Path) -> Progress:
+    return Progress(**json.loads((folder / PROGRESS).read_text()))
+
+
+def _check_model(config: Config, folder: Path) -> None:
+    saved, now = (asdict(read_hf_config(side)) for side in (folder / SIDE_FILES, config.model.hf_folder))
+    differences = [
+        f"{name} {saved[name]} in the checkpoint, {now[name]} now" for name in now if saved[name] != now[name]
+    ]
+    if differences:
+        raise RecipeError(
+            f"{folder} is of another model than model.path = {config.model.path!r}: {'; '.join(differences)}; give "
+            "the run another run.name, or model.path the model that it began with"
+        )
+
+
+def _changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    settings = dict.fromkeys((s, k) for recipe in (saved, now) for s, keys in recipe.items() for k in keys)
+    pairs = [(f"{s}.{k}", saved.get(s, {}).get(k), now.get(s, {}).get(k)) for s, k in settings]
+    return [f"{name} {before} -> {after}" for name, before, after in pairs if before != after]
