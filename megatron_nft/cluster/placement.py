@@ -1,20 +1,23 @@
 """Who runs where: Ray up and down, and the resources of every actor rank and engine.
 
-On CPUs a rank or an engine is one of Ray's CPU slots on this machine. On GPUs actors and engines have GPUs of their own
-(split placement), a tensor-parallel group packed on one node, or take turns on the actor's (colocated). Called by
-train.py and cluster/workers.py.
+On CPUs a rank or an engine is one of Ray's CPU slots. On GPUs actors and engines have GPUs of their own (split
+placement), or take turns on the actor's (colocated). A tensor-parallel group, of the actor or of an engine, lies on one
+node; ranks that follow each other lie on the same node or on neighbours. Called by train.py and cluster/workers.py.
 """
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import lcm
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from megatron_nft.cluster.nodes import ClusterError, Node, living_nodes
 from megatron_nft.config import Config
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -22,24 +25,25 @@ OBJECT_STORE_BYTES = 256 << 20
 
 
 class Placement:
-    """Ray options of every process, from a reserved placement group.
+    """Ray options of every process, from reserved placement groups."""
 
-    Args:
-        first_engine: the bundle of the first engine, if engines have their own.
-    """
-
-    def __init__(self, config: Config, group: PlacementGroup, first_engine: int) -> None:
-        self._config, self._group, self._first_engine = config, group, first_engine
+    def __init__(self, config: Config, blocks: list[PlacementGroup], engines: PlacementGroup | None) -> None:
+        """
+        Args:
+            blocks: of the actor ranks, `ranks_per_block` each; a bundle a rank.
+            engines: a bundle an engine; None if they are on the ranks' own.
+        """
+        self._config, self._blocks, self._engines = config, blocks, engines
 
     def actor_options(self, rank: int) -> dict[str, Any]:
-        """Of an actor rank: bundle `rank`. Colocated, it leaves room for what else runs there."""
-        return self._options(rank, *((0.4, 0.9) if self._config.is_colocated else (1, 1)))
+        """Of an actor rank. Colocated, it leaves room for what else runs there."""
+        return self._options(*self._place(rank), *((0.4, 0.9) if self._config.is_colocated else (1, 1)))
 
     def engine_options(self, index: int) -> dict[str, Any]:
-        """Of an engine: the bundles follow those of the actor ranks, or, colocated, are the ranks' own."""
-        if self._config.is_colocated:
-            return self._options(index * self._config.rollout.tp, 0.4, 0)
-        return self._options(self._first_engine + index, 1, self._config.rollout.tp)
+        """Of an engine: a bundle of its own, or, colocated, that of its first rank."""
+        if self._engines is None:
+            return self._options(*self._place(index * self._config.rollout.tp), 0.4, 0)
+        return self._options(self._engines, index, 1, self._config.rollout.tp)
 
     def engine_environment(self, index: int) -> dict[str, str]:
         """Of an engine: colocated, the GPUs of its actor ranks, which Ray can't give twice."""
@@ -47,17 +51,23 @@ class Placement:
             return {}
         tp = self._config.rollout.tp
         ranks = range(index * tp, (index + 1) * tp)
-        places = ray.get([_node_and_gpu.options(**self._options(rank, 0.1, 0.1)).remote() for rank in ranks])
+        places = ray.get(
+            [_node_and_gpu.options(**self._options(*self._place(rank), 0.1, 0.1)).remote() for rank in ranks]
+        )
         if len({node for node, _ in places}) > 1:
-            raise RuntimeError(f"engine {index} needs {tp} GPUs of one node; its actor ranks lie on {places}")
+            raise ClusterError(f"engine {index} needs {tp} GPUs of one node; its actor ranks lie on {places}")
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpu for _, gpu in places)}
 
-    def _options(self, bundle: int, cpus: float, gpus: float) -> dict[str, Any]:
+    def _place(self, rank: int) -> tuple[PlacementGroup, int]:
+        block, bundle = divmod(rank, ranks_per_block(self._config))
+        return self._blocks[block], bundle
+
+    def _options(self, group: PlacementGroup, bundle: int, cpus: float, gpus: float) -> dict[str, Any]:
         return {
             "num_cpus": cpus,
             "num_gpus": gpus if self._config.cluster.device == "cuda" else 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
+                group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=False
             ),
         }
 
@@ -70,17 +80,16 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
         with_actors: False: for engines only, with places of their own.
 
     Raises:
-        RuntimeError: the cluster hasn't got the resources, or not within cluster.start_timeout_s.
+        ClusterError: the cluster hasn't got the resources, or not within cluster.start_timeout_s.
     """
     ranks = config.actor.world_size if with_actors else 0
-    bundles = _bundles(config, ranks)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" not in os.environ:
         options |= {
             "address": "local",
-            "num_cpus": len(bundles),
+            "num_cpus": sum(bundle["CPU"] for bundle in _bundles(config, ranks)),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
@@ -88,18 +97,95 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
     ray.init(**options)
     try:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put in a handler that aborts the process
-        group = placement_group(bundles, strategy="PACK")
-        if not group.wait(config.cluster.start_timeout_s):
-            raise RuntimeError(
-                f"Ray cannot place {ranks} actor ranks and {config.rollout.engines} engines within "
-                f"{config.cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}"
-            )
-        yield Placement(config, group, first_engine=ranks)
+        yield _reserve(config, ranks)
     finally:
         ray.shutdown()
 
 
+def ranks_per_block(config: Config) -> int:
+    """Consecutive ranks that must lie on one node: a tensor-parallel group, and that of the engines which share it."""
+    actor, rollout = config.actor, config.rollout
+    return min(actor.world_size, lcm(actor.tp, rollout.tp) if config.is_colocated else actor.tp)
+
+
+def check_room(config: Config, nodes: list[Node], ranks: int) -> None:
+    """Refuses what the job's nodes haven't got, before anything is started.
+
+    Args:
+        ranks: of the actor; 0 for engines alone.
+
+    Raises:
+        ClusterError: with the value, the reason and the remedy.
+    """
+    is_cuda = config.cluster.device == "cuda"
+    what, key = ("GPUs", "GPU") if is_cuda else ("CPU slots", "CPU")
+    has = [node.gpus if is_cuda else node.cpus for node in nodes]
+    each = ", ".join(f"{node.name} {count}" for node, count in zip(nodes, has, strict=True))
+    there = f"Ray has {sum(has)} on {len(nodes)} nodes ({each})"
+    bundles = _bundles(config, ranks)
+    engines = config.rollout.engines * config.rollout.tp
+    needed = int(sum(bundle[key] for bundle in bundles))
+    if needed > sum(has):
+        who = f"{config.actor.layout} = {ranks} ranks" if ranks else "no actor"
+        if not (ranks and config.is_colocated):
+            who += f" and rollout.engines x rollout.tp = {engines if is_cuda else config.rollout.engines} for engines"
+        raise ClusterError(
+            f"the recipe asks for {needed} {what} ({who}), and {there}; submit the job with more nodes, or lower "
+            "actor.dp or rollout.engines"
+        )
+    for setting, tp in (
+        ("actor.tp", config.actor.tp if ranks else 1),
+        ("rollout.tp", config.rollout.tp if is_cuda else 1),
+    ):
+        if tp > max(has):
+            raise ClusterError(
+                f"{setting} = {tp} needs {tp} {what} of one node, and {there}; a tensor-parallel group can't lie "
+                f"across nodes: lower {setting}, and raise actor.pp or actor.dp"
+            )
+    block = ranks_per_block(config)
+    room, blocks = sum(count // block for count in has), ranks // block
+    if room < blocks:
+        raise ClusterError(
+            f"{config.actor.layout} needs {blocks} times {block} {what} of one node, and {there}, which is {room} "
+            f"times; choose a tp that divides the {what} of a node"
+        )
+    if ranks and len(nodes) > 1 and config.carrier == "shared_memory" and needed > max(has):
+        raise ClusterError(
+            f'weights.carrier = "shared_memory" is for one machine, and the recipe needs {needed} {what}: {there}; set '
+            'weights.carrier="collective"'
+        )
+
+
+def _reserve(config: Config, ranks: int) -> Placement:
+    check_room(config, living_nodes(), ranks)
+    bundles, size = _bundles(config, ranks), ranks_per_block(config)
+    blocks = [
+        placement_group(bundles[first : min(first + size, ranks)], strategy="STRICT_PACK")
+        for first in range(0, ranks, size)
+    ]
+    engines = placement_group(bundles[ranks:], strategy="PACK") if bundles[ranks:] else None
+    deadline = time.monotonic() + config.cluster.start_timeout_s
+    for group in [*blocks, *([engines] if engines else [])]:
+        if not group.wait(max(deadline - time.monotonic(), 0.0)):
+            raise ClusterError(
+                f"Ray cannot place {ranks} actor ranks and {config.rollout.engines} engines within "
+                f"{config.cluster.start_timeout_s:g} s; it has {ray.cluster_resources()}, of which "
+                f"{ray.available_resources()} are free"
+            )
+    position = {node.ray_id: place for place, node in enumerate(living_nodes())}
+    blocks.sort(
+        key=lambda block: (block.bundle_count < size, position[_node_of(block)])
+    )  # a smaller one stays the last
+    return Placement(config, blocks, engines)
+
+
+def _node_of(group: PlacementGroup) -> str:
+    return placement_group_table(group)["bundles_to_node_id"][0]
+
+
 def _bundles(config: Config, ranks: int) -> list[dict[str, float]]:
+    """Of the actor ranks, then of the engines, unless they share the ranks'."""
+
     def bundle(gpus: int) -> dict[str, float]:
         return {"CPU": 1, "GPU": gpus} if config.cluster.device == "cuda" else {"CPU": 1}
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.checkpoint_folder import CheckpointError, FileRecord, read_manifest, shares
+from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.config import Config
 from megatron_nft.rollout.engine import engine_environment
@@ -25,11 +26,6 @@ from megatron_nft.rollout.sample import Sampling
 from megatron_nft.types import Prompt, RolloutGroup, TrainBatch
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
-
-
-class ClusterError(RuntimeError):
-    """A process died or did not answer in time. The message names the verb and the rank."""
-
 
 DEATH_SEEN_S = 10.0
 """Ray knows of a process's end at once, of a node's later; a living engine may be busy for longer than this."""

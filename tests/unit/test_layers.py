@@ -12,7 +12,7 @@ FLOORS = [
     {"weights", "nft", "data", "verdict", "plan", "doctor", "evaluation"},
     {"actor", "rollout"},
     {"cluster"},
-    {"train", "evaluate", "canary", "sampling", "resume", "replay", "report", "smoke"},
+    {"train", "evaluate", "canary", "sampling", "resume", "replay", "report", "smoke", "preflight"},
 ]
 ONLY_IN = {"ray": {"cluster"}, "megatron": {"actor"}, "transformer_engine": {"actor"}, "vllm": {"rollout"}}
 HEAVY = {"torch", "ray", "vllm", "megatron", "transformers"}

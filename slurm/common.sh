@@ -1,0 +1,121 @@
+# shellcheck shell=bash
+# What the jobs share; sourced by the *.sbatch. Reads slurm/site.env, starts Ray on the allocation, runs a program on its
+# first node, forwards Slurm's warning to it, and requeues the job if the program asks for that. Ends only what it started.
+
+say() { echo "$(date +%T) $*"; }
+die() { echo "error: $*" >&2; exit 2; }
+
+# load_site: the site's facts, checked; a log folder of this attempt.
+load_site() {
+    local site=${NFT_SITE:-slurm/site.env}
+    [[ -r $site ]] || die "no $site in $PWD; cp slurm/site.env.example slurm/site.env, fill it in, submit from the repository"
+    # shellcheck source=slurm/site.env.example
+    source "$site"
+    : "${NFT_HOME:?is not set in $site: the folder of the repository, on a file system that all nodes see}"
+    : "${NFT_RUNS:?is not set in $site: a folder for runs and logs, on a file system that all nodes see}"
+    : "${NFT_LOCAL_DIR:?is not set in $site: a folder on each node\'s own disk, such as /tmp}"
+    if [[ -z ${NFT_CONTAINER:-} ]]; then
+        : "${NFT_VENV:?is not set in $site, nor is NFT_CONTAINER: the virtual environment that all nodes see}"
+        [[ -x $NFT_VENV/bin/python ]] || die "NFT_VENV=$NFT_VENV in $site has no bin/python; make it with launch/install.sh"
+    fi
+    [[ -d $NFT_HOME/megatron_nft ]] || die "NFT_HOME=$NFT_HOME in $site is not the repository: it has no megatron_nft/"
+    export NFT_HOME NFT_RUNS NFT_LOCAL_DIR NFT_VENV NFT_MODULES="${NFT_MODULES:-}" NFT_INTERFACE="${NFT_INTERFACE:-}"
+    cd "$NFT_HOME" || exit
+
+    NFT_ATTEMPT=${SLURM_RESTART_COUNT:-0}
+    NFT_LOG=$NFT_RUNS/slurm/$SLURM_JOB_ID/attempt_$NFT_ATTEMPT
+    NFT_CPUS=${NFT_CPUS_PER_NODE:-${SLURM_CPUS_ON_NODE:?is what Slurm sets; submit this with sbatch}}
+    NFT_GPUS=${NFT_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
+    NFT_RAY_DIR=$NFT_LOCAL_DIR/nft_$SLURM_JOB_ID.$NFT_ATTEMPT
+    export NFT_ATTEMPT NFT_LOG NFT_CPUS NFT_GPUS NFT_RAY_DIR NFT_RAY_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    mkdir -p "$NFT_LOG" || die "can't make $NFT_LOG; set NFT_RUNS in $site to a folder that this user may write to"
+    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    say "job $SLURM_JOB_ID, attempt $NFT_ATTEMPT, ${#nodes[@]} nodes: $SLURM_JOB_NODELIST; logs in $NFT_LOG"
+}
+
+# on_nodes SRUN_OPTION... -- COMMAND...: in the site's environment; becomes srun, so that its pid is the caller's to signal.
+on_nodes() {
+    local options=()
+    while [[ $1 != -- ]]; do options+=("$1"); shift; done
+    shift
+    if [[ -n ${NFT_CONTAINER:-} ]]; then
+        options+=("--container-image=$NFT_CONTAINER" "--container-mounts=${NFT_MOUNTS:-$NFT_HOME}")
+    fi
+    exec srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --overlap --kill-on-bad-exit=0 \
+        "${options[@]}" "$NFT_HOME/slurm/node.sh" "$@"
+}
+
+# run_on_head NAME COMMAND...: on the first node; output to this job's and to NAME.log. SIGUSR1 and SIGTERM are passed on.
+run_on_head() {
+    local name=$1 status=0
+    shift
+    export NFT_PID_FILE=$NFT_LOG/$name.pid
+    (on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- "$@") > >(tee -a "$NFT_LOG/$name.log") 2>&1 &
+    program=$!
+    while :; do
+        status=0
+        wait "$program" || status=$?
+        kill -0 "$program" 2>/dev/null || break # else a trap has ended the wait
+    done
+    program=
+    return "$status"
+}
+
+program='' ray='' warned=''
+on_signal() {
+    say "SIG$1: $2"
+    [[ -n $program ]] || exit 130
+    # This script runs on the first node, too. Through srun the signal would reach the program's children as well.
+    kill -s "$1" "$(<"$NFT_PID_FILE")" 2>/dev/null || true
+}
+trap 'warned=1; on_signal USR1 "the time is nearly up: saving, to go on in the next attempt"' USR1
+trap 'on_signal TERM "saving, and ending"' TERM
+
+# start_ray: a head on the first node, a worker on each other; RAY_ADDRESS. Who has joined is preflight's to see.
+start_ray() {
+    local ip
+    ip=$(on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- slurm/node_ip.sh) || die "no address of ${nodes[0]}: $ip"
+    export RAY_ADDRESS=$ip:$NFT_RAY_PORT
+    (on_nodes --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" -- slurm/ray_node.sh) >"$NFT_LOG/ray.log" 2>&1 &
+    ray=$!
+    trap stop_ray EXIT
+    say "Ray is starting at $RAY_ADDRESS"
+}
+
+# stop_ray: each ray_node.sh ends its own, and keeps its logs; what has not ended then, srun ends with the step.
+stop_ray() {
+    local deadline=$((SECONDS + 30))
+    [[ -n $ray ]] || return 0
+    touch "$NFT_LOG/end" # on SIGTERM srun would kill at once
+    while kill -0 "$ray" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.5; done
+    kill -s TERM "$ray" 2>/dev/null || true
+    wait "$ray" 2>/dev/null || true
+    ray=
+}
+
+# train RECIPE [section.key=value ...]: Ray, preflight, training; the job is requeued if training asks for it.
+train() {
+    local recipe=$1 status=0
+    shift
+    local settings=("run.dir=$NFT_RUNS" run.overwrite=false "$@")
+    start_ray
+    run_on_head preflight python -m megatron_nft.preflight "$recipe" "${settings[@]}" \
+        --nodes "$(IFS=,; echo "${nodes[*]}")" --wait "${NFT_RAY_TIMEOUT_S:-300}" \
+        --within "${NFT_GB_S_WITHIN:-0}" --between "${NFT_GB_S_BETWEEN:-0}" || status=$?
+    if ((status == 0)) && [[ -z ${NFT_PREFLIGHT_ONLY:-} ]]; then
+        run_on_head driver python -u -m megatron_nft.train "$recipe" "${settings[@]}" || status=$?
+    fi
+    stop_ray
+    end_job "$status"
+}
+
+# end_job STATUS: 75 asks for another attempt; so does an end by the warning itself, in which nothing could be saved yet.
+end_job() {
+    if (($1 == 75)) || { [[ -n $warned ]] && (($1 != 0)); }; then
+        say "requeued: the next attempt goes on from the last checkpoint"
+        scontrol requeue "$SLURM_JOB_ID"
+        exit 0
+    fi
+    if (($1 == 0)); then say "done"; else say "FAILED with exit status $1; logs in $NFT_LOG"; fi
+    exit "$1"
+}
