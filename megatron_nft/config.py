@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -65,8 +65,9 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    train: list[str] = Field(min_length=1)
-    """Training prompts: parquet or jsonl files, or names on the hub, in the DAPO/verl schema."""
+    train: list[str] = []
+    """Training prompts: parquet or jsonl files, or names on the hub, in the DAPO/verl schema. A run needs some,
+    `megatron_nft.evaluate` none."""
     held_out: list[str] = []
     """Held-out prompts for evaluation, same schema. Empty: no evaluation."""
     prompt_format: Literal["chat", "plain"] = "chat"
@@ -107,11 +108,20 @@ class RolloutConfig(Section):
     """Engines that may die and be started again in a run, before it stops."""
 
 
+VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "whole_text"]
+"""How an answer is found in a text, and compared: verdict/graders.py."""
+
+
 class VerdictConfig(Section):
     workers: int = Field(2, ge=1)
     """Grading processes; each can be killed without harm to the others."""
     deadline_s: float = Field(5.0, gt=0)
     """An answer whose grading takes longer counts as wrong, under the kind "timeout"."""
+    memory_gib: float = Field(2.0, gt=0)
+    """Memory that grading an answer may take; one that takes more counts as wrong, under the kind "error"."""
+    modes: dict[str, VerdictMode] = {}
+    """data_source -> how its answers are graded, where verdict/graders.py's table is not to hold:
+    {"gsm8k" = "last_number"}."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -353,9 +363,12 @@ class EvaluateConfig(Section):
     max_prompts: int = Field(0, ge=0)
     """Evaluate on the first so many held-out prompts. 0: all."""
     samples: int = Field(0, ge=0)
-    """Sampled answers per prompt for avg@k. 0: greedy only."""
-    temperature: float = Field(0.6, gt=0)
-    """Temperature of the sampled answers."""
+    """Sampled answers per prompt for avg@k. 0: greedy only, in a run."""
+    samples_of: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """`megatron_nft.evaluate`: benchmark (its file's name without the ending) -> sampled answers per prompt, where it
+    isn't `samples`: {math500 = 1}."""
+    temperature: float = Field(0.6, ge=0)
+    """Temperature of the sampled answers. 0, greedy, goes with one sample only."""
     top_p: float = Field(0.7, gt=0, le=1)
     """Nucleus of the sampled answers."""
 
@@ -425,6 +438,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_sections_agree(self) -> "Config":
         actor, train = self.actor, self.train
+        most_samples = max([self.evaluate.samples, *self.evaluate.samples_of.values()])
+        if self.evaluate.temperature == 0 and most_samples > 1:
+            raise ValueError(
+                f"evaluate.temperature = 0 gives {most_samples} equal answers; set evaluate.samples = 1, or a "
+                "temperature above 0"
+            )
         if self.cluster.actor_ranks not in (None, actor.world_size):
             ranks = self.cluster.actor_ranks
             replica = actor.world_size // actor.dp
@@ -528,14 +547,18 @@ class Config(Section):
             )
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str | Path | None, overrides: Sequence[str] = (), *, trains: bool = True) -> Config:
     """Reads a recipe, applies `section.key=value` overrides, checks it against the model's own config.json.
+
+    Args:
+        recipe: TOML file; None: the overrides and the defaults are all.
+        trains: whether it is a training run's, which needs training data.
 
     Raises:
         RecipeError: the file, a key, a value, or the model folder is wrong; every problem found is listed.
     """
     try:
-        tree = tomllib.loads(Path(recipe).read_text())
+        tree = tomllib.loads(Path(recipe).read_text()) if recipe is not None else {}
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {recipe}; the shipped ones are in launch/recipes") from None
     except tomllib.TOMLDecodeError as error:
@@ -545,7 +568,10 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{recipe}:\n" + "\n".join(_explain(problem) for problem in error.errors())) from None
+        problems = "\n".join(_explain(problem) for problem in error.errors())
+        raise RecipeError(f"{recipe or 'the settings'}:\n{problems}") from None
+    if trains and not config.data.train:
+        raise RecipeError(f"{recipe}: data.train is missing or empty; the recipe must name the training prompts' files")
     hf = read_hf_config(config.model.path)
     check_layout(config, hf)
     if config.algorithm.kl_weight and read_hf_config(config.model.reference) != hf:
@@ -621,9 +647,16 @@ def to_toml(config: Config) -> str:
     lines = []
     for section, values in config.model_dump(exclude_none=True).items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    """JSON is TOML, but for tables."""
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "{" + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {_toml_value(v)}" for k, v in value.items()) + "}"
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

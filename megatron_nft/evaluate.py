@@ -1,16 +1,48 @@
-"""Held-out accuracy: greedy, and avg@k of sampled answers.
+"""The benchmarks: a model folder and data files in, accuracies with intervals and the paper's table out.
 
-Engines, a judge and prompts come in; eval/ metrics and the judged greedy answers go out. Called by train.py before,
-during and after a run.
+    python -m megatron_nft.evaluate --model DIR --data FILE FILE ... --n 32 [section.key=value ...]
+    python -m megatron_nft.evaluate RECIPE [section.key=value ...]          (model.path on data.held_out)
+
+vLLM engines answer (sharded over rollout.engines of them; no actor is started), the judge grades. An interrupted
+evaluation goes on where it was: answers are kept as they come. Written to --out:
+
+    samples.jsonl     every answer, a prompt a line
+    verdicts.jsonl    what became of each, in the same order
+    evaluation.json   all numbers, under the names of observe/metrics.py
+    table.txt, .html  the tables
+    recipe.toml       the resolved settings
+
+`evaluate`, below, is train.py's: held-out accuracy with the engines of a run.
 """
 
+import json
+import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from megatron_nft.config import Config
-from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.cluster.placement import ray_cluster
+from megatron_nft.cluster.workers import ClusterError, EngineGroup
+from megatron_nft.config import Config, RecipeError, to_toml
+from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
+from megatron_nft.data.prompts import DataError, load_tokenizer
+from megatron_nft.evaluation.command_line import parse_arguments, read_settings
+from megatron_nft.evaluation.published import column_of
+from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
+from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, average, score
+from megatron_nft.evaluation.table import html_page, text_tables
+from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.observe.terminal import Progress
+from megatron_nft.rollout.engine import EngineError
+from megatron_nft.rollout.sample import Sampling, sample_groups, stream_groups
 from megatron_nft.types import Prompt, RolloutGroup
-from megatron_nft.verdict.judge import Judge
+from megatron_nft.verdict.graders import grader_of
+from megatron_nft.verdict.judge import Judge, JudgeError
+
+SAMPLES = "samples.jsonl"
 
 
 def evaluate(
@@ -32,13 +64,7 @@ def evaluate(
         "eval/truncated_fraction": _mean(group.rollouts[0].truncated for group in groups),
     }
     if config.evaluate.samples:
-        sampling = Sampling(
-            group_size=config.evaluate.samples,
-            temperature=config.evaluate.temperature,
-            top_p=config.evaluate.top_p,
-            max_answer_tokens=config.rollout.max_answer_tokens,
-            seed=config.run.seed,
-        )
+        sampling = _sampling(config, config.evaluate.samples)
         sampled = judge.judge(sample_groups(engines, list(prompts), sampling, on_progress))
         metrics["eval/avg_at_k"] = _mean(group.correct_rate for group in sampled)
     return metrics, groups
@@ -47,3 +73,207 @@ def evaluate(
 def _mean(values: Any) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+def _sampling(config: Config, num_samples: int) -> Sampling:
+    return Sampling(
+        group_size=num_samples,
+        temperature=config.evaluate.temperature,
+        top_p=config.evaluate.top_p,
+        max_answer_tokens=config.rollout.max_answer_tokens,
+        seed=config.run.seed,
+    )
+
+
+def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
+    """An evaluation from its settings to its tables; leaves the files in `out`.
+
+    Raises:
+        DataError, SamplesError, RecipeError: before any engine starts.
+    """
+    start = time.perf_counter()
+    tokenizer = load_tokenizer(config.model.path)
+    benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
+    num_samples = samples_of(config, benchmarks)
+    for benchmark in benchmarks:
+        merged = f" (the file has each {benchmark.repeats} times)" if benchmark.repeats > 1 else ""
+        count = len(benchmark.prompts) + benchmark.num_too_long
+        k = num_samples[benchmark.name]
+        _say(f"{benchmark.name}: {count} prompts{merged}, {k} answer{'s' if k > 1 else ''} each")
+    with ExitStack() as parts:
+        samples = parts.enter_context(SamplesFile(out / SAMPLES, sampling_settings(config)))
+        (out / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
+        judge = parts.enter_context(Judge(config.verdict))
+        judge.warm_up()  # before hours of sampling, not after
+        missing = find_missing(benchmarks, num_samples, samples)
+        num_missing = sum(map(len, missing.values()))
+        if num_kept := sum(len(benchmark.prompts) for benchmark in benchmarks) - num_missing:
+            _say(f"{num_kept} prompts are answered already, {num_missing} are left")
+        if missing:
+            sample_with_engines(config, missing, samples)
+        graded = {b.name: grade(b, num_samples[b.name], samples, judge, config) for b in benchmarks}
+    scores = [
+        score(
+            b.name,
+            column_of(b.name, b.data_source),
+            graded[b.name],
+            b.num_too_long,
+            num_samples[b.name],
+            config.run.seed,
+        )
+        for b in benchmarks
+    ]
+    _write_results(out, config, benchmarks, graded, scores)
+    _say(f"\n{(out / 'table.txt').read_text(encoding='utf-8')}")
+    _say(f"done in {time.perf_counter() - start:.0f} s; everything is in {out}")
+    return scores
+
+
+def samples_of(config: Config, benchmarks: Sequence[Benchmark]) -> dict[str, int]:
+    """Benchmark -> answers per prompt: evaluate.samples_of, or else evaluate.samples.
+
+    Raises:
+        RecipeError: evaluate.samples_of names no benchmark, or nothing is to be sampled.
+    """
+    names = [benchmark.name for benchmark in benchmarks]
+    for name in config.evaluate.samples_of:
+        if name not in names:
+            raise RecipeError(
+                f"evaluate.samples_of (--n-of) names {name!r}, which is no benchmark here: {', '.join(names)}"
+            )
+    counts = {name: config.evaluate.samples_of.get(name, config.evaluate.samples) for name in names}
+    for name, count in counts.items():
+        if count < 1:
+            raise RecipeError(
+                f"evaluate.samples (--n) = {count}: nothing would be sampled for {name}; set it to 1 or more"
+            )
+    return counts
+
+
+def sampling_settings(config: Config) -> dict[str, Any]:
+    """All that an answer depends on, besides its prompt."""
+    return {
+        "model": model_digest(Path(config.model.path)),
+        "temperature": config.evaluate.temperature,
+        "top_p": config.evaluate.top_p,
+        "max_answer_tokens": config.rollout.max_answer_tokens,
+        "seed": config.run.seed,
+        "dtype": config.rollout.dtype,
+    }
+
+
+def find_missing(
+    benchmarks: Sequence[Benchmark], num_samples: dict[str, int], samples: SamplesFile
+) -> dict[int, list[Prompt]]:
+    """Answers per prompt -> the prompts of which so many aren't kept."""
+    missing: dict[int, list[Prompt]] = {}
+    for benchmark in benchmarks:
+        count = num_samples[benchmark.name]
+        for prompt in benchmark.prompts:
+            if samples.answers(prompt, count) is None:
+                missing.setdefault(count, []).append(prompt)
+    return missing
+
+
+def sample_with_engines(config: Config, missing: dict[int, list[Prompt]], samples: SamplesFile) -> None:
+    """Starts engines and has them answer the missing prompts."""
+    rollout = config.rollout
+    _say(f"{rollout.engines} vLLM engines (tp {rollout.tp}, {rollout.dtype}, {config.cluster.device}) | starting ...")
+    with ray_cluster(config, with_actors=False) as placement:
+        engines = EngineGroup(config, placement)
+        engines.begin_build().wait()
+        sample(engines, config, missing, samples)
+
+
+def sample(engines: Any, config: Config, missing: dict[int, list[Prompt]], samples: SamplesFile) -> None:
+    """Has the engines answer the prompts; keeps each one's answers as soon as they are whole."""
+    progress = Progress(sys.stdout, "sampling", sum(map(len, missing.values())), "prompts")
+    done = 0
+    # Many answers first: the engines are then never left with a few prompts and much to do.
+    for count, prompts in sorted(missing.items(), reverse=True):
+        for group in stream_groups(engines, prompts, _sampling(config, count)):
+            samples.append(group)
+            done += 1
+            progress.update(done)
+    progress.clear()
+
+
+def grade(
+    benchmark: Benchmark, num_samples: int, samples: SamplesFile, judge: Judge, config: Config
+) -> list[GradedPrompt]:
+    """The benchmark's prompts with their answers and verdicts."""
+    answers = [samples.answers(prompt, num_samples) for prompt in benchmark.prompts]
+    cases = [
+        (answer.text, prompt.ground_truth, prompt.data_source)
+        for prompt, its_answers in zip(benchmark.prompts, answers, strict=True)
+        for answer in its_answers
+    ]
+    verdicts = iter(judge.judge_answers(*zip(*cases, strict=True)))
+    return [
+        GradedPrompt(
+            answers=its_answers,
+            finals=tuple(grader_of(prompt.data_source, config.verdict.modes).extract(a.text) for a in its_answers),
+            verdicts=tuple(next(verdicts) for _ in its_answers),
+        )
+        for prompt, its_answers in zip(benchmark.prompts, answers, strict=True)
+    ]
+
+
+def _write_results(
+    out: Path,
+    config: Config,
+    benchmarks: Sequence[Benchmark],
+    graded: dict[str, list[GradedPrompt]],
+    scores: Sequence[BenchmarkScores],
+) -> None:
+    with (out / "verdicts.jsonl").open("w", encoding="utf-8") as file:
+        for benchmark in benchmarks:
+            for prompt, result in zip(benchmark.prompts, graded[benchmark.name], strict=True):
+                record = {"prompt_id": prompt.prompt_id, "rights": result.rights}
+                record |= {
+                    "verdicts": [v.kind for v in result.verdicts],
+                    "details": [v.detail for v in result.verdicts],
+                }
+                file.write(json.dumps(record) + "\n")
+    mean = average(scores)
+    results = {
+        "model": config.model.path,
+        "settings": sampling_settings(config),
+        "benchmarks": {
+            s.name: {"column": s.column, **s.metrics, "pass_at": {str(k): x for k, x in s.pass_at.items()}}
+            for s in scores
+        },
+        "average": None if mean is None else dict(zip(("avg_at_k", "low", "high"), mean, strict=True)),
+    }
+    (out / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
+    model = Path(config.model.path).resolve().name
+    settings = ", ".join(f"{name} {value}" for name, value in sampling_settings(config).items() if name != "model")
+    (out / "table.txt").write_text(text_tables(model, scores) + "\n", encoding="utf-8")
+    (out / "table.html").write_text(html_page(model, settings, scores), encoding="utf-8")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> int:
+    """The command line; exit status 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config, out = read_settings(arguments)
+        evaluate_benchmarks(config, out)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except (ClusterError, EngineError, JudgeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (RecipeError, ModelFolderError, DataError, SamplesError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -33,8 +33,7 @@ class Progress:
 
     step: int
     policy_version: int
-    mixed_share: float  # what group sampling has learned; surplus groups are dropped, so there is no other leftover
-    prompts: dict[str, Any]  # PromptStream.state_dict()
+    sampling: dict[str, Any]  # GroupSampler.state_dict()
     minutes: float  # that the run has taken
 
 
@@ -60,11 +59,13 @@ class Checkpoints:
     def begin(self, progress: Progress) -> None:
         """Copies the actor's state and begins to write it. A checkpoint that can't be written is said, and no error."""
         self.finish()
-        folder = checkpoint_folder.begin(self._config.run_dir, progress.step)
-        if (free := shutil.disk_usage(folder).free) < self._newest_bytes:
-            self._give_up(
-                progress, folder, f"{free / 1e9:.1f} GB are free, the last one took {self._newest_bytes / 1e9:.1f} GB"
-            )
+        folder = checkpoint_folder.step_folder(self._config.run_dir, progress.step)
+        try:
+            folder = checkpoint_folder.begin(self._config.run_dir, progress.step)
+            if (free := shutil.disk_usage(folder).free) < self._newest_bytes:
+                raise OSError(f"{free / 1e9:.1f} GB are free, the last one took {self._newest_bytes / 1e9:.1f} GB")
+        except OSError as error:
+            self._give_up(progress, folder, str(error))
             return
         self._actors.begin_save(folder, progress.step, progress.policy_version)
         self._under_way = (progress, folder)

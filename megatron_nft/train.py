@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from contextlib import ExitStack, closing
-from math import ceil
 
 from megatron_nft.canary import CanaryError, check_canary
 from megatron_nft.checkpoint_folder import CheckpointError
@@ -24,21 +23,17 @@ from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
 from megatron_nft.evaluate import evaluate
 from megatron_nft.hf_config import ModelFolderError, read_hf_config
-from megatron_nft.nft.groups import keep_mixed, to_sequences
+from megatron_nft.nft.groups import to_sequences
 from megatron_nft.observe.batches import BatchError, logprob_gap, save_batch
 from megatron_nft.observe.report import Report
 from megatron_nft.replay import replay_step
 from megatron_nft.resume import Checkpoints, Progress, checkpoints_to_resume, progress_to_resume
 from megatron_nft.rollout.engine import EngineError
-from megatron_nft.rollout.sample import Sampling, sample_groups, sampling_seed
+from megatron_nft.sampling import GroupSampler, NoMixedGroups
 from megatron_nft.stop import Stop, StopRequested
-from megatron_nft.types import RolloutGroup, TrainBatch
+from megatron_nft.types import TrainBatch
 from megatron_nft.verdict.judge import Judge
 from megatron_nft.weights.sync import sync_weights
-
-
-class NoMixedGroups(RuntimeError):
-    """Sampling did not bring enough groups with right and wrong answers."""
 
 
 class NonFiniteUpdate(RuntimeError):
@@ -47,8 +42,6 @@ class NonFiniteUpdate(RuntimeError):
 
 INTERRUPTED, GO_ON = 130, 75
 """Exit status: the shell's of Ctrl-C; sysexits' EX_TEMPFAIL, by which a batch script knows that it is to requeue."""
-MIN_MIXED_SHARE = 0.25
-"""A sampling round asks for at most 4 prompts per missing group, however few were mixed in the one before."""
 
 
 class Training:
@@ -57,13 +50,12 @@ class Training:
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
         self.config, self.report, self.hf = config, report, read_hf_config(config.model.path)
-        self.mixed_share = 1.0  # of the groups sampled last: how many prompts the next round must ask for
         start = time.perf_counter()
         tokenizer = load_tokenizer(config.model.hf_folder)
         train = load_prompts(config.data.train, tokenizer, config.data)
-        self.prompts, self.canary = PromptStream(train.prompts, config.run.seed), train.prompts[0]
+        prompts, self.canary = PromptStream(train.prompts, config.run.seed), train.prompts[0]
         if (earlier := progress_to_resume(config)) is not None:
-            self.prompts.load_state_dict(earlier.prompts)  # refuses other prompts before anything starts
+            prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
         held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
         self.held_out = held_out[: config.evaluate.max_prompts or None]
         report.announce(
@@ -80,6 +72,7 @@ class Training:
         starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
+        self.sampler = GroupSampler(config, prompts, self.engines, self.judge, report)
         for pending in starting:
             pending.wait()
         self.engines.refill = self.sync
@@ -91,12 +84,10 @@ class Training:
         """Goes back to the newest checkpoint, if there is one; gives the engines the actor's weights in any case."""
         self.engines.sleep()
         self.actors.reload()
-        self.progress = Progress(
-            step=0, policy_version=0, mixed_share=self.mixed_share, prompts=self.prompts.state_dict(), minutes=0.0
-        )
+        self.progress = Progress(step=0, policy_version=0, sampling=self.sampler.state_dict(), minutes=0.0)
         if (restored := self.checkpoints.restore()) is not None:
-            self.prompts.load_state_dict(restored.prompts)
-            self.mixed_share, self.progress = restored.mixed_share, restored
+            self.sampler.load_state_dict(restored.sampling)
+            self.progress = restored
         self.report.rewind(self.progress.step, self.progress.minutes)
         self.policy_version = self.progress.policy_version
         self.sync()
@@ -109,7 +100,7 @@ class Training:
         for step in range(self.progress.step + 1, config.train.steps + 1):
             with report.step(step):
                 with stop.interruptible():
-                    groups = self.sample_mixed_groups(step)
+                    groups = self.sampler.sample(step)
                 self.checkpoints.poll()
                 with report.stage("pack"):
                     batch = pack(
@@ -136,11 +127,7 @@ class Training:
                     self.keep_nonfinite(step, batch)
                 self.policy_version = step
                 self.progress = Progress(
-                    step=step,
-                    policy_version=step,
-                    mixed_share=self.mixed_share,
-                    prompts=self.prompts.state_dict(),
-                    minutes=report.minutes,
+                    step=step, policy_version=step, sampling=self.sampler.state_dict(), minutes=report.minutes
                 )
                 if self.checkpoints.is_due(step):
                     with report.stage("checkpoint"):
@@ -169,41 +156,6 @@ class Training:
         if self.config.weights.canary:
             metrics |= check_canary(self.actors, self.engines, self.canary, self.config)
         return metrics
-
-    def sample_mixed_groups(self, step: int) -> list[RolloutGroup]:
-        """prompts -> rollouts -> verdicts, round after round, until enough groups have right and wrong answers.
-
-        Raises:
-            NoMixedGroups: not enough after rollout.max_sampling_rounds rounds.
-        """
-        config, report, rollout = self.config, self.report, self.config.rollout
-        mixed: list[RolloutGroup] = []
-        num_sampled, wanted = 0, config.train.groups_per_step
-        for sampling_round in range(rollout.max_sampling_rounds):
-            prompts = self.prompts.take(ceil((wanted - len(mixed)) / self.mixed_share))
-            sampling = Sampling(
-                group_size=rollout.group_size,
-                temperature=rollout.temperature,
-                top_p=rollout.top_p,
-                max_answer_tokens=rollout.max_answer_tokens,
-                seed=sampling_seed(config.run.seed, step, sampling_round),
-            )
-            with report.stage("rollout", total=len(prompts), unit="prompts") as progress:
-                groups = sample_groups(self.engines, prompts, sampling, progress.update)
-            with report.stage("verdict", total=len(prompts) * rollout.group_size, unit="answers") as progress:
-                groups = self.judge.judge(groups, progress.update)
-            report.add_rollouts(groups)
-            mixed += keep_mixed(groups)
-            num_sampled += len(groups)
-            self.mixed_share = max(len(mixed) / num_sampled, MIN_MIXED_SHARE)
-            if len(mixed) >= wanted:
-                report.add({"rollout/rounds": sampling_round + 1, "rollout/groups_surplus": len(mixed) - wanted})
-                return mixed[:wanted]
-        raise NoMixedGroups(
-            f"step {step}: {len(mixed)} of {num_sampled} groups had right and wrong answers after "
-            f"{rollout.max_sampling_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of "
-            "another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
-        )
 
     def keep_nonfinite(self, step: int, batch: TrainBatch) -> None:
         """Keeps the batch of a step with a non-finite update.
@@ -247,7 +199,7 @@ def train(config: Config) -> None:
     process behind.
 
     Raises:
-        StopRequested: a signal asked for it; the last whole step is saved.
+        StopRequested: a signal asked for it; the last whole step is saved, as when groups run out (NoMixedGroups).
     """
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     report = Report(config)
@@ -259,7 +211,7 @@ def train(config: Config) -> None:
                 training = Training(config, report, parts)
             try:
                 training.run(stop)
-            except StopRequested:
+            except (StopRequested, NoMixedGroups):
                 training.save_and_stop()
                 raise
     except BaseException as error:

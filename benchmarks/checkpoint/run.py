@@ -45,26 +45,29 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all runs")
     arguments = parser.parse_intermixed_args()
     found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-    copies: dict[str, list[float]] = {way: [] for way in WAYS}
+    waits: dict[str, list[float]] = {way: [] for way in WAYS}
+    shares: dict[str, list[float]] = {way: [] for way in WAYS}
     losses = set()
     for number in range(arguments.rounds):
         for way, overrides in WAYS.items():
             steps = [f"train.steps={arguments.steps}", *overrides, *arguments.overrides]
             records = run(f"{way}_{number}", steps, arguments.out)
             found[way].append(seconds(records))
-            copies[way] += [record.get("time/checkpoint_s", 0.0) for record in records]
+            waits[way] += [record.get("time/checkpoint_s", 0.0) for record in records]
+            shares[way] += [record.get("time/checkpoint_s", 0.0) / record["time/step_s"] for record in records]
             losses.add(tuple(record["nft/loss"] for record in records))
             print(f"round {number + 1}, {way}: {median(found[way][-1]):.2f} s a step", file=sys.stderr)
     assert len(losses) == 1, "the runs are not the same run"
-    print("| checkpoints | step, s (median) | against none, each step with itself | time/checkpoint_s (median) |")
-    print("|---|---|---|---|")
+    print("| checkpoints | step, s (median) | against none, each step with itself | time/checkpoint_s | of its step |")
+    print("|---|---|---|---|---|")
     for way, rounds in found.items():
         ratios = [
             a / b for mine, none in zip(rounds, found["none"], strict=True) for a, b in zip(mine, none, strict=True)
         ]
         spread = f"{100 * (median(ratios) - 1):+.1f}% (of {len(ratios)} steps)" if way != "none" else ""
         every = [value for one in rounds for value in one]
-        print(f"| {way} | {median(every):.2f} | {spread} | {median(copies[way]):.2f} |")
+        share = f"{100 * median(shares[way]):.1f}%"
+        print(f"| {way} | {median(every):.2f} | {spread} | {median(waits[way]):.2f} | {share} |")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from megatron_nft.checkpoint_folder import FileRecord, record
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 """Optimizer state by parameter, not by data-parallel shard: a resume may have another layout."""
 FROM_THE_RECIPE = ("betas", "eps", "max_lr", "min_lr")
-"""Settings of the optimizer's groups that a checkpoint doesn't bring back: the recipe may have changed."""
+"""Settings, the same in all of the optimizer's groups, that are the recipe's and not the checkpoint's."""
 EXTRA_STATE = "_extra_state"
 COORDINATOR_FILES = ("metadata.json", ".metadata", "common.pt")
 """Written by rank 0 once all others have written theirs; the last by megatron-core before 0.19 only."""
@@ -67,6 +67,8 @@ class Save:
     def error(self) -> str | None:
         """Of a thread that has ended, why it could not write."""
         error = self._written.exception()
+        while error is not None and not isinstance(error, OSError) and error.__context__ is not None:
+            error = error.__context__  # torch's writer says "unexpected pos" after a full disk's error
         return None if error is None else str(error)
 
     def finish(self) -> dict[str, FileRecord]:
@@ -130,10 +132,9 @@ def load_checkpoint(
     state = dist_checkpointing.load(state, str(folder))
     for number, chunk in enumerate(model):
         unwrap_model(chunk).load_state_dict(state[f"model{number}"])
-    recipe = [{name: group[name] for name in FROM_THE_RECIPE} for group in optimizer.param_groups]
+    for group in state["optimizer"]["optimizer"]["param_groups"]:
+        group.update({name: optimizer.param_groups[0][name] for name in FROM_THE_RECIPE})
     optimizer.load_state_dict(state["optimizer"])
-    for group, values in zip(optimizer.param_groups, recipe, strict=True):
-        group.update(values)
     schedule.num_steps = 0  # loading counts on from here
     schedule.load_state_dict(state["schedule"])
     if "random" in state:

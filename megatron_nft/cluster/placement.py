@@ -73,19 +73,23 @@ class Placement:
 
 
 @contextmanager
-def ray_cluster(config: Config) -> Iterator[Placement]:
+def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]:
     """Joins the Ray at RAY_ADDRESS, or starts a local one; reserves a place for every process; leaves none behind.
+
+    Args:
+        with_actors: False: for engines only, with places of their own.
 
     Raises:
         ClusterError: the cluster hasn't got the resources, or not within cluster.start_timeout_s.
     """
+    ranks = config.actor.world_size if with_actors else 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" not in os.environ:
         options |= {
             "address": "local",
-            "num_cpus": sum(bundle["CPU"] for bundle in _bundles(config)),
+            "num_cpus": sum(bundle["CPU"] for bundle in _bundles(config, ranks)),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
@@ -93,7 +97,7 @@ def ray_cluster(config: Config) -> Iterator[Placement]:
     ray.init(**options)
     try:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put in a handler that aborts the process
-        yield _reserve(config)
+        yield _reserve(config, ranks)
     finally:
         ray.shutdown()
 
@@ -104,8 +108,11 @@ def ranks_per_block(config: Config) -> int:
     return min(actor.world_size, lcm(actor.tp, rollout.tp) if config.is_colocated else actor.tp)
 
 
-def check_room(config: Config, nodes: list[Node]) -> None:
+def check_room(config: Config, nodes: list[Node], ranks: int) -> None:
     """Refuses what the job's nodes haven't got, before anything is started.
+
+    Args:
+        ranks: of the actor; 0 for engines alone.
 
     Raises:
         ClusterError: with the value, the reason and the remedy.
@@ -115,40 +122,43 @@ def check_room(config: Config, nodes: list[Node]) -> None:
     has = [node.gpus if is_cuda else node.cpus for node in nodes]
     each = ", ".join(f"{node.name} {count}" for node, count in zip(nodes, has, strict=True))
     there = f"Ray has {sum(has)} on {len(nodes)} nodes ({each})"
-    bundles = _bundles(config)
+    bundles = _bundles(config, ranks)
     engines = config.rollout.engines * config.rollout.tp
     needed = int(sum(bundle[key] for bundle in bundles))
     if needed > sum(has):
-        who = f"{config.actor.layout} = {config.actor.world_size} ranks"
-        if not config.is_colocated:
+        who = f"{config.actor.layout} = {ranks} ranks" if ranks else "no actor"
+        if not (ranks and config.is_colocated):
             who += f" and rollout.engines x rollout.tp = {engines if is_cuda else config.rollout.engines} for engines"
         raise ClusterError(
             f"the recipe asks for {needed} {what} ({who}), and {there}; submit the job with more nodes, or lower "
             "actor.dp or rollout.engines"
         )
-    for setting, tp in (("actor.tp", config.actor.tp), ("rollout.tp", config.rollout.tp if is_cuda else 1)):
+    for setting, tp in (
+        ("actor.tp", config.actor.tp if ranks else 1),
+        ("rollout.tp", config.rollout.tp if is_cuda else 1),
+    ):
         if tp > max(has):
             raise ClusterError(
                 f"{setting} = {tp} needs {tp} {what} of one node, and {there}; a tensor-parallel group can't lie "
                 f"across nodes: lower {setting}, and raise actor.pp or actor.dp"
             )
     block = ranks_per_block(config)
-    room, blocks = sum(count // block for count in has), config.actor.world_size // block
+    room, blocks = sum(count // block for count in has), ranks // block
     if room < blocks:
         raise ClusterError(
             f"{config.actor.layout} needs {blocks} times {block} {what} of one node, and {there}, which is {room} "
             f"times; choose a tp that divides the {what} of a node"
         )
-    if len(nodes) > 1 and config.carrier == "shared_memory" and needed > max(has):
+    if ranks and len(nodes) > 1 and config.carrier == "shared_memory" and needed > max(has):
         raise ClusterError(
             f'weights.carrier = "shared_memory" is for one machine, and the recipe needs {needed} {what}: {there}; set '
             'weights.carrier="collective"'
         )
 
 
-def _reserve(config: Config) -> Placement:
-    check_room(config, living_nodes())
-    bundles, size, ranks = _bundles(config), ranks_per_block(config), config.actor.world_size
+def _reserve(config: Config, ranks: int) -> Placement:
+    check_room(config, living_nodes(), ranks)
+    bundles, size = _bundles(config, ranks), ranks_per_block(config)
     blocks = [
         placement_group(bundles[first : min(first + size, ranks)], strategy="STRICT_PACK")
         for first in range(0, ranks, size)
@@ -173,14 +183,14 @@ def _node_of(group: PlacementGroup) -> str:
     return placement_group_table(group)["bundles_to_node_id"][0]
 
 
-def _bundles(config: Config) -> list[dict[str, float]]:
-    """Of the actor ranks, then, unless colocated, of the engines."""
+def _bundles(config: Config, ranks: int) -> list[dict[str, float]]:
+    """Of the actor ranks, then of the engines, unless they share the ranks'."""
 
     def bundle(gpus: int) -> dict[str, float]:
         return {"CPU": 1, "GPU": gpus} if config.cluster.device == "cuda" else {"CPU": 1}
 
-    engines = [] if config.is_colocated else [bundle(config.rollout.tp)] * config.rollout.engines
-    return [bundle(1)] * config.actor.world_size + engines
+    engines = [] if ranks and config.is_colocated else [bundle(config.rollout.tp)] * config.rollout.engines
+    return [bundle(1)] * ranks + engines
 
 
 @ray.remote

@@ -8,9 +8,10 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,10 @@ class PromptStream:
         self._position = 0  # in this epoch's order
         self._order = self._shuffled()
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return _fingerprint(self.prompts)
+
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts. A call that crosses an epoch's end may hold a prompt twice."""
         taken: list[Prompt] = []
@@ -79,16 +84,16 @@ class PromptStream:
             "position": self._position,
             "seed": self.seed,
             "num_prompts": len(self.prompts),
-            "fingerprint": _fingerprint(self.prompts),
+            "fingerprint": self._fingerprint,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where the saved stream stopped.
+    def check(self, state: dict[str, Any]) -> None:
+        """Whether `load_state_dict` can go on from this.
 
         Raises:
             DataError: the state belongs to other prompts or another seed, so the order would silently be another one.
         """
-        if state["fingerprint"] != _fingerprint(self.prompts):
+        if state["fingerprint"] != self._fingerprint:
             raise DataError(
                 f"the checkpoint's data position is of other prompts ({state['num_prompts']} then, {len(self.prompts)} "
                 "now): the files, their order, the tokenizer, data.prompt_format or data.max_prompt_tokens changed; "
@@ -99,6 +104,10 @@ class PromptStream:
                 f"the checkpoint's data order has seed {state['seed']}, this run has {self.seed}; "
                 f"set run.seed = {state['seed']}"
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the saved stream stopped. Raises DataError as `check` does."""
+        self.check(state)
         self.epoch, self._position = state["epoch"], state["position"]
         self._order = self._shuffled()
 
@@ -138,46 +147,71 @@ def load_prompts(files: Sequence[str], tokenizer: "PreTrainedTokenizerBase", con
         DataError: a file is missing or has another schema, a row has no prompt or (unless skipped) no ground truth,
             the tokenizer has no chat template where one is needed, or no prompt is left.
     """
+    stems: set[str] = set()
+    parts = [
+        load_rows(enumerate(read_rows(file)), file, _unused_stem(file, stems), tokenizer, config) for file in files
+    ]
+    loaded = LoadedPrompts(
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        num_too_long=sum(part.num_too_long for part in parts),
+        num_without_answer=sum(part.num_without_answer for part in parts),
+    )
+    if not loaded.prompts:
+        raise DataError(
+            f"no prompt left of {', '.join(files)}: {loaded.num_too_long} longer than data.max_prompt_tokens = "
+            f"{config.max_prompt_tokens}, {loaded.num_without_answer} without an answer"
+        )
+    return loaded
+
+
+def load_rows(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    file: str,
+    stem: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: DataConfig,
+) -> LoadedPrompts:
+    """Renders and tokenizes numbered rows of one file; the prompts' ids are stem/number.
+
+    Raises:
+        DataError: as `load_prompts` does.
+    """
     if config.prompt_format == "chat" and not tokenizer.chat_template:
         raise DataError(
             f'the tokenizer of {tokenizer.name_or_path!r} has no chat template; set data.prompt_format = "plain", '
             "or add a chat_template to its tokenizer_config.json"
         )
-    prompts: list[Prompt] = []
+    usable, prompts = [], []
     num_too_long = num_without_answer = 0
-    stems: set[str] = set()
-    for file in files:
-        stem = _unused_stem(file, stems)
-        usable = []
-        for number, row in enumerate(_read(file)):
-            gold = _ground_truth(row, file, number)
-            if gold is not None:
-                text = _render(row, file, number, tokenizer, config)
-                usable.append((f"{stem}/{number}", text, gold, str(row["data_source"])))
-            elif config.missing_answer == "skip":
-                num_without_answer += 1
-            else:
-                raise DataError(
-                    f"{file}, row {number} (counted from 0): no reward_model.ground_truth; "
-                    'add it, or set data.missing_answer = "skip" to drop such rows'
-                )
-        all_token_ids = _tokenize([text for _, text, _, _ in usable], tokenizer, config)
-        for (prompt_id, text, gold, source), token_ids_P in zip(usable, all_token_ids, strict=True):
-            if len(token_ids_P) > config.max_prompt_tokens:
-                num_too_long += 1
-                continue
-            prompts.append(
-                Prompt(prompt_id=prompt_id, text=text, token_ids_P=token_ids_P, ground_truth=gold, data_source=source)
+    for number, row in rows:
+        gold = _ground_truth(row, file, number)
+        if gold is not None:
+            text = _render(row, file, number, tokenizer, config)
+            usable.append((f"{stem}/{number}", text, gold, str(row["data_source"])))
+        elif config.missing_answer == "skip":
+            num_without_answer += 1
+        else:
+            raise DataError(
+                f"{file}, row {number} (counted from 0): no reward_model.ground_truth; "
+                'add it, or set data.missing_answer = "skip" to drop such rows'
             )
-    if not prompts:
-        raise DataError(
-            f"no prompt left of {', '.join(files)}: {num_too_long} longer than data.max_prompt_tokens = "
-            f"{config.max_prompt_tokens}, {num_without_answer} without an answer"
+    all_token_ids = _tokenize([text for _, text, _, _ in usable], tokenizer, config)
+    for (prompt_id, text, gold, source), token_ids_P in zip(usable, all_token_ids, strict=True):
+        if len(token_ids_P) > config.max_prompt_tokens:
+            num_too_long += 1
+            continue
+        prompts.append(
+            Prompt(prompt_id=prompt_id, text=text, token_ids_P=token_ids_P, ground_truth=gold, data_source=source)
         )
     return LoadedPrompts(prompts=tuple(prompts), num_too_long=num_too_long, num_without_answer=num_without_answer)
 
 
-def _read(file: str) -> "Dataset":
+def read_rows(file: str) -> "Dataset":
+    """The rows of a file or a hub name, in the DAPO/verl schema.
+
+    Raises:
+        DataError: it is missing, can't be read or has another schema.
+    """
     import datasets
 
     path = Path(file)
@@ -230,10 +264,15 @@ def _no_progress_bars(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def stem_of(file: str) -> str:
+    """A file's name without folder and ending; a hub name's last part."""
+    path = Path(file)
+    return path.stem if path.suffix in READERS else path.name
+
+
 def _unused_stem(file: str, stems: set[str]) -> str:
     """The file's stem, or "stem~2", "stem~3" ... where an earlier file has it: prompt ids must be unique."""
-    path = Path(file)
-    stem = plain = path.stem if path.suffix in READERS else path.name
+    stem = plain = stem_of(file)
     number = 1
     while stem in stems:
         number += 1

@@ -74,18 +74,23 @@ def render_page(
         },
         "metrics": {m.name: {"unit": m.unit, "meaning": m.meaning} for m in METRICS.values()},
         "stages": STAGES,
-        "steps": _columns([r for r in records if r.kind == "step"]),
-        "evaluations": _columns([r for r in records if r.kind == "evaluation"]),
+        "steps": columns([r for r in records if r.kind == "step"]),
+        "evaluations": columns([r for r in records if r.kind == "evaluation"]),
         "answers": answers,
     }
     folder = files("megatron_nft.observe") / "page"
-    parts = {name: (folder / name).read_text(encoding="utf-8") for name in PAGE_FILES} | {"data": _script_json(data)}
-    template = (folder / "template.html").read_text(encoding="utf-8")
+    parts = {name: (folder / name).read_text(encoding="utf-8") for name in PAGE_FILES}
+    return fill_template((folder / "template.html").read_text(encoding="utf-8"), parts, data)
+
+
+def fill_template(template: str, parts: Mapping[str, str], data: Mapping[str, Any]) -> str:
+    """The page of a template with {{name}} for each part and {{data}} for the data, as JSON."""
+    filled = {**parts, "data": _script_json(data)}
     # One pass over the template: what is filled in is never searched, so an answer can't pose as a placeholder.
-    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: parts[match[1]], template)
+    return re.sub(r"\{\{([\w.]+)\}\}", lambda match: filled[match[1]], template)
 
 
-def _columns(records: Sequence[StepReport]) -> dict[str, Any]:
+def columns(records: Sequence[StepReport]) -> dict[str, Any]:
     """Records turned into columns, so that a name is embedded once and not once a step."""
     names = dict.fromkeys(name for record in records for name in record.metrics)
     return {

@@ -83,7 +83,7 @@ class Report:
         self._read_back()
 
     def _read_back(self) -> None:
-        self._records = [_step_report(record) for record in read_records(self._dir / "metrics.jsonl")]
+        self._records = read_step_reports(self._dir / "metrics.jsonl")
         self._page_answers = PageAnswers()
         for _, answers in groupby(read_records(self._dir / "rollouts.jsonl"), key=lambda r: (r["step"], r["source"])):
             self._page_answers.add(list(answers))
@@ -298,9 +298,17 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     partial.replace(path)
 
 
-def _step_report(record: dict[str, Any]) -> StepReport:
-    metrics = {name: math.nan if value is None else value for name, value in record.items() if "/" in name}
-    return StepReport(step=record["step"], kind=record["kind"], time=record["time"], metrics=metrics)
+def read_step_reports(path: Path) -> list[StepReport]:
+    """All records of a run's metrics.jsonl."""
+    return [
+        StepReport(
+            step=record["step"],
+            kind=record["kind"],
+            time=record["time"],
+            metrics={name: math.nan if value is None else value for name, value in record.items() if "/" in name},
+        )
+        for record in read_records(path)
+    ]
 
 
 def _append(file: TextIO, record: Mapping[str, object]) -> None:

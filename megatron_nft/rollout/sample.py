@@ -59,10 +59,8 @@ def sample_groups(
     """
     unique = _with_unique_ids(prompts)
     place = {prompt.prompt_id: index for index, prompt in enumerate(unique)}
-    # Round-robin, since prompts of similar length (and answers of similar length) tend to be neighbours in a data set.
-    shards = [unique[i :: engines.num_engines] for i in range(engines.num_engines)]
     groups: list[RolloutGroup | None] = [None] * len(prompts)
-    for done, group in enumerate(engines.generate(shards, sampling), start=1):
+    for done, group in enumerate(stream_groups(engines, unique, sampling), start=1):
         index = place[group.prompt.prompt_id]
         groups[index] = replace(group, prompt=prompts[index])
         if on_progress:
@@ -71,6 +69,16 @@ def sample_groups(
     if unanswered:
         raise RuntimeError(f"the engines ended without answers to {len(unanswered)} prompts, e.g. {unanswered[:5]}")
     return [group for group in groups if group is not None]
+
+
+def stream_groups(engines: Engines, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
+    """Samples `sampling.group_size` answers to each prompt; yields the groups in the order in which they get ready.
+
+    Args:
+        prompts: with different prompt_ids.
+    """
+    # Round-robin, since prompts of similar length (and answers of similar length) tend to be neighbours in a data set.
+    yield from engines.generate([prompts[i :: engines.num_engines] for i in range(engines.num_engines)], sampling)
 
 
 def _with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:

@@ -1,17 +1,17 @@
 """Rollouts -> verdicts. The driver's `judge` stage, and the benchmarks' grader.
 
-The data_source of a prompt picks its grader. The driver extracts the answer, looks it up among earlier verdicts, and
-sends only new ones to the pool: the K answers of a group are mostly the same few.
+The data_source of a prompt picks its grader (graders.py). The driver extracts the answer, looks it up among earlier
+verdicts, and sends only new ones to the pool: the K answers of a group are mostly the same few.
 """
 
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import RolloutGroup, Verdict
-from megatron_nft.verdict.math_answer import judge_math, last_boxed, warm_up
+from megatron_nft.verdict.graders import grader_of
+from megatron_nft.verdict.math_answer import MAX_ANSWER_CHARS, judge_math, last_boxed, warm_up
 from megatron_nft.verdict.pool import GradingPool, JudgeError
 
 CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
@@ -19,26 +19,8 @@ CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
 CACHED_KINDS = ("right", "wrong", "unparsable")
 WARM_UP_DEADLINE_S = 60.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Grader:
-    """How answers of a data source are graded."""
-
-    extract: Callable[[str], str | None]  # answer's text -> what is compared; runs in the driver, so it must be fast
-    judge: Callable[
-        [str, str], Verdict
-    ]  # (extracted answer, ground truth) -> verdict; a module's function, in a worker
-    missing: str  # detail of the verdict when nothing could be extracted
-
-
-MATH = Grader(extract=last_boxed, judge=judge_math, missing=r"no \boxed{...} in the answer")
-
-# data_source -> grader, where it isn't the default. Add yours here.
-GRADERS: dict[str, Grader] = {}
-DEFAULT_GRADER = MATH
-
-# (answer, ground truth, verdict): graders that return 0 for everything look like a weak model.
-KNOWN_ANSWERS = ((r"so \boxed{\frac{1}{2}}", "0.5", "right"), (r"so \boxed{\frac{1}{3}}", "0.5", "wrong"))
+# (answer, ground truth, verdict): graders that return 0 for everything look like a weak model. No short cuts here.
+KNOWN_ANSWERS = ((r"so \boxed{2\sqrt{2}}", r"\sqrt{8}", "right"), (r"so \boxed{3\sqrt{2}}", r"\sqrt{8}", "wrong"))
 
 
 class Judge:
@@ -46,7 +28,7 @@ class Judge:
 
     def __init__(self, config: VerdictConfig):
         self.config = config
-        self._pool = GradingPool(config.workers, warm_up, preload=["megatron_nft.verdict.preload"])
+        self._pool = GradingPool(config.workers, warm_up, ["megatron_nft.verdict.preload"], config.memory_gib)
         self._cache: OrderedDict[tuple[str, str, str], Verdict] = OrderedDict()
 
     def __enter__(self) -> "Judge":
@@ -104,11 +86,13 @@ class Judge:
         verdicts: list[Verdict | None] = [None] * len(answers)
         waiting: dict[tuple[str, str, str], list[int]] = {}  # new case -> the answers that share it
         for index, (answer, gold, source) in enumerate(zip(answers, golds, data_sources, strict=True)):
-            grader = GRADERS.get(source, DEFAULT_GRADER)
+            grader = grader_of(source, self.config.modes)
             extracted = grader.extract(answer)
             case = (extracted, gold, source)
             if extracted is None:
                 verdicts[index] = Verdict(kind="unparsable", detail=grader.missing)
+            elif not grader.in_worker:
+                verdicts[index] = grader.judge(extracted, gold)
             elif case in self._cache:
                 self._cache.move_to_end(case)
                 verdicts[index] = self._cache[case]
@@ -123,7 +107,7 @@ class Judge:
             case = cases[case_index]
             for index in waiting[case]:
                 verdicts[index] = verdict
-            if verdict.kind in CACHED_KINDS:
+            if verdict.kind in CACHED_KINDS and len(case[0]) <= MAX_ANSWER_CHARS:
                 self._cache[case] = verdict
                 if len(self._cache) > CACHE_SIZE:
                     self._cache.popitem(last=False)
@@ -131,7 +115,7 @@ class Judge:
             if on_progress is not None:
                 on_progress(num_done, len(answers))
 
-        calls = [(GRADERS.get(source, DEFAULT_GRADER).judge, answer, gold) for answer, gold, source in cases]
+        calls = [(grader_of(source, self.config.modes).judge, answer, gold) for answer, gold, source in cases]
         self._pool.run(calls, self.config.deadline_s, take)
         if on_progress is not None and not cases:
             on_progress(num_done, len(answers))

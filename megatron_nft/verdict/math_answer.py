@@ -10,14 +10,22 @@ parse_expr, which is Python's eval; an answer is data and is never evaluated.
 import functools
 import logging
 import re
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from megatron_nft.types import Verdict, VerdictKind
 
+Parser = Callable[[str], list[Any]]
+"""A text -> [sympy expression, normalized text]; [text] where it is not understood; [] where there is none."""
+
 MAX_DETAIL_CHARS = 200
+MAX_ANSWER_CHARS = 2000
+"""A longer answer is not parsed: the longest ground truth of the data sets at hand has 202 characters, and the parser's
+time grows faster than the length."""
 
 WARM_UP_PAIRS = (
-    (r"\frac{1}{2}", "0.5"),
+    (r"\frac{1}{3}", "0.33333333"),
     ("540", "p - q"),
     (r"\sqrt{3} + x^2", r"3\pi"),
     (r"\left(3, \frac{\pi}{2}\right)", "(3, 4)"),
@@ -34,6 +42,14 @@ WARM_UP_PAIRS = (
 # One alternative a token, tried in this order: a box's opening, an escaped character (\{ is no brace), a brace. Models
 # also write "\\boxed"; the bound on the backslashes keeps the scan linear on degenerate texts.
 _TOKEN = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+_SPACE_BEFORE = re.compile(r"(?:\\(?:[,;:! ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~)+")
+_SPACE_BEHIND = re.compile(r"(?:(?<!\\)(?:\\[,;:!]|\\q?quad)|~)$")
+_RATIONAL = re.compile(
+    r"(-?)(?:([0-9]{1,18}(?:\.[0-9]{1,18})?)|\\[dt]?frac\{([0-9]{1,18})\}\{([0-9]{1,18})\}|([0-9]{1,18})/([0-9]{1,18}))"
+)
+FAR_APART = 1e-3
+"""Unequal rational numbers that are closer are math-verify's to compare: it rounds decimals."""
 
 
 def last_boxed(text: str) -> str | None:
@@ -60,20 +76,41 @@ def judge_math(answer: str, gold: str) -> Verdict:
         comparison itself fails. Text equal to the ground truth is always right.
     """
     boxed_gold = last_boxed(gold)
-    gold = gold.strip() if boxed_gold is None else boxed_gold
+    gold = gold if boxed_gold is None else boxed_gold
+    if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
+        return _verdict("unparsable", f"{len(answer)} characters: {answer}")
+    answer, gold = _bare(answer), _bare(gold)
     if not answer:
         return Verdict(kind="unparsable", detail="the box is empty")
     if answer == gold:
         return _verdict("right", answer)
+    one, other = _rational(answer), _rational(gold)
+    if one is not None and other is not None:  # most answers: 100 times as fast as a grammar
+        if one == other:
+            return _verdict("right", answer)
+        if abs(one - other) > FAR_APART:
+            return _verdict("wrong", answer)
+    return compare(answer, gold, _parse, _parse_gold)
+
+
+def compare(answer: str, gold: str, parse_answer: Parser, parse_gold: Parser) -> Verdict:
+    """The verdict on what math-verify makes of the two texts."""
     try:
-        parsed_answer, parsed_gold = _parse(answer), _parse(gold)
+        parsed_answer, parsed_gold = parse_answer(answer), parse_gold(gold)
         if _are_equivalent(parsed_gold, parsed_answer):
             return _verdict("right", answer)
+    except MemoryError:
+        raise  # the pool's: this process is to be replaced
     except Exception as error:
         return _verdict("error", f"{type(error).__name__} while comparing {answer}")
     if not _is_understood(parsed_gold):
         return _verdict("error", f"the ground truth does not parse: {gold}")
     return _verdict("wrong" if _is_understood(parsed_answer) else "unparsable", answer)
+
+
+def shortened(text: str) -> str:
+    """A verdict's detail is for people."""
+    return text[:MAX_DETAIL_CHARS]
 
 
 @functools.cache
@@ -87,13 +124,56 @@ def warm_up() -> None:
         judge_math(answer, gold)
 
 
+def silence() -> None:
+    """math-verify warns that timeouts are off. Its own use signal.alarm, which raises in threads; the pool has ours."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def _bare(latex: str) -> str:
+    """Without spaces and dollars around a formula, and without the dot that ends a sentence.
+
+    To math-verify 0.9.0 58,500 is a number, but with a LaTeX space behind it two.
+    """
+    latex = _spaceless(_spaceless(latex).removesuffix("."))
+    while len(latex) > 2 and latex[0] == latex[-1] == "$" and latex[-2] != "\\":
+        latex = _spaceless(latex[1:-1])
+    return _spaceless(latex[:-1]) if latex.count("$") == 1 and latex[-1] == "$" and latex[-2:] != r"\$" else latex
+
+
+def _rational(latex: str) -> Fraction | None:
+    """The value of a plain integer, decimal or fraction; None of anything else."""
+    match = _RATIONAL.fullmatch(latex)
+    if match is None:
+        return None
+    sign, decimal, *parts = match.groups()
+    if decimal is not None:
+        value = Fraction(decimal)
+    else:
+        over, under = (int(part) for part in parts if part is not None)
+        if under == 0:
+            return None
+        value = Fraction(over, under)
+    return -value if sign else value
+
+
+def _spaceless(latex: str) -> str:
+    latex = latex.strip()
+    while space := _SPACE_BEFORE.match(latex) or _SPACE_BEHIND.search(latex):
+        latex = (latex[: space.start()] + latex[space.end() :]).strip()
+    return latex
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_gold(latex: str) -> list[Any]:
+    """The answers of a group share it."""
+    return _parse(latex)
+
+
 def _parse(latex: str) -> list[Any]:
-    """[sympy expression, normalized text]; [text] where the LaTeX is not understood; [] where there is none."""
     # Imported here since the driver imports this module for last_boxed only.
     from math_verify import LatexExtractionConfig, parse
 
-    # It warns that timeouts are off. Its own use signal.alarm, which raises in threads; here the pool has the deadline.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    silence()
     config = (LatexExtractionConfig(boxed_match_priority=0),)
     return parse(rf"\boxed{{{latex}}}", extraction_config=config, parsing_timeout=None)
 
@@ -110,4 +190,4 @@ def _is_understood(parsed: list[Any]) -> bool:
 
 
 def _verdict(kind: VerdictKind, detail: str) -> Verdict:
-    return Verdict(kind=kind, detail=detail[:MAX_DETAIL_CHARS])
+    return Verdict(kind=kind, detail=shortened(detail))

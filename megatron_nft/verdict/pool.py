@@ -10,14 +10,18 @@ process, and a chunk would have its innocent members graded twice whenever one o
 import fcntl
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
+import multiprocessing.spawn
 import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -26,9 +30,12 @@ from megatron_nft.types import Verdict
 # (function, extracted answer, ground truth). The function is pickled by name: a module's, no lambda.
 Call = tuple[Callable[[str, str], Verdict], str, str]
 
-WORKER_MEMORY_GIB = 4  # address space above a fresh worker's; ((9!)!)! alone takes 0.8
-# Beyond the deadlines: starting all workers, which may first import the driver's main module (torch, ray).
+MEMORY_GIB = 2.0  # address space above a fresh worker's; ((9!)!)! alone takes 0.8
+WORN_SHARE = 0.5  # of the limit: a worker that keeps more of it after a call is replaced before the next one
+WORN_EXIT_CODE = 75  # os.EX_TEMPFAIL: such a worker hands the next call back, unbegun
+# Beyond the deadlines: starting all workers.
 SLACK_S = 120.0
+IDLE_CLOSE_S = 3.0  # that idle workers get to end by themselves
 
 
 class JudgeError(RuntimeError):
@@ -42,13 +49,18 @@ class GradingPool:
         workers: number of processes.
         prepare: runs once in each new worker, under no deadline; a module's function.
         preload: modules that the workers share, imported once in the process that they are forked from.
+        memory_gib: that a worker may take beyond what it has when it starts. A call that needs more fails.
     """
 
-    def __init__(self, workers: int, prepare: Callable[[], None], preload: Sequence[str] = ()):
+    def __init__(
+        self, workers: int, prepare: Callable[[], None], preload: Sequence[str] = (), memory_gib: float = MEMORY_GIB
+    ):
         self.workers = workers
+        self.memory_gib = memory_gib
         self.prepare = prepare
         self.preload = list(preload)
         self._pool: ProcessPool | None = None
+        self._is_idle = True
 
     def run(
         self, calls: Sequence[Call], deadline_s: float, on_done: Callable[[int, Verdict], None] | None = None
@@ -61,21 +73,27 @@ class GradingPool:
             JudgeError: the workers die faster than they start, or nothing comes back.
         """
         verdicts: dict[int, Verdict] = {}
-        # A worker that dies while idle (the kernel's OOM killer) breaks pebble's pool: the rest gets a second one.
-        for _ in range(2):
-            todo = [index for index in range(len(calls)) if index not in verdicts]
-            if not todo:
-                break
+        self._is_idle = False
+        num_breakdowns = 0
+        while todo := [index for index in range(len(calls)) if index not in verdicts]:
+            if num_breakdowns == 2:
+                self.close()
+                raise JudgeError(
+                    f"the {self.workers} grading processes died twice, with {len(todo)} of {len(calls)} answers left; "
+                    "see their messages above, and the node's memory"
+                )
             pool = self._running_pool()
-            futures = {
-                pool.schedule(function, args=(answer, gold), timeout=deadline_s): index
-                for index, (function, answer, gold) in ((index, calls[index]) for index in todo)
-            }
+            futures = {pool.schedule(_call, args=calls[index], timeout=deadline_s): index for index in todo}
             longest_wait_s = SLACK_S + 2 * (deadline_s + 1) * len(todo) / self.workers
+            is_broken = False
             try:
                 for future in as_completed(futures, timeout=longest_wait_s):
-                    with suppress(BrokenProcessPool):
+                    try:
                         verdict = _outcome(future, deadline_s)
+                    except BrokenProcessPool:  # a worker died while idle (the kernel's OOM killer): the rest again
+                        is_broken = True
+                        continue
+                    if verdict is not None:
                         verdicts[futures[future]] = verdict
                         if on_done is not None:
                             on_done(futures[future], verdict)
@@ -85,20 +103,22 @@ class GradingPool:
                 raise JudgeError(
                     f"{num_missing} of {len(calls)} verdicts did not come in {longest_wait_s:.0f} s"
                 ) from None
-        if len(verdicts) < len(calls):
-            self.close()
-            raise JudgeError(
-                f"the {self.workers} grading processes died twice, with {len(calls) - len(verdicts)} of {len(calls)} "
-                "answers left; see their messages above, and the node's memory"
-            )
+            num_breakdowns += is_broken
+        self._is_idle = True
         return [verdicts[index] for index in range(len(calls))]
 
     def close(self) -> None:
         """Ends the workers, busy or not. A later run starts new ones."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            # A worker that has just been replaced would end in a traceback, were its pipes gone before it has begun.
+            pool.close()
+            pool.join(timeout=IDLE_CLOSE_S if self._is_idle else 0.0)
+        except TimeoutError:
+            pool.stop()
+            pool.join()
 
     def _running_pool(self) -> ProcessPool:
         if self._pool is not None and not self._pool.active:
@@ -106,13 +126,15 @@ class GradingPool:
         if self._pool is None:
             # forkserver: workers are forked from a small process that has done the imports, so that a killed one is
             # back in milliseconds; the driver's own memory, threads and CUDA are never forked.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(self.preload + _main_module())
-            self._pool = ProcessPool(self.workers, context=context, initializer=_start_worker, initargs=(self.prepare,))
+            context = _Context()
+            context.set_forkserver_preload(self.preload)
+            initargs = (self.prepare, int(self.memory_gib * 2**30))
+            self._pool = ProcessPool(self.workers, context=context, initializer=_start_worker, initargs=initargs)
         return self._pool
 
 
-def _outcome(future, deadline_s: float) -> Verdict:
+def _outcome(future, deadline_s: float) -> Verdict | None:
+    """None where a worn worker has handed the call back."""
     try:
         return future.result()
     except BrokenProcessPool:
@@ -120,30 +142,76 @@ def _outcome(future, deadline_s: float) -> Verdict:
     except TimeoutError:
         return Verdict(kind="timeout", detail=f"not graded within {deadline_s:g} s")
     except ProcessExpired as error:
+        if error.exitcode == WORN_EXIT_CODE:
+            return None
         return Verdict(kind="error", detail=f"the grading process died with exit code {error.exitcode}")
     except Exception as error:
         return Verdict(kind="error", detail=f"{type(error).__name__}: {error}"[:200])
 
 
-def _main_module() -> list[str]:
-    """The driver's main module, when started with `python -m`.
+class _Process(multiprocessing.context.ForkServerProcess):
+    """A worker that does not run the driver's main module again.
 
-    multiprocessing runs it again, as __mp_main__, in every new worker. What it imports is then already there.
+    multiprocessing would, in every new process: for seconds if it imports torch, without end if it is a script that
+    grades at its top level, and in vain if it came through standard input. A grader is a module's function.
     """
-    name = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)
-    return [] if name is None or name.endswith("__main__") else [name]
+
+    @staticmethod
+    def _Popen(process):
+        _starting_worker.now = True
+        try:
+            return multiprocessing.context.ForkServerProcess._Popen(process)
+        finally:
+            _starting_worker.now = False
 
 
-def _start_worker(prepare: Callable[[], None]) -> None:
+class _Context(multiprocessing.context.ForkServerContext):
+    Process = _Process
+
+
+_starting_worker = threading.local()
+_preparation_data = multiprocessing.spawn.get_preparation_data
+
+
+def _preparation_data_of_worker(name: str) -> dict[str, Any]:
+    """In the place of multiprocessing.spawn's (Python 3.11 to 3.14), which has no setting for this."""
+    data = _preparation_data(name)
+    if getattr(_starting_worker, "now", False):
+        data = {key: value for key, value in data.items() if not key.startswith("init_main_from")}
+    return data
+
+
+multiprocessing.spawn.get_preparation_data = _preparation_data_of_worker
+
+
+_worn_bytes = sys.maxsize
+"""In a worker: the memory at which it asks to be replaced."""
+
+
+def _call(function: Callable[[str, str], Verdict], answer: str, gold: str) -> Verdict:
+    """Runs in a worker. Caches that grow (the parser's tables, sympy's) and heaps in pieces end with their process."""
+    global _worn_bytes
+    if _used_bytes() > _worn_bytes:
+        os._exit(WORN_EXIT_CODE)
+    try:
+        return function(answer, gold)
+    except MemoryError:
+        _worn_bytes = 0
+        return Verdict(kind="error", detail="grading it takes more memory than verdict.memory_gib")
+
+
+def _start_worker(prepare: Callable[[], None], memory_bytes: int) -> None:
     """Runs first in each worker. pebble has it ignore SIGINT already: Ctrl-C is the driver's."""
     # pebble's own handler is Python code: it would never run while a big-integer product holds the interpreter, and
     # pebble would wait 3 s before it kills.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_driver()
-    _limit_memory(WORKER_MEMORY_GIB << 30)
+    _limit_memory(memory_bytes)
     # A failure is not the worker's to report: the first answers come back as "error", and Judge.warm_up says why.
     with suppress(Exception):
         prepare()
+    global _worn_bytes
+    _worn_bytes = _used_bytes() + int(WORN_SHARE * memory_bytes)
 
 
 def _die_with_driver() -> None:
@@ -161,8 +229,13 @@ def _die_with_driver() -> None:
 
 
 def _limit_memory(extra_bytes: int) -> None:
-    with open("/proc/self/statm") as statm:
-        used_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    """Of address space: resident memory has no limit that the kernel would keep."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = used_bytes + extra_bytes
+    limit = _used_bytes(resident=False) + extra_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _used_bytes(resident: bool = True) -> int:
+    """Of this process: resident, or its address space."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[resident]) * resource.getpagesize()

@@ -51,6 +51,30 @@ def test_actor_scores_and_trains_with_transformer_engine(precision, tolerance):
     assert np.isfinite(metrics["nft/loss"]) and metrics["actor/grad_norm"] > 0
 
 
+def save_and_go_on(rank, master, folder):
+    """The update after a save, straight on and resumed: a copy from the GPU is what a thread has written."""
+    from megatron_nft.actor.worker import Worker
+
+    config = load_config(
+        "launch/recipes/quickstart.toml", ["actor.tp=1", "actor.precision=bf16", "cluster.device=cuda"]
+    )
+    worker = Worker(config, rank=rank, master=master)
+    batch = pack(load_batch(ASSETS / "batch.npz")[:2], num_updates=2, dp=1, tokens_per_microbatch=4096)
+    first, second = (update[0] for update in batch.updates)
+    worker.train_step([first])
+    worker.begin_save(folder, 1, 1)
+    straight = worker.train_step([second]), worker.score(second)
+    worker.finish_save()
+    worker.load(folder)
+    return straight, (worker.train_step([second]), worker.score(second))
+
+
+def test_a_resumed_run_on_cuda(tmp_path):
+    ((straight, resumed),) = run_ranks(1, save_and_go_on, str(tmp_path))
+    assert resumed[0]["actor/grad_norm"] == pytest.approx(straight[0]["actor/grad_norm"], rel=1e-3)
+    assert max(np.abs(x - y).max() for x, y in zip(straight[1], resumed[1], strict=True)) < 1e-2
+
+
 SWITCHES = [
     ["actor.gradient_accumulation_fusion=true"],
     ['actor.offload_modules=["mlp_norm", "core_attn"]'],

@@ -60,7 +60,7 @@ def recipe(folder, *overrides):
 def progress(step):
     from megatron_nft.resume import Progress
 
-    return Progress(step=step, policy_version=step, mixed_share=0.5, prompts={"position": step}, minutes=0.0)
+    return Progress(step=step, policy_version=step, sampling={"mixed_share": 0.5}, minutes=0.0)
 
 
 def write_whole(path, text):
@@ -164,7 +164,7 @@ def damage_every_file(rank, master, folder):
             path.write_bytes(whole)
     lines.clear()
     assert checkpoints.restore().step == 2, "whole again"
-    both = [checkpoint_folder.step_folder(config.run_dir, step) / "common.pt" for step in (1, 2)]
+    both = [checkpoint_folder.step_folder(config.run_dir, step) / ".metadata" for step in (1, 2)]
     for path in both:
         path.write_bytes(b"")
     try:

@@ -42,10 +42,24 @@ def test_command_line_over_recipe_over_default(recipe):
 
 
 def test_resolved_recipe_reads_back_equal(recipe, tmp_path):
-    config = load_config(recipe, ["run.seed=7"])
+    tables = ['verdict.modes={gsm8k = "last_number", "a/b \\" c" = "boxed"}', "evaluate.samples_of={math500 = 1}"]
+    config = load_config(recipe, ["run.seed=7", *tables])
+    assert config.verdict.modes == {"gsm8k": "last_number", 'a/b " c': "boxed"}
     again = tmp_path / "resolved.toml"
     again.write_text(to_toml(config))
     assert load_config(again) == config
+
+
+def test_a_run_needs_training_data_and_an_evaluation_none(recipe):
+    assert "data.train is missing or empty" in refusal(recipe, "data.train=[]")
+    config = load_config(None, [f"model.path={recipe.parent / 'model'}", "data.max_prompt_tokens=8",
+                                "rollout.max_answer_tokens=8"], trains=False)  # fmt: skip
+    assert config.data.train == []
+
+
+def test_greedy_answers_are_all_equal(recipe):
+    assert load_config(recipe, ["evaluate.temperature=0", "evaluate.samples=1"]).evaluate.temperature == 0
+    assert "temperature = 0 gives 4 equal answers" in refusal(recipe, "evaluate.temperature=0", "evaluate.samples=4")
 
 
 def test_config_is_read_only(recipe):

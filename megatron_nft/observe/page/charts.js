@@ -6,6 +6,7 @@
      log     logarithmic y axis; values <= 0 lie on its floor
      floor   lowest y that the axis must show; ceiling: highest it may
      smooth  draw noisy lines thin, with a running mean over them
+     connect draw lines on over missing values
      domain  [first, last] step, shared by all charts of the page                                                  */
 
 const NS = document.getElementById("svg-origin").namespaceURI;
@@ -157,7 +158,7 @@ function drawLine(root, spec, one, legend, x, y) {
     let d = "", pen = false;
     ys.forEach((value, i) => {
       if (value !== null) d += `${pen ? "L" : "M"}${x(spec.xs[i]).toFixed(1)} ${y(value).toFixed(1)}`;
-      pen = value !== null;
+      pen = value !== null || (pen && spec.connect);
     });
     return d;
   };

@@ -153,7 +153,7 @@ def test_missing_broken_and_unknown_files_are_refused(tmp_path, tokenizer):
 
 def test_local_files_need_no_writable_home_and_show_no_progress_bar(tmp_path):
     file = write(tmp_path / "sums.parquet", [row("1+1=")])
-    code = f"from megatron_nft.data.prompts import _read; print(_read({file!r})[0]['data_source'])"
+    code = f"from megatron_nft.data.prompts import read_rows; print(read_rows({file!r})[0]['data_source'])"
     environment = {**os.environ, "HOME": "/proc/none", "HF_HOME": "/proc/none", "PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from megatron_nft.config import VerdictConfig
-from megatron_nft.types import Prompt, Rollout, RolloutGroup
+from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 from megatron_nft.verdict.judge import Judge, judge_answers
 from megatron_nft.verdict.math_answer import warm_up
 from megatron_nft.verdict.pool import GradingPool, JudgeError
@@ -109,6 +109,21 @@ def test_one_shot():
     assert [v.kind for v in verdicts] == ["right", "wrong", "unparsable"]
 
 
+@pytest.mark.parametrize("how", ["file", "stdin", "module"])
+def test_a_script_needs_no_main_guard(tmp_path, how):
+    script = (
+        "from megatron_nft.verdict.judge import judge_answers\nprint('once')\n"
+        r"print([v.kind for v in judge_answers([r'\boxed{1}', r'\boxed{9^{9^{9}}}'], ['1.0', '7'], ['m'] * 2, 0.5)])"
+    )
+    (tmp_path / "grade.py").write_text(script)
+    arguments = {"file": [str(tmp_path / "grade.py")], "stdin": ["-"], "module": ["-m", "grade"]}[how]
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    finished = subprocess.run(
+        [sys.executable, *arguments], input=script, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (finished.stdout, finished.stderr) == ("once\n['right', 'timeout']\n", "")
+
+
 def test_lists_of_different_lengths_are_refused(judge):
     with pytest.raises(ValueError, match="longer"):
         judge.judge_answers(["1"], ["1", "2"], ["math"])
@@ -122,7 +137,7 @@ def test_workers_that_crash_or_eat_memory_give_errors():
     finally:
         pool.close()
     assert (crash.kind, crash.detail) == ("error", "the grading process died with exit code -11")
-    assert (eat.kind, eat.detail) == ("error", "MemoryError: ")
+    assert (eat.kind, eat.detail) == ("error", "grading it takes more memory than verdict.memory_gib")
     assert fail.kind == "error" and fail.detail.startswith("TypeError: unsupported operand")
 
 
@@ -183,3 +198,27 @@ def processes_with(mark: str) -> list[int]:
         except OSError:
             continue  # gone, or not ours
     return found
+
+
+def test_a_worker_that_keeps_memory_is_replaced_before_the_next_call():
+    pool = GradingPool(1, warm_up, memory_gib=0.5)
+    try:
+        (first,) = pool.run([(_pid, "", "")], 20)
+        (hoarder,) = pool.run([(_hoard, "", "")], 20)
+        assert hoarder.detail == first.detail
+        after = [verdict.detail for verdict in pool.run([(_pid, "", "")] * 3, 20)]
+    finally:
+        pool.close()
+    assert len(set(after)) == 1 and after[0] != first.detail
+
+
+_hoarded: list[bytes] = []
+
+
+def _pid(answer: str, gold: str) -> Verdict:
+    return Verdict(kind="right", detail=str(os.getpid()))
+
+
+def _hoard(answer: str, gold: str) -> Verdict:
+    _hoarded.append(b"x" * (300 << 20))
+    return _pid(answer, gold)

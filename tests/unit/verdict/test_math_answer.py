@@ -1,8 +1,9 @@
+import random
 import time
 
 import pytest
 
-from megatron_nft.verdict.math_answer import judge_math, last_boxed
+from megatron_nft.verdict.math_answer import _parse, compare, judge_math, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,10 @@ def test_degenerate_texts_are_scanned_in_linear_time(piece):
         (r"\dfrac12", r"\frac{1}{2}"),
         ("1/2", r"\boxed{\frac{1}{2}}"),
         (r"2\sqrt{2}", r"\sqrt{8}"),
+        (r"58,500\;", "58,500"),
+        (r"\,58500~\quad", "58,500"),
+        (r"$\sqrt{8}$.", r"2\sqrt{2}"),
+        (r"x^2\quad", "$x^2$"),
         ("(x+1)^2", "x^2+2x+1"),
         ("x=5", "5"),
         (r"\{2, 1\}", r"\{1, 2\}"),
@@ -69,6 +74,28 @@ def test_equivalent_answers_are_right(answer, gold):
 def test_other_answers_are_wrong(answer, gold):
     verdict = judge_math(answer, gold)
     assert (verdict.kind, verdict.detail) == ("wrong", answer)
+
+
+def test_the_short_cut_for_plain_numbers_says_what_math_verify_says():
+    rng = random.Random(1)
+    forms = ["{0}", "-{0}", "{0}.{1}", "-0.{1}", "{0}/{1}", r"\frac{{{0}}}{{{1}}}", r"-\dfrac{{{1}}}{{{0}}}", "0{0}"]
+    numbers = [form.format(rng.choice([1, 2, 3, 25]), rng.choice([1, 2, 5, 50, 500])) for form in forms * 4]
+    numbers += [
+        "0",
+        "0/7",
+        "1/0",
+        "0.333",
+        "0.3333333",
+        "0.333333333333",
+        "1/3",
+        "999999999999999999",
+        "1000000000000000000",
+    ]
+    for answer, gold in [(rng.choice(numbers), rng.choice(numbers)) for _ in range(150)] + [
+        (n, n + ".0") for n in "123"
+    ]:
+        whole = compare(answer, gold, _parse, _parse)
+        assert judge_math(answer, gold).kind == whole.kind, (answer, gold)
 
 
 @pytest.mark.parametrize("answer", ["", r"\frac{", r"\left( 1", "1 + + * ^"])

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The paper's evaluation of a 7B model (Qwen2.5-Math-7B and what was trained from it), on one node of GPUs: T = 0.6,
+# top_p = 0.7, avg@32 on AIME24, AIME25 and AMC23, avg@1 on the others, prompts of 512 and answers of 3584 tokens.
+#   MODEL=runs/nft/hf DATA=data ./launch/eval_7b.sh [flag or section.key=value ...]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+MODEL=${MODEL:?set it to the HF folder of the model} MAX_PROMPT_TOKENS=512 MAX_ANSWER_TOKENS=3584 \
+    ENGINES=${ENGINES:-8} TP=${TP:-1} exec ./launch/eval.sh "$@"

@@ -1,0 +1,146 @@
+"""samples.jsonl: the answers of an evaluation, kept as they come, so that an interrupted one goes on where it was.
+
+The first line says what the samples are of (model, sampling); each line below is a prompt with all its answers. A line
+that a killed process left half-written is dropped. Verdicts are not kept here: grading is cheap, and may be repeated.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_nft.types import Prompt, RolloutGroup
+
+HEADER = "evaluation"
+NEEDED = {"prompt_id", "digest", "answers"}
+DIGEST_BYTES = 1 << 20  # of a weight file's beginning and end: enough to tell models apart, without reading them
+
+
+class SamplesError(ValueError):
+    """A samples file is another evaluation's, in use, or damaged. The message gives place, reason and remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One sampled answer."""
+
+    text: str
+    num_tokens: int
+    truncated: bool
+
+
+class SamplesFile:
+    """Opens or makes a samples.jsonl. A context manager; only one process may have a file open.
+
+    Args:
+        settings: what the samples depend on, besides the prompts; a file with others is refused.
+
+    Raises:
+        SamplesError: see above.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self._kept: dict[tuple[str, str], tuple[Answer, ...]] = {}  # (prompt_id, its digest)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise SamplesError(f"can't write {path}: {error}; choose another --out") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise SamplesError(
+                f"{path} is in use by another evaluation; wait for it, or choose another --out"
+            ) from None
+        try:
+            self._read(json.loads(json.dumps(settings)))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "SamplesFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def answers(self, prompt: Prompt, count: int) -> tuple[Answer, ...] | None:
+        """The prompt's answers, if `count` of them are kept."""
+        answers = self._kept.get((prompt.prompt_id, _digest(prompt)), ())
+        return answers if len(answers) == count else None
+
+    def append(self, group: RolloutGroup) -> None:
+        """Keeps a prompt's answers: on disk when it returns, whatever becomes of this process."""
+        prompt = group.prompt
+        answers = tuple(
+            Answer(text=r.text, num_tokens=len(r.token_ids_A), truncated=r.truncated) for r in group.rollouts
+        )
+        self._write(
+            {
+                "prompt_id": prompt.prompt_id,
+                "data_source": prompt.data_source,
+                "digest": _digest(prompt),
+                "prompt": prompt.text,
+                "ground_truth": prompt.ground_truth,
+                "answers": [asdict(answer) for answer in answers],
+            }
+        )
+        self._kept[prompt.prompt_id, _digest(prompt)] = answers
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")
+        torn = lines.pop()
+        if torn:
+            self._file.truncate(sum(len(line) + 1 for line in lines))
+        if not lines:
+            self._write({HEADER: settings})
+            return
+        header, *records = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+        there = header.get(HEADER)
+        if there is None:
+            raise SamplesError(f"{self._path} is no evaluation's: its first line has no settings; choose another --out")
+        for name in settings | there:
+            if settings.get(name) != there.get(name):
+                raise SamplesError(
+                    f"{self._path} holds samples of another evaluation: {name} was {there.get(name)!r} there and is "
+                    f"{settings.get(name)!r} now; choose another --out, or delete the file"
+                )
+        for record in records:
+            self._kept[record["prompt_id"], record["digest"]] = tuple(Answer(**a) for a in record["answers"])
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not (HEADER in record or record.keys() >= NEEDED):
+            raise SamplesError(f"{self._path}, line {number} is damaged; delete that line")
+        return record
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+
+
+def model_digest(folder: Path) -> str:
+    """Tells models apart by config.json and their weight files' sizes, beginnings and ends."""
+    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}".encode() + file.read(DIGEST_BYTES))
+            file.seek(max(size - DIGEST_BYTES, 0), os.SEEK_SET)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _digest(prompt: Prompt) -> str:
+    data = prompt.token_ids_P.tobytes() + f"\0{prompt.ground_truth}\0{prompt.data_source}".encode()
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

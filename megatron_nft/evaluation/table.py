@@ -1,0 +1,123 @@
+"""Scores of benchmarks -> the paper's table with the published rows beside, and one line a benchmark: text and HTML."""
+
+import html
+from collections.abc import Sequence
+
+from megatron_nft.evaluation.published import AVERAGES, COLUMNS, ROWS
+from megatron_nft.evaluation.scores import BenchmarkScores, average
+
+Row = list[str]
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "div{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}tr{border-bottom:1px solid #8884}.ours{font-weight:bold}"
+    ":root{color-scheme:light dark}"
+)
+
+
+def paper_rows(model: str, benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
+    """Head, this model's row, its intervals, the published rows; accuracies in percent."""
+    # A column may come twice, in two files: the first is shown here, both are in detail_rows.
+    ours = {b.column: b.metrics for b in reversed(benchmarks)}
+    mean = average(benchmarks)
+    row, ends = [model], ["  95% interval"]
+    for column in COLUMNS:
+        metrics = ours.get(column)
+        row.append(_percent(metrics["eval/avg_at_k"]) if metrics else "-")
+        ends.append(_span(metrics["eval/avg_at_k_low"], metrics["eval/avg_at_k_high"]) if metrics else "")
+    row.append(_percent(mean[0]) if mean else "-")
+    ends.append(_span(*mean[1:]) if mean else "")
+    published = [[f"{name} (published)", *(f"{value:.1f}" for value in values)] for name, values in ROWS.items()]
+    published += [[f"{name} (published)", *["" for _ in COLUMNS], f"{value:.1f}"] for name, value in AVERAGES.items()]
+    return [["accuracy, %", *COLUMNS, "average"], row, ends, *published]
+
+
+def detail_rows(benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
+    """One line a benchmark."""
+    head = [
+        "benchmark",
+        "prompts",
+        "k",
+        "avg@k",
+        "95% interval",
+        "pass@k",
+        "maj@k",
+        "tokens",
+        "truncated",
+        "no verdict",
+    ]
+    rows = [head]
+    for benchmark in benchmarks:
+        m = benchmark.metrics
+        undecided = m["verdict/unparsable"] + m["verdict/timeout"] + m["verdict/error"]
+        row = [benchmark.name, f"{m['eval/prompts']:.0f}", f"{m['eval/k']:.0f}", _percent(m["eval/avg_at_k"])]
+        row += [_span(m["eval/avg_at_k_low"], m["eval/avg_at_k_high"])]
+        row += [_percent(m["eval/pass_at_k"]), _percent(m["eval/maj_at_k"]), f"{m['eval/answer_tokens_mean']:.0f}"]
+        row += [_percent(m["eval/truncated_fraction"]) + "%", f"{undecided:.0f}"]
+        rows.append(row)
+    return rows
+
+
+def notes(benchmarks: Sequence[BenchmarkScores]) -> list[str]:
+    """What the tables' numbers leave out."""
+    lines = [
+        "no verdict: answers without a readable final answer, or whose grading failed or took too long; all are wrong"
+    ]
+    missing = [column for column in COLUMNS if column not in {b.column for b in benchmarks}]
+    if missing:
+        lines.append(f"no average: {', '.join(missing)} not evaluated")
+    for benchmark in benchmarks:
+        if benchmark.metrics["eval/avg_at_k_low"] == benchmark.metrics["eval/avg_at_k_high"]:
+            lines.append(f"{benchmark.name}: all prompts have the same accuracy; a bootstrap can't say how sure it is")
+        if too_long := benchmark.metrics["eval/prompts_too_long"]:
+            lines.append(f"{benchmark.name}: {too_long:.0f} prompts beyond data.max_prompt_tokens count as wrong")
+    return lines
+
+
+def text_tables(model: str, benchmarks: Sequence[BenchmarkScores]) -> str:
+    """Both tables and the notes, for a terminal."""
+    return (
+        "\n\n".join([_aligned(paper_rows(model, benchmarks)), _aligned(detail_rows(benchmarks))])
+        + "\n\n"
+        + "\n".join(notes(benchmarks))
+    )
+
+
+def html_page(model: str, settings: str, benchmarks: Sequence[BenchmarkScores]) -> str:
+    """The same as one page that needs no network."""
+    tables = "".join(_html_table(rows) for rows in (paper_rows(model, benchmarks), detail_rows(benchmarks)))
+    remarks = "".join(f"<li>{html.escape(note)}</li>" for note in notes(benchmarks))
+    title = html.escape(f"Evaluation of {model}")
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{html.escape(settings)}</p>{tables}"
+        f"<ul>{remarks}</ul></html>\n"
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _span(low: float, high: float) -> str:
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def _aligned(rows: Sequence[Row]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
+
+
+def _html_table(rows: Sequence[Row]) -> str:
+    head, *body = [[html.escape(cell) for cell in row] for row in rows]
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
+    return f"<div><table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{lines}</table></div>"
