@@ -65,7 +65,7 @@ class Preflight:
         if config.cluster.device == "cuda":
             yield from checks.check_gpus({node.name: node.gpus for node in nodes}, facts)
         try:
-            check_job(config, nodes)
+            check_job(config, nodes, config.actor.world_size)
             yield ok(
                 "room for all", f"{config.actor.layout}, {config.rollout.engines} engines of tp {config.rollout.tp}"
             )
