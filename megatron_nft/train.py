@@ -179,9 +179,8 @@ class Training:
         """Held-out accuracy and an HF folder, every so many steps; the accuracy before the first and after the last."""
         train, export = self.config.train, self.config.run_dir / f"hf_step_{step}"
         is_end = step in (0, train.steps)
-        if (is_end or (train.evaluate_every and step % train.evaluate_every == 0)) and not self.report.has_evaluation(
-            step
-        ):
+        is_due = is_end or (train.evaluate_every and step % train.evaluate_every == 0)
+        if is_due and not self.report.has_evaluation(step):  # a resumed run may have, before it was stopped
             self.evaluate(step)
         if not is_end and train.export_every and step % train.export_every == 0 and not export.exists():
             self.actors.save_hf(export)
