@@ -1,5 +1,7 @@
 """Ray of several nodes with GPUs that are names only: tensor-parallel groups and shared GPUs lie where they must."""
 
+import signal
+
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -13,6 +15,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def two_nodes():
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     cluster = Cluster()
     for name in ("n1", "n2"):
         cluster.add_node(
@@ -22,6 +25,7 @@ def two_nodes():
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield
     cluster.shutdown()
+    signal.signal(signal.SIGTERM, on_sigterm)  # a node of Ray puts in its own
 
 
 def recipe(*overrides):

@@ -271,9 +271,10 @@ def test_a_mistake_of_the_tools_keeps_its_traceback():
     def body(arguments):
         raise KeyError("a bug")
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyError):
         command.run(body, argparse.ArgumentParser(), [])
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "handlers are put back"
+    assert signal.getsignal(signal.SIGTERM) == before, "handlers are put back"
 
 
 KILLED = """
