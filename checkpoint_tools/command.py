@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from checkpoint_tools.safetensors_writer import CastError
-from megatron_nft.checkpoint_folder import CheckpointError
+from megatron_nft.checkpoint_folder import CheckpointError, to_disk
 from megatron_nft.hf_config import ModelFolderError
 from megatron_nft.weights.export import hf_folder_in_progress
 
@@ -97,8 +97,8 @@ def output_folder(out: Path, *, source: Path, num_bytes: int, overwrite: bool) -
             raise OSError(errno.ENOSPC, f"{needed}; make room, or name an --out on another disk", str(target.parent))
         yield partial
         for file in partial.rglob("*"):
-            _to_disk(file)
-        _to_disk(partial)
+            to_disk(file)
+        to_disk(partial)
 
 
 class Progress:
@@ -127,15 +127,6 @@ class Progress:
 def dtype_name(dtype: torch.dtype) -> str:
     """As config.json and --dtype write it."""
     return str(dtype).removeprefix("torch.")
-
-
-def _to_disk(path: Path) -> None:
-    """A name must not outlive a power cut that its contents don't."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _in_words(error: Exception) -> str:

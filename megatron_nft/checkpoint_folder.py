@@ -76,12 +76,12 @@ def publish(partial: Path, files: Mapping[str, FileRecord]) -> Path:
     records = {**files, **{str(path.relative_to(partial)): record(path) for path in others}}
     (partial / MANIFEST).write_text(_manifest_text(records))
     for path in [*others, partial / MANIFEST, *{p.parent for p in others}, partial]:
-        _to_disk(path)
+        to_disk(path)
     folder = partial.with_suffix("")
     if folder.exists():  # it was damaged: a run goes on from an earlier one only then
         os.replace(folder, _unused(folder.with_suffix(DAMAGED)))
     os.replace(partial, folder)
-    _to_disk(folder.parent)
+    to_disk(folder.parent)
     link = folder.parent / f".{LATEST}{PARTIAL}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
@@ -167,7 +167,8 @@ def _manifest_text(records: Mapping[str, FileRecord]) -> str:
     return json.dumps({"sha256": sha256, "files": files}, indent=1) + "\n"
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Of a file or a folder: a name must not outlive a power cut that its contents don't."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -659,6 +659,11 @@ def _toml_value(value: Any) -> str:
     return "{" + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {_toml_value(v)}" for k, v in value.items()) + "}"
 
 
+def flat_settings(recipe: str) -> dict[str, Any]:
+    """What a recipe's text sets, as "section.key" -> value, without any check."""
+    return {f"{s}.{key}": value for s, keys in tomllib.loads(recipe).items() for key, value in keys.items()}
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     section, dot, key = path.strip().partition(".")

@@ -34,7 +34,7 @@ from megatron_nft.data.packing import pack
 from megatron_nft.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.observe.batches import BatchError, load_batch
 from megatron_nft.observe.metrics import METRICS
-from megatron_nft.observe.report import read_records
+from megatron_nft.observe.report import read_step_reports
 from megatron_nft.types import TrainBatch, TrainSequence
 
 SAME_RELATIVE, SAME_ABSOLUTE = 1e-4, 1e-6
@@ -98,9 +98,9 @@ def recorded_metrics(config: Config, step: int) -> dict[str, float]:
     """What the run's metrics.jsonl has of a step."""
     path = config.run_dir / "metrics.jsonl"
     if path.is_file():
-        for record in read_records(path):
-            if (record["kind"], record["step"]) == ("step", step):
-                return {name: math.nan if value is None else value for name, value in record.items() if "/" in name}
+        for record in read_step_reports(path):
+            if (record.kind, record.step) == ("step", step):
+                return record.metrics
     raise BatchError(f"{path} has no step {step}; is {config.run_dir} the run that is meant?")
 
 

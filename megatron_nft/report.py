@@ -6,11 +6,11 @@ Each run has a page of its own, report.html, in its folder.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from megatron_nft.observe.compare import RunFolderError, read_run, render_comparison
+from megatron_nft.observe.html import replace_text
 
 
 def main() -> int:
@@ -25,9 +25,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         page = render_comparison([read_run(folder) for folder in arguments.runs])
-        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, arguments.out)
+        replace_text(arguments.out, page)
     except RunFolderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,6 @@ folder counts (checkpoint_folder.py). Called by train.py.
 import json
 import shutil
 import time
-import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from megatron_nft import checkpoint_folder
 from megatron_nft.checkpoint_folder import CheckpointError, FileRecord
 from megatron_nft.cluster.workers import Actors
-from megatron_nft.config import Config, RecipeError, to_toml
+from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
 from megatron_nft.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.weights.export import copy_side_files
 
@@ -149,7 +148,7 @@ class Checkpoints:
         progress = _read_progress(folder)
         self._actors.load(folder)
         self.newest_step = progress.step
-        changes = _changes(tomllib.loads((folder / RECIPE).read_text()), tomllib.loads(to_toml(self._config)))
+        changes = _changes(flat_settings((folder / RECIPE).read_text()), flat_settings(to_toml(self._config)))
         if changes:
             rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
             self._announce(f"changed since the checkpoint: {'; '.join(changes[:SHOWN])}{rest}")
@@ -211,6 +210,5 @@ def _check_model(config: Config, folder: Path) -> None:
 
 
 def _changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    settings = dict.fromkeys((s, k) for recipe in (saved, now) for s, keys in recipe.items() for k in keys)
-    pairs = [(f"{s}.{k}", saved.get(s, {}).get(k), now.get(s, {}).get(k)) for s, k in settings]
-    return [f"{name} {before} -> {after}" for name, before, after in pairs if before != after]
+    pairs = {name: (saved.get(name), now.get(name)) for name in saved | now}
+    return [f"{name} {before} -> {after}" for name, (before, after) in pairs.items() if before != after]

@@ -89,7 +89,6 @@ class Training:
             self.sampler.load_state_dict(restored.sampling)
             self.progress = restored
         self.report.rewind(self.progress.step, self.progress.minutes)
-        self.policy_version = self.progress.policy_version
         self.sync()
 
     def run(self, stop: Stop) -> None:
@@ -125,7 +124,6 @@ class Training:
                 report.add(trained)
                 if trained["actor/nonfinite_updates"]:
                     self.keep_nonfinite(step, batch)
-                self.policy_version = step
                 self.progress = Progress(
                     step=step, policy_version=step, sampling=self.sampler.state_dict(), minutes=report.minutes
                 )
@@ -152,7 +150,7 @@ class Training:
 
     def sync(self) -> dict[str, float]:
         """The actor's weights into all engines, and a look at whether they arrived."""
-        metrics = sync_weights(self.actors, self.engines, self.policy_version)
+        metrics = sync_weights(self.actors, self.engines, self.progress.policy_version)
         if self.config.weights.canary:
             metrics |= check_canary(self.actors, self.engines, self.canary, self.config)
         return metrics

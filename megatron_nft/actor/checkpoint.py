@@ -36,6 +36,7 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 FROM_THE_RECIPE = ("betas", "eps", "max_lr", "min_lr")
 """Settings, the same in all of the optimizer's groups, that are the recipe's and not the checkpoint's."""
 EXTRA_STATE = "_extra_state"
+AXES = ("pp", "dp", "cp", "tp")
 COORDINATOR_FILES = ("metadata.json", ".metadata", "common.pt")
 """Written by rank 0 once all others have written theirs; the last by megatron-core before 0.19 only."""
 HAS_STRATEGIES = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
@@ -225,7 +226,7 @@ def _state(
 
 
 def _layout(topology: Topology) -> dict[str, int]:
-    return {axis: getattr(topology, f"{axis}_size") for axis in ("pp", "dp", "cp", "tp")}
+    return {axis: getattr(topology, f"{axis}_size") for axis in AXES}
 
 
 def _random(topology: Topology) -> ShardedObject:
@@ -235,6 +236,5 @@ def _random(topology: Topology) -> ShardedObject:
         "cuda": torch.cuda.get_rng_state(),
         "tracker": get_cuda_rng_tracker().get_states(),
     }
-    axes = ("pp", "dp", "cp", "tp")
-    place = tuple(getattr(topology, f"{axis}_rank") for axis in axes)
+    place = tuple(getattr(topology, f"{axis}_rank") for axis in AXES)
     return ShardedObject("random", state, tuple(_layout(topology).values()), place)

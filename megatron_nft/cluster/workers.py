@@ -220,12 +220,8 @@ class Actors:
         Raises:
             CheckpointError: its manifest is missing or damaged.
         """
-        each = shares(read_manifest(folder), len(self._ranks))
-        refs = {
-            name: rank.call.remote("damages", (str(folder), share))
-            for (name, rank), share in zip(self._ranks.items(), each, strict=True)
-        }
-        pending = Pending("damages", refs, self._config.actor.timeout_s, self._ranks)
+        arguments = [(str(folder), share) for share in shares(read_manifest(folder), len(self._ranks))]
+        pending = self._begin_each("damages", arguments, what="damages", timeout_s=self._config.actor.timeout_s)
         return [damage for damages in pending.wait() for damage in damages]
 
     def load(self, folder: Path) -> None:
@@ -242,17 +238,21 @@ class Actors:
         return self._begin(verb, *arguments, what=verb, timeout_s=self._config.actor.timeout_s).wait()
 
     def _begin(self, verb: str, *arguments: Any, what: str, timeout_s: float) -> Pending:
-        refs = {name: handle.call.remote(verb, arguments) for name, handle in self._ranks.items()}
+        return self._begin_each(verb, [arguments] * len(self._ranks), what=what, timeout_s=timeout_s)
+
+    def _begin_each(self, verb: str, arguments: Sequence[Any], *, what: str, timeout_s: float) -> Pending:
+        """Calls `verb` on all ranks, each with its own arguments: a tuple, or Ray's reference to one."""
+        refs = {
+            name: handle.call.remote(verb, mine)
+            for (name, handle), mine in zip(self._ranks.items(), arguments, strict=True)
+        }
         return Pending(what, refs, timeout_s, self._ranks)
 
     def _call_by_replica(self, verb: str, shares: Sequence[Any]) -> list[Any]:
         """Calls `verb` on all ranks, with the share of each rank's data-parallel replica."""
         stored = [ray.put((share,)) for share in shares]
-        refs = {
-            name: handle.call.remote(verb, stored[data_parallel_rank(self._config.actor, rank)])
-            for rank, (name, handle) in enumerate(self._ranks.items())
-        }
-        return Pending(verb, refs, self._config.actor.timeout_s, self._ranks).wait()
+        arguments = [stored[data_parallel_rank(self._config.actor, rank)] for rank in range(len(self._ranks))]
+        return self._begin_each(verb, arguments, what=verb, timeout_s=self._config.actor.timeout_s).wait()
 
 
 class _EngineProcess(_Process):

@@ -4,13 +4,13 @@ Run folders come in (metrics.jsonl and recipe.toml); the page goes out, as self-
 the same style and charts. Called by report.py.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from megatron_nft.config import flat_settings
 from megatron_nft.observe.html import columns, fill_template
 from megatron_nft.observe.metrics import METRICS
 from megatron_nft.observe.report import read_step_reports
@@ -42,13 +42,12 @@ def read_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise RunFolderError(f"{folder}: no such folder; give those of runs, such as runs/quickstart")
     try:
-        recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+        settings = flat_settings((folder / "recipe.toml").read_text(encoding="utf-8"))
         records = read_step_reports(folder / "metrics.jsonl")
     except FileNotFoundError as error:
         raise RunFolderError(f"{folder}: no run's folder, it has no {Path(error.filename).name}") from None
     except (ValueError, KeyError) as error:
         raise RunFolderError(f"{folder}: recipe.toml or metrics.jsonl is damaged: {error}") from None
-    settings = {f"{section}.{key}": value for section, keys in recipe.items() for key, value in keys.items()}
     return RunRecord(label=str(settings.get("run.name", folder.name)), recipe=settings, records=records)
 
 

@@ -43,9 +43,14 @@ def write_page(
         answers: sampled answers to browse.
     """
     page = render_page(config=config, verdict=verdict, minutes=minutes, records=records, answers=answers)
+    replace_text(path, page)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is whole at any time: the previous one or this one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from megatron_nft.checkpoint_folder import delete_all, published
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
-from megatron_nft.observe.html import write_page
+from megatron_nft.observe.html import replace_text, write_page
 from megatron_nft.observe.metrics import check_names, rollout_metrics
 from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
 from megatron_nft.types import RolloutGroup, StepReport
@@ -293,9 +293,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Takes the other records out; the file is whole at any time."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in read_records(path) if wanted(record)))
-    partial.replace(path)
+    replace_text(path, "".join(json.dumps(record) + "\n" for record in read_records(path) if wanted(record)))
 
 
 def read_step_reports(path: Path) -> list[StepReport]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from checkpoint_tools.megatron_folder import MegatronFolder
-from tests.e2e.test_train import assert_no_survivors, start
+from tests.e2e.test_train import assert_no_survivors, living, start
 
 pytestmark = pytest.mark.e2e
 RUN = ["run.overwrite=false", "checkpoint.every=3", "train.evaluate_every=3", "train.groups_per_step=4",
@@ -32,22 +32,11 @@ def wait_for(process, beginning):
 
 def kill(process, mark):
     """As the end of a node: driver, Ray, ranks and engines, without a word."""
-    for pid in survivors_by_pid(mark):
+    for pid in living(mark):
         with suppress(ProcessLookupError):  # Ray ends some by itself
             os.kill(pid, signal.SIGKILL)
     process.wait(timeout=30)
     assert_no_survivors(mark)
-
-
-def survivors_by_pid(mark):
-    found = []
-    for name in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{name}/environ", "rb") as environ:
-                found += [int(name)] if mark.encode() in environ.read() else []
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def records(run):

@@ -33,16 +33,21 @@ def start(tmp_path, *overrides):
     return process, mark
 
 
-def survivors(mark):
-    """Command lines of living processes that carry the mark."""
-    found = []
+def living(mark):
+    """Living processes that carry the mark: pid -> command line."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (entry / "environ").read_bytes() and "State:\tZ" not in (entry / "status").read_text():
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
     return found
+
+
+def survivors(mark):
+    """Their command lines."""
+    return list(living(mark).values())
 
 
 def assert_no_survivors(mark):

@@ -139,6 +139,20 @@ function drawChart(card, full) {
   hover(root, spec, x, y, bars);
 }
 
+/* A card for each chart, drawn again whenever the width changes. */
+function fillCharts(parent, specs) {
+  const cards = specs.map(spec => [html("article", "chart", parent), spec]);
+  let drawnWidth = 0;
+  const draw = () => {
+    const width = parent.clientWidth;
+    if (width === drawnWidth) return;
+    drawnWidth = width;
+    for (const [card, spec] of cards) drawChart(card, spec);
+  };
+  draw();
+  window.addEventListener("resize", () => requestAnimationFrame(draw));
+}
+
 function drawBars(root, spec, x, y, pitch) {
   const thick = Math.max(Math.min(pitch * 0.82, 46), 1);
   spec.xs.forEach((step, i) => {

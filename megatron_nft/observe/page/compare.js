@@ -31,19 +31,6 @@ function chartSpecs() {
   }).filter(spec => spec.series.some(one => one.ys.some(y => y !== null)));
 }
 
-function fillCharts() {
-  const cards = chartSpecs().map(spec => [html("article", "chart", byId("charts")), spec]);
-  let drawnWidth = 0;
-  const draw = () => {
-    const width = byId("charts").clientWidth;
-    if (width === drawnWidth) return;
-    drawnWidth = width;
-    for (const [card, spec] of cards) drawChart(card, spec);
-  };
-  draw();
-  window.addEventListener("resize", () => requestAnimationFrame(draw));
-}
-
 function fillTable(id, rows) {
   const head = html("tr", "", byId(id));
   for (const title of ["", ...data.runs.map(run => run.label)]) html("th", "", head, title);
@@ -69,6 +56,6 @@ function fillResults() {
 }
 
 byId("title").textContent = `${data.runs.length} runs compared`;
-fillCharts();
+fillCharts(byId("charts"), chartSpecs());
 fillResults();
 fillTable("differences", Object.entries(data.differences));

@@ -84,19 +84,6 @@ function chartSpecs() {
   ];
 }
 
-function fillCharts() {
-  const cards = chartSpecs().map(spec => [html("article", "chart", byId("charts")), spec]);
-  let drawnWidth = 0;
-  const draw = () => {
-    const width = byId("charts").clientWidth;
-    if (width === drawnWidth) return;
-    drawnWidth = width;
-    for (const [card, spec] of cards) drawChart(card, spec);
-  };
-  draw();
-  window.addEventListener("resize", () => requestAnimationFrame(draw));
-}
-
 function fillMetrics() {
   const table = byId("metrics"), head = html("tr", "", table);
   for (const title of ["metric", "unit", "first", "last", "meaning"]) html("th", "", head, title);
@@ -162,6 +149,6 @@ function fillBrowser() {
 
 fillHeader();
 fillHeadline();
-fillCharts();
+fillCharts(byId("charts"), chartSpecs());
 fillMetrics();
 fillBrowser();
