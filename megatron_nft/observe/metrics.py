@@ -48,6 +48,8 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("nft/kl", "nats/token", "mean", "estimate of KL(policy || reference), with algorithm.kl_weight"),
     ("nft/entropy", "nats/token", "mean", "entropy of the policy at answer tokens, with observe.entropy"),
     ("nft/correct_rate", "fraction", "mean", "share of right answers among all sampled ones, unmixed groups included"),
+    ("train/step", "steps", "last", "rollout steps so far, a tracker's first axis"),
+    ("train/updates", "updates", "last", "optimizer updates so far, left-out ones not counted; the other axis"),
     ("actor/grad_norm", "norm", "mean", "global gradient norm before clipping, mean over the step's updates"),
     ("actor/learning_rate", "1/update", "last", "learning rate of the step's last update"),
     ("actor/nonfinite_updates", "updates", "sum", "updates left out because their gradient was not finite"),

@@ -13,7 +13,7 @@ from megatron_nft.observe.metrics import (
     rollout_metrics,
 )
 
-AREAS = {"nft", "rollout", "verdict", "actor", "weights", "time", "perf", "eval"}
+AREAS = {"nft", "rollout", "train", "verdict", "actor", "weights", "time", "perf", "eval"}
 
 
 def test_every_metric_is_in_a_known_area_and_explained():

@@ -48,8 +48,8 @@ def test_the_step_line(opened, make_group):
         report.add({"nft/loss": 0.01234, "rollout/logprob_gap_mean": 2.1e-6, "actor/grad_norm": 0.84})
         report.add({"actor/learning_rate": 2e-4})
     assert re.fullmatch(
-        r"step 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.67 \| right/wrong/other 4/1/1 \| mixed 1/2 "
-        r"\| gap 2\.1e-06 \| grad 0\.84 \| lr 2\.0e-04 \| rollout 0\.0s \| ETA \d+s\n",
+        r"step 12/40 \| update 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.67 \| right/wrong/other 4/1/1 "
+        r"\| mixed 1/2 \| gap 2\.1e-06 \| grad 0\.84 \| lr 2\.0e-04 \| rollout 0\.0s \| ETA \d+s\n",
         stream.getvalue(),
     )
 
@@ -58,7 +58,7 @@ def test_a_step_without_metrics_still_has_a_line(opened):
     report, stream, _ = opened
     with report.step(40):
         pass
-    assert re.fullmatch(r"step 40/40 \| 0\.0s \| ETA 0s\n", stream.getvalue())
+    assert re.fullmatch(r"step 40/40 \| update 40/40 \| 0\.0s \| ETA 0s\n", stream.getvalue())
 
 
 def test_records_are_valid_json_even_with_nan(opened):
