@@ -27,7 +27,7 @@ from megatron_nft.checkpoint_folder import delete_all, published
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
 from megatron_nft.observe.html import replace_text, write_page
-from megatron_nft.observe.metrics import check_names, rollout_metrics
+from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
 from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
 from megatron_nft.observe.trackers import Trackers
 from megatron_nft.types import RolloutGroup, StepReport
@@ -118,7 +118,8 @@ class Report:
                 self.add(rollout_metrics(self._groups))
             self.add({"time/step_s": end - start, "train/step": step, "train/updates": self._count_updates(step)})
             self._add_throughput()
-            self._write_record(step, "step", self._metrics)
+            rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
+            self._write_record(step, "step", self._metrics, groups_by_correct_rate=rates)
             self.announce(step_line(step, self._config.train, self._metrics, self._eta_s(step)))
         finally:
             # A step that failed is the one whose answers somebody will want to read.
@@ -170,14 +171,25 @@ class Report:
             raise RuntimeError("report.add_rollouts outside of `with report.step(...)`: there is no step to add to")
         self._groups += groups
 
-    def add_evaluation(self, step: int, metrics: Mapping[str, float], samples: Sequence[RolloutGroup] = ()) -> None:
-        """Records an evaluation, inside a step or not: its own line, its own record, and a fresh report page."""
+    def add_evaluation(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        samples: Sequence[RolloutGroup] = (),
+        benchmarks: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """Records an evaluation, inside a step or not: its own line, its own record, and a fresh report page.
+
+        Args:
+            samples: answers, of which some are kept to be read.
+            benchmarks: the metrics of each file's prompts.
+        """
         check_names(metrics)
         numbers = self._loose | {name: _number(value) for name, value in metrics.items()}
         numbers |= {"train/step": step, "train/updates": self._updates_after(step)}
         self._loose = {}
         first = next((r.metrics for r in self._records if r.kind == "evaluation"), {})
-        self._write_record(step, "evaluation", numbers)
+        self._write_record(step, "evaluation", numbers, benchmarks={k: dict(v) for k, v in (benchmarks or {}).items()})
         self.announce(evaluation_line(step, numbers, first, self._config.evaluate.samples))
         self._write_answers(step, "evaluation", samples)
         self._write_page("running")
@@ -240,12 +252,12 @@ class Report:
         per_step = (self._step_ends[-1] - self._step_ends[0]) / (len(self._step_ends) - 1)
         return per_step * max(self._config.train.steps - step, 0)
 
-    def _write_record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+    def _write_record(self, step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = StepReport(step=step, kind=kind, time=now, metrics=dict(metrics))
+        record = StepReport(step=step, kind=kind, time=now, metrics=dict(metrics), **more)
         self._records.append(record)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        _append(self._metrics_file, {"step": step, "kind": kind, "time": now, **finite})
+        _append(self._metrics_file, {"step": step, "kind": kind, "time": now, **finite, **more})
         self._trackers.add(record)
         self._pass_on_messages()
 
@@ -330,6 +342,8 @@ def read_step_reports(path: Path) -> list[StepReport]:
             kind=record["kind"],
             time=record["time"],
             metrics={name: math.nan if value is None else value for name, value in record.items() if "/" in name},
+            groups_by_correct_rate=tuple(record.get("groups_by_correct_rate", ())),
+            benchmarks=record.get("benchmarks", {}),
         )
         for record in read_records(path)
     ]

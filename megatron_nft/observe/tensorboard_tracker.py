@@ -16,6 +16,7 @@ from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from megatron_nft.config import Config, to_toml
+from megatron_nft.observe.trackers import tracked_values
 from megatron_nft.types import StepReport
 
 AXES = {"by_step": "train/step", "by_update": "train/updates"}
@@ -56,7 +57,7 @@ class TensorBoard:
 
     def _put(self, record: StepReport) -> None:
         time = datetime.fromisoformat(record.time).timestamp()
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in record.metrics.items()]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in tracked_values(record).items()]
         for name, axis in AXES.items():
             step = int(record.metrics[axis])
             self._writers[name].add_event(Event(step=step, wall_time=time, summary=Summary(value=values)))

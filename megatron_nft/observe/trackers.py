@@ -65,6 +65,12 @@ class Trackers:
             thread.finish(CLOSE_TIMEOUT_S)
 
 
+def tracked_values(record: StepReport) -> dict[str, float]:
+    """Name -> value: the record's metrics, and of several benchmarks each one's as eval/.../<benchmark>."""
+    parts = record.benchmarks if len(record.benchmarks) > 1 else {}
+    return record.metrics | {f"{name}/{part}": value for part, its in parts.items() for name, value in its.items()}
+
+
 def make_tracker(name: str, config: Config) -> Tracker:
     """A tracker that has not begun; says what is missing before a run starts. Raises RecipeError."""
     try:

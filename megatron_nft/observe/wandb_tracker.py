@@ -13,6 +13,7 @@ from pathlib import Path
 import wandb
 
 from megatron_nft.config import Config, RecipeError
+from megatron_nft.observe.trackers import tracked_values
 from megatron_nft.types import StepReport
 
 INIT_TIMEOUT_S = 30.0  # until the server has answered
@@ -80,7 +81,7 @@ class WandbRun:
         # A row's number tells whether it is there already: an evaluation's is the one behind its step's.
         row = 2 * record.step + (record.kind == "evaluation")
         if row >= self._next_row:
-            self._run.log(record.metrics, step=row)
+            self._run.log(tracked_values(record), step=row)
             self._next_row = row + 1
 
     def close(self) -> None:

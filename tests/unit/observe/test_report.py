@@ -14,7 +14,7 @@ from megatron_nft.config import Config, RecipeError
 from megatron_nft.observe import terminal
 from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
-from megatron_nft.observe.report import Report
+from megatron_nft.observe.report import Report, read_step_reports
 
 
 class Terminal(io.StringIO):
@@ -240,6 +240,20 @@ def test_a_resumed_run_keeps_what_was_recorded_up_to_its_checkpoint(make_config,
     assert records[1]["nft/kl"] is None and records[2]["nft/loss"] == 3.0
     assert {r["step"] for r in read_jsonl(config.run_dir / "rollouts.jsonl")} == {0, 1}
     assert "2 of 40" in stream.getvalue()
+
+
+def test_what_is_no_number_comes_back_when_a_run_is_resumed(make_config, make_group):
+    config = make_config()
+    report = Report(config, io.StringIO())
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25}, benchmarks={"sums": {"eval/greedy_accuracy": 0.25}})
+    with report.step(1):
+        report.add_rollouts([make_group("right", "wrong"), make_group("right", "right")])
+    report.close("interrupted")
+    (config.run_dir / "checkpoints" / "step_1").mkdir(parents=True)
+    Report(config, io.StringIO()).rewind(1, 0.0)
+    first, second = read_step_reports(config.run_dir / "metrics.jsonl")
+    assert first.benchmarks == {"sums": {"eval/greedy_accuracy": 0.25}} and first.groups_by_correct_rate == ()
+    assert second.groups_by_correct_rate == (0, 0, 0, 0, 0, 1, 0, 0, 0, 1) and second.benchmarks == {}
 
 
 def test_a_start_that_fails_keeps_all_that_was_recorded(make_config, make_group):
