@@ -31,7 +31,7 @@ KINDS: dict[str, Callable[[str], bool]] = {
 }
 """By the beginning of a command line."""
 PAUSE_S = (5.0, 60.0)
-ORPHANS_S = 40.0
+ORPHANS_S = 60.0
 """That processes have to end by themselves once their driver is gone."""
 STILL_S = 240.0
 """Without a new line of the driver: it hangs."""
