@@ -13,7 +13,8 @@ from megatron_nft.cluster.workers import Actors
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.observe.batches import load_batch
-from tests.e2e.test_resume import RUN, records, same_bits, straight, wait_for  # noqa: F401 (a fixture)
+from tests.conftest import RUN
+from tests.e2e.test_resume import records, same_bits, wait_for
 from tests.e2e.test_train import assert_no_survivors, living, start
 
 pytestmark = pytest.mark.e2e
@@ -24,7 +25,7 @@ def last_pid(run, name):
     return int(re.findall(r"=== process (\d+) on", (run / "logs" / "attempt_1" / f"{name}.log").read_text())[-1])
 
 
-def test_a_rank_that_dies_is_started_again_and_nothing_changes(straight, tmp_path):  # noqa: F811
+def test_a_rank_that_dies_is_started_again_and_nothing_changes(straight, tmp_path):
     """Killed after step 5, with an engine; the checkpoint is of step 3. The run's overwrite must not count twice."""
     process, mark = start(tmp_path, *RUN, "train.steps=6", "run.overwrite=true")
     run = tmp_path / "quickstart"
@@ -42,7 +43,7 @@ def test_a_rank_that_dies_is_started_again_and_nothing_changes(straight, tmp_pat
     same_bits(run / "checkpoints" / "step_6", straight / "checkpoints" / "step_6")
 
 
-def test_a_rank_that_stands_still_is_started_again_before_the_first_checkpoint(straight, tmp_path):  # noqa: F811
+def test_a_rank_that_stands_still_is_started_again_before_the_first_checkpoint(straight, tmp_path):
     process, mark = start(tmp_path, *RUN, "train.steps=2", "actor.timeout_s=20")
     run = tmp_path / "quickstart"
     wait_for(process, "step 1/")
