@@ -31,7 +31,7 @@ KINDS: dict[str, Callable[[str], bool]] = {
 }
 """By the beginning of a command line."""
 ORPHANS_S, AGENTS_S = 45.0, 180.0
-"""That a run's own processes, and Ray's agents (which hold nothing), have to end by themselves once the driver is gone."""
+"""For a run's own processes, and for Ray's agents (which hold nothing), to end by themselves after their driver."""
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 STILL_S = 240.0
 """Without a new line of the driver: it hangs."""
@@ -65,7 +65,7 @@ class Hang(AssertionError):
 
 
 def disturb(
-    folder: Path, overrides: Sequence[str], *, kills: int, seed: int, pause_s: tuple[float, float] = (5.0, 60.0)
+    folder: Path, overrides: Sequence[str], *, kills: int, seed: int, pause_s: tuple[float, float] = (5.0, 120.0)
 ) -> Outcome:
     """Runs the quickstart to its end; kills `kills` processes, each of a kind drawn at random, at random times.
 
