@@ -103,9 +103,9 @@ class RolloutConfig(Section):
     max_concurrent: int = Field(256, ge=1)
     """Answers that one engine works on at the same time (vLLM's max_num_seqs)."""
     timeout_s: float = Field(3600.0, gt=0)
-    """Longest wait for the next finished group before the run stops with an error."""
+    """Longest wait for the next finished group; then the engines that are late are started again."""
     max_restarts: int = Field(3, ge=0)
-    """Engines that may die and be started again in a run, before it stops."""
+    """Engines that may die or hang, and be started again, in a run, before it stops."""
 
 
 VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "whole_text"]
@@ -385,6 +385,9 @@ class ClusterConfig(Section):
     """CPU threads of each actor rank and engine (OMP_NUM_THREADS)."""
     start_timeout_s: float = Field(600.0, gt=0)
     """Longest wait for actors and engines to come up."""
+    max_restarts: int = Field(3, ge=0)
+    """Times in a row that lost actor ranks are started again in this job, from the last checkpoint, before the run
+    stops. A step further than ever before ends the row."""
 
 
 class ObserveConfig(Section):

@@ -15,6 +15,8 @@ from typing import Any
 
 from megatron_nft import checkpoint_folder
 from megatron_nft.checkpoint_folder import CheckpointError, FileRecord
+from megatron_nft.cluster.nodes import ClusterError
+from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.workers import Actors
 from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
 from megatron_nft.hf_config import SIDE_FILES, read_hf_config
@@ -47,6 +49,7 @@ class Checkpoints:
         self._config, self._actors, self._announce = config, actors, announce
         self._under_way: tuple[Progress, Path] | None = None
         self._newest_bytes = 0
+        self._has_begun = False  # whatever is in the run folder is of this run
         self.newest_step = 0
         """Of the checkpoint that was saved or loaded last."""
 
@@ -99,6 +102,10 @@ class Checkpoints:
             self.poll()
             time.sleep(POLL_S)
 
+    def abandon(self) -> None:
+        """Gives the checkpoint under way up: ranks that were writing it are lost."""
+        self._under_way = None  # its folder goes with the next one that is published
+
     def _publish(self, progress: Progress, folder: Path, files: dict[str, FileRecord]) -> None:
         (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=1) + "\n")
         (folder / RECIPE).write_text(to_toml(self._config), encoding="utf-8")
@@ -121,12 +128,15 @@ class Checkpoints:
     def restore(self) -> Progress | None:
         """Goes back to the newest whole checkpoint, or to the one that the recipe names. None: there is none.
 
-        Damaged ones are named and left as they are.
+        Damaged ones are named and left as they are. From the second call on, what this run has saved counts, whatever
+        the recipe says of earlier runs.
 
         Raises:
             CheckpointError: all are damaged, or the named one is.
         """
-        candidates = checkpoints_to_resume(self._config)
+        own = checkpoint_folder.published(self._config.run_dir) if self._has_begun else []
+        candidates = own or checkpoints_to_resume(self._config)
+        self._has_begun = True
         for folder in candidates:
             try:
                 damages = self._actors.damages(folder)
@@ -154,6 +164,35 @@ class Checkpoints:
             self._announce(f"changed since the checkpoint: {'; '.join(changes[:SHOWN])}{rest}")
         self._announce(f"resumed from {folder}: step {progress.step}, {progress.minutes:.1f} minutes in")
         return progress
+
+
+class Restarts:
+    """How often in a row lost ranks were started again, in one job.
+
+    Args:
+        limit: of the times in a row.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_a_row = self._furthest = 0
+
+    def count(self, lost: ProcessLost, step: int) -> None:
+        """One more. A step further than at any loss before ends the row.
+
+        Args:
+            step: the last that was done when the process was lost.
+
+        Raises:
+            ClusterError: that is beyond the limit.
+        """
+        self._in_a_row = 1 if step > self._furthest else self._in_a_row + 1
+        self._furthest = max(self._furthest, step)
+        if self._in_a_row > self._limit:
+            raise ClusterError(
+                f"{lost}\nall ranks have been started again {self._limit} times in a row without getting beyond step "
+                f"{self._furthest} (cluster.max_restarts): look at the logs, and at the machines"
+            ) from lost
 
 
 def checkpoints_to_resume(config: Config) -> list[Path]:

@@ -16,8 +16,10 @@ from contextlib import ExitStack, closing
 
 from megatron_nft.canary import CanaryError, check_canary
 from megatron_nft.checkpoint_folder import CheckpointError
+from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
+from megatron_nft.cluster.processes import ProcessLost, new_attempt
+from megatron_nft.cluster.workers import Actors, EngineGroup, begin_start
 from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
@@ -27,12 +29,13 @@ from megatron_nft.nft.groups import to_sequences
 from megatron_nft.observe.batches import BatchError, logprob_gap, save_batch
 from megatron_nft.observe.report import Report
 from megatron_nft.replay import replay_step
-from megatron_nft.resume import Checkpoints, Progress, checkpoints_to_resume, progress_to_resume
+from megatron_nft.resume import Checkpoints, Progress, Restarts, checkpoints_to_resume, progress_to_resume
 from megatron_nft.rollout.engine import EngineError
 from megatron_nft.sampling import GroupSampler, NoMixedGroups
 from megatron_nft.stop import Stop, StopRequested
 from megatron_nft.types import TrainBatch
 from megatron_nft.verdict.judge import Judge
+from megatron_nft.verdict.pool import JudgeError
 from megatron_nft.weights.sync import sync_weights
 
 
@@ -66,9 +69,9 @@ class Training:
             f"actor: {config.actor.world_size} Megatron ranks ({config.actor.layout}), {config.actor.precision} | "
             f"{config.rollout.engines} vLLM engines, {config.rollout.dtype} | starting ..."
         )
-        placement = parts.enter_context(ray_cluster(config))
-        self.actors = Actors(config, placement)
-        self.engines = EngineGroup(config, placement, starts_empty=True)
+        placement, logs = parts.enter_context(ray_cluster(config)), new_attempt(config.run_dir)
+        self.actors = Actors(config, placement, logs)
+        self.engines = EngineGroup(config, placement, logs=logs, starts_empty=True)
         starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
@@ -77,22 +80,53 @@ class Training:
             pending.wait()
         self.engines.refill = self.sync
         self.checkpoints = Checkpoints(config, self.actors, report.announce)
+        self.start = Progress(step=0, policy_version=0, sampling=self.sampler.state_dict(), minutes=0.0)
+        self.restarts = Restarts(config.cluster.max_restarts)
         self.resume()
+        report.count_earlier(self.progress.minutes)
         report.announce(f"ready after {time.perf_counter() - start:.0f} s")
 
     def resume(self) -> None:
         """Goes back to the newest checkpoint, if there is one; gives the engines the actor's weights in any case."""
         self.engines.sleep()
         self.actors.reload()
-        self.progress = Progress(step=0, policy_version=0, sampling=self.sampler.state_dict(), minutes=0.0)
-        if (restored := self.checkpoints.restore()) is not None:
-            self.sampler.load_state_dict(restored.sampling)
-            self.progress = restored
-        self.report.rewind(self.progress.step, self.progress.minutes)
+        self.progress = self.checkpoints.restore() or self.start
+        self.sampler.load_state_dict(self.progress.sampling)
+        self.report.rewind(self.progress.step)
         self.sync()
 
     def run(self, stop: Stop) -> None:
-        """The loop."""
+        """The loop, gone on with from the last checkpoint where a process is lost that can't be replaced alone."""
+        lost: ProcessLost | None = None
+        while True:
+            try:
+                if lost is not None:
+                    with stop.interruptible():
+                        self.start_again(lost)
+                return self.run_steps(stop)
+            except ProcessLost as error:
+                lost = error
+
+    def start_again(self, error: ProcessLost) -> None:
+        """New processes for all Megatron ranks, and for engines that are lost, too; back to the last checkpoint.
+
+        Raises:
+            ClusterError: that has been done cluster.max_restarts times in a row.
+            ProcessLost: a process was lost meanwhile.
+        """
+        self.restarts.count(error, self.progress.step)
+        self.report.announce(f"{error}\nstarting all ranks again, from the last checkpoint ...")
+        self.checkpoints.abandon()
+        self.progress = self.start  # nothing that save_and_stop could save
+        self.actors.kill()
+        self.engines.replace_lost(str(error))
+        self.engines.sleep()
+        self.actors.restart(self.config)
+        self.actors.begin_build().wait()
+        self.resume()
+
+    def run_steps(self, stop: Stop) -> None:
+        """From the step after the last to the end."""
         config, report = self.config, self.report
         with stop.interruptible():
             self.evaluate_and_export_if_due(self.progress.step)
@@ -245,7 +279,15 @@ def main() -> int:
     except StopRequested as request:
         print(f"interrupted by {request}; the same command goes on from the last checkpoint", file=sys.stderr)
         return GO_ON if request.number == signal.SIGUSR1 else INTERRUPTED
-    except (ClusterError, EngineError, CanaryError, CheckpointError, NoMixedGroups, NonFiniteUpdate) as error:
+    except (
+        ClusterError,
+        EngineError,
+        JudgeError,
+        CanaryError,
+        CheckpointError,
+        NoMixedGroups,
+        NonFiniteUpdate,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (RecipeError, ModelFolderError, DataError, BatchError) as error:

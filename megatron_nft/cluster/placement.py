@@ -22,6 +22,9 @@ from megatron_nft.config import Config
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: batches of token ids pass through it, weights don't."""
+HEAD_GONE_S = 20
+"""A local Ray's head that doesn't answer for so long is dead: driver, ranks and engines end. Ray's own 60 s are for a
+network between them; the ranks wait as long again after the driver, and would hold their memory against a new start."""
 
 
 class Placement:
@@ -87,6 +90,7 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(HEAD_GONE_S))
         options |= {
             "address": "local",
             "num_cpus": sum(bundle["CPU"] for bundle in _bundles(config, ranks)),

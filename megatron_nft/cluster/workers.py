@@ -6,7 +6,6 @@ of all others at once, with its own error. An engine that dies is replaced: it h
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.checkpoint_folder import CheckpointError, FileRecord, read_manifest, shares
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import Placement
+from megatron_nft.cluster.processes import Pending, Process, dead_of, log_of, lost_of, watchdog
 from megatron_nft.config import Config
 from megatron_nft.rollout.engine import engine_environment
 from megatron_nft.rollout.sample import Sampling
@@ -27,54 +27,8 @@ from megatron_nft.types import Prompt, RolloutGroup, TrainBatch
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
 
-DEATH_SEEN_S = 10.0
-"""Ray knows of a process's end at once, of a node's later; a living engine may be busy for longer than this."""
 
-
-@dataclass(frozen=True)
-class Pending:
-    """A verb under way on several processes."""
-
-    what: str
-    refs: dict[str, Any]  # process name -> Ray's reference
-    timeout_s: float
-    processes: dict[str, Any]  # process name -> Ray's handle; whose deaths explain an error
-
-    def wait(self) -> list[Any]:
-        """What each process returned, in their order.
-
-        Raises:
-            ClusterError: a process died, or the deadline passed; the names of those that did not answer are given.
-            Exception: whatever a process raised, with all processes alive.
-        """
-        names = {ref: name for name, ref in self.refs.items()}
-        waiting, deadline = list(names), time.monotonic() + self.timeout_s
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=max(deadline - time.monotonic(), 0.0))
-            if not done:
-                late = ", ".join(names[ref] for ref in waiting)
-                raise ClusterError(f"{self.what}: no answer from {late} within {self.timeout_s:g} s")
-            for ref in done:
-                try:
-                    ray.get(ref)
-                except RayActorError as error:
-                    raise ClusterError(f"{self.what}: {names[ref]} died: {error}") from error
-                except Exception as error:
-                    # A death may first be seen as an error of those that were connected with the dead.
-                    if dead := dead_of(self.processes):
-                        raise ClusterError(f"{self.what}: {', '.join(dead)} died: {error}") from error
-                    raise
-        return ray.get(list(self.refs.values()))
-
-
-class _Process:
-    """What actor ranks and engines have in common."""
-
-    def ping(self) -> None:
-        """Answers, if this process lives."""
-
-
-class _ActorRank(_Process):
+class _ActorRank(Process):
     """Runs in the rank's own process."""
 
     def address(self) -> str:
@@ -86,10 +40,12 @@ class _ActorRank(_Process):
     def build(self, config: Config, rank: int, master: str) -> None:
         from megatron_nft.actor.worker import Worker
 
-        self.worker = Worker(config, rank=rank, master=master)
+        with watchdog(config.cluster.start_timeout_s):
+            self.worker = Worker(config, rank=rank, master=master)
 
-    def call(self, verb: str, arguments: tuple) -> Any:
-        return getattr(self.worker, verb)(*arguments)
+    def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
+        with watchdog(timeout_s):
+            return getattr(self.worker, verb)(*arguments)
 
 
 @dataclass(frozen=True)
@@ -104,21 +60,25 @@ class PendingManifests:
 
 
 class Actors:
-    """All Megatron ranks. Starts them at once; `begin_build` has them build the model."""
+    """All Megatron ranks. Starts them at once; `begin_build` has them build the model.
 
-    def __init__(self, config: Config, placement: Placement) -> None:
-        self._config, self._placement = config, placement
+    Args:
+        logs: where each rank writes its log; None: in Ray's own.
+    """
+
+    def __init__(self, config: Config, placement: Placement, logs: Path | None = None) -> None:
+        self._config, self._placement, self._logs = config, placement, logs
         self._ranks = self._start()
 
     def _start(self) -> dict[str, Any]:
         config, placement = self._config, self._placement
         return {
-            f"actor rank {rank}": ray.remote(_ActorRank)
+            (name := f"actor rank {rank}"): ray.remote(_ActorRank)
             .options(
                 **placement.actor_options(rank),
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.cluster.threads_per_process)}},
             )
-            .remote()
+            .remote(log_of(name, self._logs))
             for rank in range(config.actor.world_size)
         }
 
@@ -127,20 +87,25 @@ class Actors:
 
         New ones, since gloo's threads outlive the process groups they served, and poll.
         """
-        for rank in self._ranks.values():
-            ray.kill(rank)
+        self.kill()
         self._config = config
         self._ranks = self._start()
+
+    def kill(self) -> None:
+        """Ends all ranks at once, whatever they are at."""
+        for rank in self._ranks.values():
+            ray.kill(rank)
 
     def begin_build(self) -> Pending:
         """Every rank joins the process groups, builds its part of the model and reads its weights."""
         handles, timeout_s = list(self._ranks.values()), self._config.cluster.start_timeout_s
-        master = Pending("start", {"actor rank 0": handles[0].address.remote()}, timeout_s, self._ranks).wait()[0]
+        address = {"actor rank 0": handles[0].address.remote()}
+        master = Pending("start", address, timeout_s, self._ranks, self._logs).wait()[0]
         refs = {
             name: handle.build.remote(self._config, rank, master)
             for rank, (name, handle) in enumerate(self._ranks.items())
         }
-        return Pending("start", refs, timeout_s, self._ranks)
+        return Pending("start", refs, timeout_s, self._ranks, self._logs)
 
     def score(self, batch: TrainBatch) -> TrainBatch:
         """The batch with old_logprobs set: each answer's log-probs under the actor's current weights.
@@ -243,10 +208,10 @@ class Actors:
     def _begin_each(self, verb: str, arguments: Sequence[Any], *, what: str, timeout_s: float) -> Pending:
         """Calls `verb` on all ranks, each with its own arguments: a tuple, or Ray's reference to one."""
         refs = {
-            name: handle.call.remote(verb, mine)
+            name: handle.call.remote(verb, mine, timeout_s)
             for (name, handle), mine in zip(self._ranks.items(), arguments, strict=True)
         }
-        return Pending(what, refs, timeout_s, self._ranks)
+        return Pending(what, refs, timeout_s, self._ranks, self._logs)
 
     def _call_by_replica(self, verb: str, shares: Sequence[Any]) -> list[Any]:
         """Calls `verb` on all ranks, with the share of each rank's data-parallel replica."""
@@ -255,45 +220,55 @@ class Actors:
         return self._begin_each(verb, arguments, what=verb, timeout_s=self._config.actor.timeout_s).wait()
 
 
-class _EngineProcess(_Process):
+class _EngineProcess(Process):
     """Runs in the engine's own process."""
 
     def build(self, config: Config, index: int, starts_empty: bool) -> None:
         from megatron_nft.rollout.engine import Engine
 
-        self.engine = Engine(
-            str(config.model.hf_folder),
-            config.rollout,
-            device=config.cluster.device,
-            max_model_len=config.max_sequence_tokens,
-            seed=config.run.seed,
-            index=index,
-            is_colocated=config.is_colocated,
-            starts_empty=starts_empty,
-        )
+        with watchdog(config.cluster.start_timeout_s):
+            self.engine = Engine(
+                str(config.model.hf_folder),
+                config.rollout,
+                device=config.cluster.device,
+                max_model_len=config.max_sequence_tokens,
+                seed=config.run.seed,
+                index=index,
+                is_colocated=config.is_colocated,
+                starts_empty=starts_empty,
+            )
 
-    def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-        yield from self.engine.generate(prompts, sampling)
+    def generate(self, prompts: list[Prompt], sampling: Sampling, timeout_s: float) -> Iterator[RolloutGroup]:
+        groups = self.engine.generate(prompts, sampling)
+        while True:
+            with watchdog(timeout_s):
+                if (group := next(groups, None)) is None:
+                    return
+            yield group
 
-    def call(self, verb: str, arguments: tuple) -> Any:
-        return getattr(self.engine, verb)(*arguments)
+    def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
+        with watchdog(timeout_s):
+            return getattr(self.engine, verb)(*arguments)
 
 
 class EngineGroup:
     """All rollout engines (the `Engines` of rollout/sample.py). Starts them at once; `begin_build` loads the model.
 
-    An engine that dies is started again, up to rollout.max_restarts times in a run.
+    An engine that dies or hangs is started again, up to rollout.max_restarts times in a run.
 
     Args:
         starts_empty: no engine reads weights: an actor sends them before the first answer.
+        logs: where each engine writes its log; None: in Ray's own.
 
     Attributes:
         refill: gives every engine the current weights; called before replaced engines generate again.
         link: changes with every failure, so that the weights' carrier connects anew.
     """
 
-    def __init__(self, config: Config, placement: Placement, *, starts_empty: bool = False) -> None:
-        self._config, self._placement, self._starts_empty = config, placement, starts_empty
+    def __init__(
+        self, config: Config, placement: Placement, *, starts_empty: bool = False, logs: Path | None = None
+    ) -> None:
+        self._config, self._placement, self._starts_empty, self._logs = config, placement, starts_empty, logs
         self.num_engines, self.is_colocated = config.rollout.engines, config.is_colocated
         self.refill: Callable[[], Any] = lambda: None
         self.link = self._restarts = 0
@@ -304,7 +279,8 @@ class EngineGroup:
         environment = engine_environment(cluster.device, cluster.threads_per_process, rollout.tp, index)
         environment |= self._placement.engine_environment(index)
         options = self._placement.engine_options(index)
-        return ray.remote(_EngineProcess).options(**options, runtime_env={"env_vars": environment}).remote()
+        process = ray.remote(_EngineProcess).options(**options, runtime_env={"env_vars": environment})
+        return process.remote(log_of(f"engine {index}", self._logs))
 
     def begin_build(self) -> Pending:
         """Every engine loads the model."""
@@ -314,7 +290,7 @@ class EngineGroup:
         refs = {
             name: self._engines[name].build.remote(self._config, _number(name), self._starts_empty) for name in names
         }
-        return Pending("start", refs, self._config.cluster.start_timeout_s, self._engines)
+        return Pending("start", refs, self._config.cluster.start_timeout_s, self._engines, self._logs)
 
     def with_replacements(self, work: Callable[[], Any]) -> Any:
         """What `work` returns; it is called again each time that it fails with engines dead, once they are replaced.
@@ -333,8 +309,18 @@ class EngineGroup:
                     raise
                 self._replace(dead, f"{', '.join(dead)} died: {error}").wait()
 
+    def replace_lost(self, why: str) -> None:
+        """Starts engines again that died or don't answer, after the loss of others; they wait for an update.
+
+        Raises:
+            ClusterError: that has been too often.
+        """
+        self.link += 1
+        if lost := lost_of(self._engines):
+            self._replace(lost, f"{', '.join(lost)} lost: {why}").wait()
+
     def _replace(self, names: list[str], why: str) -> Pending:
-        """Starts new processes for dead engines; they load the model of the recipe, and wait for an update."""
+        """Starts new processes for lost engines; they load the model of the recipe, and wait for an update."""
         self.link += 1
         self._restarts += len(names)
         if self._restarts > self._config.rollout.max_restarts:
@@ -351,7 +337,8 @@ class EngineGroup:
     def generate(self, shards: list[list[Prompt]], sampling: Sampling) -> Iterator[RolloutGroup]:
         """Answers shard i on engine i; yields groups from all engines as they get ready.
 
-        If an engine dies, the others go on while it starts again; then it gets the weights and answers what is left.
+        If an engine dies or hangs, the others go on while it starts again; then it gets the weights and answers what
+        is left.
         """
         left = {
             name: {prompt.prompt_id: prompt for prompt in shard}
@@ -371,15 +358,24 @@ class EngineGroup:
         self, left: dict[str, dict[str, Prompt]], sampling: Sampling, on_death: Callable[[str, str], None]
     ) -> Iterator[RolloutGroup]:
         """Groups from the engines that live; takes the prompts that are answered out of `left`."""
-        streams = {
-            self._engines[name].generate.options(num_returns="streaming").remote(list(prompts.values()), sampling): name
-            for name, prompts in left.items()
-        }
+        timeout_s = self._config.rollout.timeout_s
+
+        def begin(name: str) -> Any:
+            streaming = self._engines[name].generate.options(num_returns="streaming")
+            return streaming.remote(list(left[name].values()), sampling, timeout_s)
+
+        streams = {begin(name): name for name in left}
         while streams:
-            ready, _ = ray.wait(list(streams), timeout=self._config.rollout.timeout_s)
+            ready, _ = ray.wait(list(streams), timeout=timeout_s)
             if not ready:
-                late = ", ".join(streams.values())
-                raise ClusterError(f"generate: no answer from {late} within {self._config.rollout.timeout_s:g} s")
+                for name in streams.values():
+                    where = log_of(name, self._logs)
+                    on_death(
+                        name,
+                        f"generate: no answer from {name} within {timeout_s:g} s (rollout.timeout_s)"
+                        + (f"; what it was at is in {where}" if where else ""),
+                    )
+                return
             name = streams[ready[0]]
             try:
                 group = ray.get(next(ready[0]))
@@ -424,23 +420,9 @@ class EngineGroup:
         return self._begin(verb, *arguments, what=verb).wait()
 
     def _begin(self, verb: str, *arguments: Any, what: str) -> Pending:
-        refs = {name: engine.call.remote(verb, arguments) for name, engine in self._engines.items()}
-        return Pending(what, refs, self._config.weights.timeout_s, self._engines)
-
-
-def dead_of(processes: dict[str, Any]) -> list[str]:
-    """Names of those that have ended. Waits for the others' answers, at most DEATH_SEEN_S."""
-    refs = {name: process.ping.remote() for name, process in processes.items()}
-    answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=DEATH_SEEN_S)
-    return [name for name, ref in refs.items() if ref in answered and _has_died(ref)]
-
-
-def _has_died(ref: Any) -> bool:
-    try:
-        ray.get(ref)
-    except RayActorError:
-        return True
-    return False
+        timeout_s = self._config.weights.timeout_s
+        refs = {name: engine.call.remote(verb, arguments, timeout_s) for name, engine in self._engines.items()}
+        return Pending(what, refs, timeout_s, self._engines, self._logs)
 
 
 def begin_start(actors: Actors, engines: EngineGroup) -> list[Pending]:

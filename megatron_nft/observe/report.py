@@ -13,6 +13,7 @@ Called by train and evaluate, on the driver only.
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections import deque
@@ -70,14 +71,9 @@ class Report:
             self._progress.clear()
         print(line, file=self._stream, flush=True)
 
-    def rewind(self, step: int, minutes: float) -> None:
-        """Goes on with an earlier attempt's files: what it recorded up to `step` stays, the rest will come again.
-
-        Args:
-            step: of the checkpoint that the run goes on from.
-            minutes: that the run had taken by then.
-        """
-        self._minutes_before = minutes
+    def rewind(self, step: int) -> None:
+        """Goes on from a checkpoint of this step: what is recorded up to it stays, the rest will come again."""
+        self._step_ends.clear()
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             _keep(self._dir / name, lambda record: record["step"] <= step)
         self._metrics_file.close()
@@ -95,6 +91,10 @@ class Report:
     def has_evaluation(self, step: int) -> bool:
         """Whether the run has evaluated after this step, in this attempt or an earlier one."""
         return any(record.kind == "evaluation" and record.step == step for record in self._records)
+
+    def count_earlier(self, minutes: float) -> None:
+        """Adds what earlier attempts have taken to `minutes`."""
+        self._minutes_before = minutes
 
     @property
     def minutes(self) -> float:
@@ -290,6 +290,7 @@ def _open_run_folder(config: Config) -> tuple[TextIO, TextIO]:
         folder.mkdir(parents=True, exist_ok=True)
         if config.run.overwrite:
             delete_all(folder)
+            shutil.rmtree(folder / "logs", ignore_errors=True)
             for name in FILES:  # what others put there stays
                 (folder / name).unlink(missing_ok=True)
             (folder / "wandb" / "id").unlink(missing_ok=True)  # the new run is another one there, too

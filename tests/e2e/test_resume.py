@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from checkpoint_tools.megatron_folder import MegatronFolder
+from tests.conftest import RUN
 from tests.e2e.test_train import assert_no_survivors, living, start
 
 pytestmark = pytest.mark.e2e
-RUN = ["run.overwrite=false", "checkpoint.every=3", "train.evaluate_every=3", "train.groups_per_step=4",
-       "evaluate.max_prompts=12", "observe.save_batches=true", "rollout.kv_cache_gib=0.25"]  # fmt: skip
 
 
 def wait_for(process, beginning):
@@ -54,17 +53,6 @@ def same_bits(one, other):
         for chunk in tensor.chunks:
             assert torch.equal(first.read(tensor, chunk), second.read(second.tensors[key], chunks[chunk.offset])), key
     assert first.read_common() == second.read_common()
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """Six steps without an interruption."""
-    folder = tmp_path_factory.mktemp("straight")
-    process, mark = start(folder, *RUN, "train.steps=6")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert_no_survivors(mark)
-    return folder / "quickstart"
 
 
 def test_three_steps_and_a_kill_and_three_steps_are_six_steps(straight, tmp_path):

@@ -1,0 +1,19 @@
+"""What tests of different folders share."""
+
+import pytest
+
+RUN = ["run.overwrite=false", "checkpoint.every=3", "train.evaluate_every=3", "train.groups_per_step=4",
+       "evaluate.max_prompts=12", "observe.save_batches=true", "rollout.kv_cache_gib=0.25"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    """The folder of a quickstart with RUN and six steps, without an interruption."""
+    from tests.e2e.test_train import assert_no_survivors, start
+
+    folder = tmp_path_factory.mktemp("straight")
+    process, mark = start(folder, *RUN, "train.steps=6")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert_no_survivors(mark)
+    return folder / "quickstart"
