@@ -251,7 +251,7 @@ def test_what_is_no_number_comes_back_when_a_run_is_resumed(make_config, make_gr
         report.add_rollouts([make_group("right", "wrong"), make_group("right", "right")])
     report.close("interrupted")
     (config.run_dir / "checkpoints" / "step_1").mkdir(parents=True)
-    Report(config, io.StringIO()).rewind(1, 0.0)
+    Report(config, io.StringIO()).rewind(1)
     first, second = read_step_reports(config.run_dir / "metrics.jsonl")
     assert first.benchmarks == {"sums": {"eval/greedy_accuracy": 0.25}} and first.groups_by_correct_rate == ()
     assert second.groups_by_correct_rate == (0, 0, 0, 0, 0, 1, 0, 0, 0, 1) and second.benchmarks == {}

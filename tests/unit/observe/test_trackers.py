@@ -37,7 +37,7 @@ def record(report, *steps, scale=1.0, left_out=0):
 def record_three_steps(config, stream=None):
     """An evaluation, steps 1 to 3, and another evaluation."""
     report = Report(config, stream or io.StringIO())
-    report.rewind(0, 0.0)
+    report.rewind(0)
     report.add_evaluation(0, {"eval/greedy_accuracy": 0.25})
     record(report, 1, 2, 3)
     report.add_evaluation(3, {"eval/greedy_accuracy": 0.5})
@@ -47,7 +47,7 @@ def record_three_steps(config, stream=None):
 def resume_after_step_1(config, stream=None):
     """Steps 2 to 4 once more, with other values."""
     report = Report(config, stream or io.StringIO())
-    report.rewind(1, 0.0)
+    report.rewind(1)
     record(report, 2, 3, 4, scale=10.0)
     report.close("done")
 
@@ -208,7 +208,7 @@ def test_a_tracker_that_cannot_write_is_given_up_and_the_run_goes_on(make_tracke
     config.run_dir.mkdir(parents=True)
     report = Report(config, stream)
     (config.run_dir / "tensorboard").write_text("in the way")
-    report.rewind(0, 0.0)
+    report.rewind(0)
     record(report, 1, 2)
     report.close("done")
     assert stream.getvalue().count("tensorboard: given up, the run goes on without it (") == 1
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_under_a_tracker_costs_the_tracker_only(make_tracke
         report.close("done")
         pytest.skip("can't mount a small file system here")
     try:
-        report.rewind(0, 0.0)
+        report.rewind(0)
         record(report, *range(1, 301))
         report.close("done")
     finally:
@@ -241,7 +241,7 @@ from megatron_nft.observe.report import Report
 
 report = Report(load_config("launch/recipes/quickstart.toml", sys.argv[1:]))
 start = time.monotonic()
-report.rewind(0, 0.0)
+report.rewind(0)
 for step in (1, 2):
     with report.step(step):
         report.add({"nft/loss": float(step)})
