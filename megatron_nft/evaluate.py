@@ -9,7 +9,8 @@ evaluation goes on where it was: answers are kept as they come. Written to --out
     samples.jsonl     every answer, a prompt a line
     verdicts.jsonl    what became of each, in the same order
     evaluation.json   all numbers, under the names of observe/metrics.py
-    table.txt, .html  the tables
+    table.txt         the tables
+    report.html       the tables, and answers to read
     recipe.toml       the resolved settings
 
 A run's own evaluations, with its engines, are held_out.py's.
@@ -30,9 +31,10 @@ from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
 from megatron_nft.data.prompts import DataError, load_tokenizer
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
+from megatron_nft.evaluation.page import render_evaluation
 from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
 from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, average, score
-from megatron_nft.evaluation.table import html_page, text_tables
+from megatron_nft.evaluation.table import text_tables
 from megatron_nft.held_out import evaluation_sampling
 from megatron_nft.hf_config import ModelFolderError
 from megatron_nft.observe.published import column_of
@@ -210,7 +212,9 @@ def _write_results(
     model = Path(config.model.path).resolve().name
     settings = ", ".join(f"{name} {value}" for name, value in sampling_settings(config).items() if name != "model")
     (out / "table.txt").write_text(text_tables(model, scores) + "\n", encoding="utf-8")
-    (out / "table.html").write_text(html_page(model, settings, scores), encoding="utf-8")
+    answers = {b.name: list(zip(b.prompts, graded[b.name], strict=True)) for b in benchmarks}
+    page = render_evaluation(model, settings, scores, answers, config.run.seed)
+    (out / "report.html").write_text(page, encoding="utf-8")
 
 
 def _say(line: str) -> None:
