@@ -397,6 +397,15 @@ class ObserveConfig(Section):
     """Keep every step's training batch as batches/step_N.npz, for `python -m megatron_nft.replay`."""
     entropy: bool = False
     """Measure the policy's entropy at every answer token of the update; costs some time."""
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    """Where metrics go besides metrics.jsonl: run folder/tensorboard, Weights & Biases. Their packages are in
+    requirements-trackers.txt."""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """"offline" needs no network and no account, and writes what `wandb sync` uploads later."""
+    wandb_project: str = "megatron_nft"
+    """Project of the Weights & Biases run."""
+    wandb_entity: str | None = None
+    """Team or user of the Weights & Biases run. Unset: the account's own."""
 
 
 class Config(Section):

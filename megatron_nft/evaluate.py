@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from megatron_nft.cluster.workers import ClusterError, EngineGroup
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
 from megatron_nft.data.prompts import DataError, load_tokenizer
+from megatron_nft.evaluation.accuracy import bootstrap_means, interval, wilson_interval
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
-from megatron_nft.evaluation.published import column_of
 from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
 from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, average, score
 from megatron_nft.evaluation.table import html_page, text_tables
 from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
 from megatron_nft.rollout.engine import EngineError
 from megatron_nft.rollout.sample import Sampling, sample_groups, stream_groups
@@ -45,34 +47,68 @@ from megatron_nft.verdict.judge import Judge, JudgeError
 SAMPLES = "samples.jsonl"
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What an evaluation within a run gives."""
+
+    metrics: dict[str, float]
+    samples: list[RolloutGroup]  # the greedy answers
+    benchmarks: dict[str, dict[str, float]]  # file's name -> its own metrics
+
+
 def evaluate(
     engines: Any,
     judge: Judge,
     prompts: Sequence[Prompt],
     config: Config,
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, float], list[RolloutGroup]]:
+) -> HeldOut:
     """Answers every prompt greedily, and `evaluate.samples` times with sampling; grades; averages.
 
     The sampled answers have the same seed in every evaluation of a run, so evaluations differ by the weights only.
     """
     greedy = Sampling(group_size=1, temperature=0.0, max_answer_tokens=config.rollout.max_answer_tokens, seed=0)
     groups = judge.judge(sample_groups(engines, list(prompts), greedy, on_progress))
-    metrics = {
-        "eval/prompts": len(prompts),
-        "eval/greedy_accuracy": _mean(group.correct_rate for group in groups),
-        "eval/truncated_fraction": _mean(group.rollouts[0].truncated for group in groups),
-    }
+    sampled: list[RolloutGroup] = []
     if config.evaluate.samples:
         sampling = _sampling(config, config.evaluate.samples)
         sampled = judge.judge(sample_groups(engines, list(prompts), sampling, on_progress))
-        metrics["eval/avg_at_k"] = _mean(group.correct_rate for group in sampled)
-    return metrics, groups
+    names = dict.fromkeys(_benchmark_of(group) for group in groups)
+    return HeldOut(
+        metrics=_held_out_metrics(groups, sampled, config.run.seed),
+        samples=groups,
+        benchmarks={
+            name: _held_out_metrics(
+                [group for group in groups if _benchmark_of(group) == name],
+                [group for group in sampled if _benchmark_of(group) == name],
+                config.run.seed,
+            )
+            for name in names
+        },
+    )
 
 
-def _mean(values: Any) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def _held_out_metrics(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int) -> dict[str, float]:
+    """Accuracies with their 95% intervals, under their public names."""
+    num_right = sum(sum(group.rights) for group in greedy)
+    low, high = wilson_interval(num_right, len(greedy))
+    metrics = {
+        "eval/prompts": len(greedy),
+        "eval/greedy_accuracy": num_right / len(greedy),
+        "eval/greedy_accuracy_low": low,
+        "eval/greedy_accuracy_high": high,
+        "eval/truncated_fraction": sum(group.rollouts[0].truncated for group in greedy) / len(greedy),
+    }
+    if sampled:
+        rates = [group.correct_rate for group in sampled]
+        low, high = interval(bootstrap_means(rates, seed))
+        metrics |= {"eval/k": len(sampled[0].rollouts), "eval/avg_at_k": sum(rates) / len(rates)}
+        metrics |= {"eval/avg_at_k_low": low, "eval/avg_at_k_high": high}
+    return metrics
+
+
+def _benchmark_of(group: RolloutGroup) -> str:
+    return group.prompt.prompt_id.rpartition("/")[0]
 
 
 def _sampling(config: Config, num_samples: int) -> Sampling:

@@ -221,8 +221,8 @@ class Training:
         """Held-out accuracy, if there are held-out prompts."""
         if self.held_out:
             with self.report.stage("evaluate", total=len(self.held_out), unit="prompts") as progress:
-                metrics, samples = evaluate(self.engines, self.judge, self.held_out, self.config, progress.update)
-            self.report.add_evaluation(step, metrics, samples)
+                result = evaluate(self.engines, self.judge, self.held_out, self.config, progress.update)
+            self.report.add_evaluation(step, result.metrics, result.samples, result.benchmarks)
 
 
 def train(config: Config) -> None:

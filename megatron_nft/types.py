@@ -150,3 +150,5 @@ class StepReport:
     kind: Literal["step", "evaluation"]
     time: str  # ISO 8601, with the offset from UTC
     metrics: dict[str, float] = field(default_factory=dict)
+    groups_by_correct_rate: tuple[int, ...] = ()  # of a step: sampled groups per bin (observe/metrics.py)
+    benchmarks: dict[str, dict[str, float]] = field(default_factory=dict)  # of an evaluation: file -> its metrics

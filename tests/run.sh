@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 ./launch/install.sh
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-trackers.txt
 start=$SECONDS status=0
 .venv/bin/ruff check . && .venv/bin/ruff format --check . || status=$?
 .venv/bin/python -m pytest -m "not gpu" "$@" || status=$?

@@ -10,6 +10,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 INTERVAL_PERCENT = 95.0
+Z_95 = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 BLOCK = 2_000_000  # resampled values held at a time
 
 
@@ -44,6 +45,13 @@ def maj_at_k(answers: Sequence[str | None], rights: Sequence[bool]) -> float:
     # Equal texts have equal verdicts, but for those that only spaces tell apart: then a candidate is partly right.
     winners = [sum(votes) / len(votes) for votes in right_votes.values() if len(votes) == most]
     return sum(winners) / len(winners) if winners else 0.0
+
+
+def wilson_interval(num_right: int, num_prompts: int) -> tuple[float, float]:
+    """95% interval of a share of prompts (Wilson's score interval): unlike a bootstrap's, it has a width at 0 and 1."""
+    share, z2_n = num_right / num_prompts, Z_95**2 / num_prompts
+    middle, half = share + z2_n / 2, Z_95 * (share * (1 - share) / num_prompts + z2_n / (4 * num_prompts)) ** 0.5
+    return max(0.0, (middle - half) / (1 + z2_n)), min(1.0, (middle + half) / (1 + z2_n))
 
 
 def bootstrap_means(values_N: Sequence[float], seed: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from typing import get_args
 import numpy as np
 
 from megatron_nft.evaluation.accuracy import avg_at_k, bootstrap_means, interval, maj_at_k, pass_at_k
-from megatron_nft.evaluation.published import COLUMNS
 from megatron_nft.evaluation.samples import Answer
 from megatron_nft.observe.metrics import check_names
+from megatron_nft.observe.published import COLUMNS
 from megatron_nft.types import Verdict, VerdictKind
 
 

@@ -3,8 +3,8 @@
 import html
 from collections.abc import Sequence
 
-from megatron_nft.evaluation.published import AVERAGES, COLUMNS, ROWS
 from megatron_nft.evaluation.scores import BenchmarkScores, average
+from megatron_nft.observe.published import COLUMNS, published_rows
 
 Row = list[str]
 
@@ -28,9 +28,7 @@ def paper_rows(model: str, benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
         ends.append(_span(metrics["eval/avg_at_k_low"], metrics["eval/avg_at_k_high"]) if metrics else "")
     row.append(_percent(mean[0]) if mean else "-")
     ends.append(_span(*mean[1:]) if mean else "")
-    published = [[f"{name} (published)", *(f"{value:.1f}" for value in values)] for name, values in ROWS.items()]
-    published += [[f"{name} (published)", *["" for _ in COLUMNS], f"{value:.1f}"] for name, value in AVERAGES.items()]
-    return [["accuracy, %", *COLUMNS, "average"], row, ends, *published]
+    return [["accuracy, %", *COLUMNS, "average"], row, ends, *published_rows()]
 
 
 def detail_rows(benchmarks: Sequence[BenchmarkScores]) -> list[Row]:

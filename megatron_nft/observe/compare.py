@@ -6,14 +6,14 @@ the same style and charts. Called by report.py.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from megatron_nft.config import flat_settings
-from megatron_nft.observe.html import columns, fill_template
+from megatron_nft.observe.html import fill_template
 from megatron_nft.observe.metrics import METRICS
 from megatron_nft.observe.report import read_step_reports
+from megatron_nft.observe.series import columns
 from megatron_nft.types import StepReport
 
 IGNORED = ("run.name", "run.dir", "run.overwrite")
@@ -76,7 +76,4 @@ def render_comparison(runs: Sequence[RunRecord]) -> str:
             name: ["" if v is None else str(v) for v in values] for name, values in differences(runs).items()
         },
     }
-    folder = files("megatron_nft.observe") / "page"
-    scripts = ("style.css", "charts.js", "compare.js")
-    parts = {name: (folder / name).read_text(encoding="utf-8") for name in scripts}
-    return fill_template((folder / "compare.html").read_text(encoding="utf-8"), parts, data)
+    return fill_template("compare.html", ("style.css", "charts.js", "compare.js"), data)

@@ -6,21 +6,22 @@ them as text, and a content security policy forbids every request. Called by `ob
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from megatron_nft.config import Config, to_toml
 from megatron_nft.observe.answers import AnswerRecord
+from megatron_nft.observe.evaluation_table import benchmark_rows, paper_rows
 from megatron_nft.observe.metrics import METRICS, STAGES
+from megatron_nft.observe.series import columns, correct_rates
 from megatron_nft.types import StepReport
 
-PAGE_FILES = ("style.css", "charts.js", "page.js")
-SIGNIFICANT_DIGITS = 6  # of an embedded value: more can't be seen, and 2,000 steps stay below 1 MB
+PAGE_FILES = ("style.css", "charts.js", "answers.js", "page.js")
 
 
 def write_page(
@@ -65,6 +66,8 @@ def render_page(
     answers: Sequence[AnswerRecord],
 ) -> str:
     """The page as text."""
+    steps = [r for r in records if r.kind == "step"]
+    evaluations = [r for r in records if r.kind == "evaluation"]
     data = {
         "run": {
             "name": config.run.name,
@@ -73,41 +76,33 @@ def render_page(
             "model": Path(config.model.path).name,
             "layout": _layout(config),
             "recipe": to_toml(config),
+            "num_steps": steps[-1].step if steps else 0,
             "total_steps": config.train.steps,
             "samples": config.evaluate.samples,
             "max_answer_tokens": config.rollout.max_answer_tokens,
         },
         "metrics": {m.name: {"unit": m.unit, "meaning": m.meaning} for m in METRICS.values()},
         "stages": STAGES,
-        "steps": columns([r for r in records if r.kind == "step"]),
-        "evaluations": columns([r for r in records if r.kind == "evaluation"]),
+        "steps": columns(steps),
+        "rates": correct_rates(steps),
+        "evaluations": columns(evaluations),
+        "benchmarks": {
+            name: columns([replace(e, metrics=e.benchmarks.get(name, {})) for e in evaluations])
+            for name in dict.fromkeys(name for e in evaluations for name in e.benchmarks)
+        },
+        "tables": [benchmark_rows(evaluations), paper_rows(evaluations)],
         "answers": answers,
     }
+    return fill_template("template.html", PAGE_FILES, data)
+
+
+def fill_template(name: str, names_of_parts: Sequence[str], data: Mapping[str, Any]) -> str:
+    """The page of a template in page/ with the files there for each {{file}}, and for {{data}} the data, as JSON."""
     folder = files("megatron_nft.observe") / "page"
-    parts = {name: (folder / name).read_text(encoding="utf-8") for name in PAGE_FILES}
-    return fill_template((folder / "template.html").read_text(encoding="utf-8"), parts, data)
-
-
-def fill_template(template: str, parts: Mapping[str, str], data: Mapping[str, Any]) -> str:
-    """The page of a template with {{name}} for each part and {{data}} for the data, as JSON."""
-    filled = {**parts, "data": _script_json(data)}
+    template, *parts = [(folder / file).read_text(encoding="utf-8") for file in (name, *names_of_parts)]
+    filled = {**dict(zip(names_of_parts, parts, strict=True)), "data": _script_json(data)}
     # One pass over the template: what is filled in is never searched, so an answer can't pose as a placeholder.
     return re.sub(r"\{\{([\w.]+)\}\}", lambda match: filled[match[1]], template)
-
-
-def columns(records: Sequence[StepReport]) -> dict[str, Any]:
-    """Records turned into columns, so that a name is embedded once and not once a step."""
-    names = dict.fromkeys(name for record in records for name in record.metrics)
-    return {
-        "step": [record.step for record in records],
-        "metrics": {name: [_embedded(record.metrics.get(name)) for record in records] for name in names},
-    }
-
-
-def _embedded(value: float | None) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
 def _layout(config: Config) -> str:

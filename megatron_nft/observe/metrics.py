@@ -48,6 +48,8 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("nft/kl", "nats/token", "mean", "estimate of KL(policy || reference), with algorithm.kl_weight"),
     ("nft/entropy", "nats/token", "mean", "entropy of the policy at answer tokens, with observe.entropy"),
     ("nft/correct_rate", "fraction", "mean", "share of right answers among all sampled ones, unmixed groups included"),
+    ("train/step", "steps", "last", "rollout steps so far, a tracker's first axis"),
+    ("train/updates", "updates", "last", "optimizer updates so far, left-out ones not counted; the other axis"),
     ("actor/grad_norm", "norm", "mean", "global gradient norm before clipping, mean over the step's updates"),
     ("actor/learning_rate", "1/update", "last", "learning rate of the step's last update"),
     ("actor/nonfinite_updates", "updates", "sum", "updates left out because their gradient was not finite"),
@@ -95,6 +97,8 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("perf/rollout_tokens_per_s", "tokens/s", "sum", "answer tokens sampled per second of time/rollout_s"),
     ("perf/train_tokens_per_s", "tokens/s", "sum", "actor/tokens per second of time/train_s"),
     ("eval/greedy_accuracy", "fraction", "mean", "share of held-out prompts answered right at temperature 0"),
+    ("eval/greedy_accuracy_low", "fraction", "mean", "lower end of its 95% interval (Wilson), over prompts"),
+    ("eval/greedy_accuracy_high", "fraction", "mean", "upper end of its 95% interval (Wilson)"),
     ("eval/avg_at_k", "fraction", "mean", "mean correct rate of evaluate.samples sampled answers per held-out prompt"),
     ("eval/avg_at_k_low", "fraction", "mean", "lower end of the 95% bootstrap interval of eval/avg_at_k, over prompts"),
     ("eval/avg_at_k_high", "fraction", "mean", "upper end of the 95% bootstrap interval of eval/avg_at_k"),
@@ -121,6 +125,10 @@ STAGES: tuple[str, ...] = tuple(
     if name.startswith("time/") and name != "time/step_s"
 )
 """The stages of a step in their order, each timed as time/<stage>_s."""
+
+
+RATE_BINS = 10
+"""Groups are counted by correct rate: none right, 8 equal parts of what is between, all right."""
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -190,3 +198,13 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
             "rollout/policy_version": min(r.policy_version for r in rollouts),
         }
     return metrics
+
+
+def count_by_correct_rate(groups: Sequence[RolloutGroup]) -> list[int]:
+    """Groups in each of RATE_BINS bins: the first has those without a right answer, the last those without a wrong."""
+    counts = [0] * RATE_BINS
+    for group in groups:
+        num_right, size = sum(group.rights), len(group.rollouts)
+        middle = 1 + (RATE_BINS - 2) * num_right // size
+        counts[0 if num_right == 0 else RATE_BINS - 1 if num_right == size else middle] += 1
+    return counts

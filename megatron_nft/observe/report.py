@@ -6,6 +6,7 @@ The training loop hands over metrics, judged groups and evaluations; the run fol
     metrics.jsonl   one record a step or evaluation; NaN and infinity are null
     rollouts.jsonl  a few answers of each, to be read by people
     report.html     the page, replaced as a whole (never half-written) at every evaluation and now and then between
+    tensorboard/, wandb/    what the trackers write, if observe.trackers names any
 
 Called by train and evaluate, on the driver only.
 """
@@ -27,8 +28,9 @@ from megatron_nft.checkpoint_folder import delete_all, published
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
 from megatron_nft.observe.html import replace_text, write_page
-from megatron_nft.observe.metrics import check_names, rollout_metrics
+from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
 from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
+from megatron_nft.observe.trackers import Trackers
 from megatron_nft.types import RolloutGroup, StepReport
 
 FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
@@ -46,9 +48,10 @@ class Report:
             stream: where lines go, standard output by default.
 
         Raises:
-            RecipeError: the run folder is in use or can't be written.
+            RecipeError: the run folder is in use or can't be written, or a tracker lacks its package or account.
         """
         self._config = config
+        self._trackers = Trackers(config)
         self._stream = stream if stream is not None else sys.stdout
         self._dir = config.run_dir
         self._metrics_file, self._rollouts_file = _open_run_folder(config)
@@ -77,6 +80,7 @@ class Report:
         self._rollouts_file.close()
         self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
         self._read_back()
+        self._trackers.begin(self._records)
 
     def _read_back(self) -> None:
         self._records = read_step_reports(self._dir / "metrics.jsonl")
@@ -112,10 +116,11 @@ class Report:
             self._step_ends.append(end)
             if self._groups:
                 self.add(rollout_metrics(self._groups))
-            self.add({"time/step_s": end - start})
+            self.add({"time/step_s": end - start, "train/step": step, "train/updates": self._count_updates(step)})
             self._add_throughput()
-            self._write_record(step, "step", self._metrics)
-            self.announce(step_line(step, self._config.train.steps, self._metrics, self._eta_s(step)))
+            rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
+            self._write_record(step, "step", self._metrics, groups_by_correct_rate=rates)
+            self.announce(step_line(step, self._config.train, self._metrics, self._eta_s(step)))
         finally:
             # A step that failed is the one whose answers somebody will want to read.
             self._write_answers(step, "train", self._groups)
@@ -166,13 +171,25 @@ class Report:
             raise RuntimeError("report.add_rollouts outside of `with report.step(...)`: there is no step to add to")
         self._groups += groups
 
-    def add_evaluation(self, step: int, metrics: Mapping[str, float], samples: Sequence[RolloutGroup] = ()) -> None:
-        """Records an evaluation, inside a step or not: its own line, its own record, and a fresh report page."""
+    def add_evaluation(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        samples: Sequence[RolloutGroup] = (),
+        benchmarks: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """Records an evaluation, inside a step or not: its own line, its own record, and a fresh report page.
+
+        Args:
+            samples: answers, of which some are kept to be read.
+            benchmarks: the metrics of each file's prompts.
+        """
         check_names(metrics)
         numbers = self._loose | {name: _number(value) for name, value in metrics.items()}
+        numbers |= {"train/step": step, "train/updates": self._updates_after(step)}
         self._loose = {}
         first = next((r.metrics for r in self._records if r.kind == "evaluation"), {})
-        self._write_record(step, "evaluation", numbers)
+        self._write_record(step, "evaluation", numbers, benchmarks={k: dict(v) for k, v in (benchmarks or {}).items()})
         self.announce(evaluation_line(step, numbers, first, self._config.evaluate.samples))
         self._write_answers(step, "evaluation", samples)
         self._write_page("running")
@@ -189,6 +206,8 @@ class Report:
         self._write_page(verdict)
         self._metrics_file.close()
         self._rollouts_file.close()
+        self._trackers.close()
+        self._pass_on_messages()
         rows = {"run": f"{self._config.run.name}: {verdict}"}
         for name, label in (("eval/greedy_accuracy", "greedy accuracy"), ("eval/avg_at_k", "sampled accuracy")):
             values = [r.metrics[name] for r in self._records if r.kind == "evaluation" and name in r.metrics]
@@ -212,17 +231,35 @@ class Report:
             if name not in m and tokens and stage_s:
                 self.add({name: tokens / stage_s})
 
+    def _count_updates(self, step: int) -> int:
+        """Optimizer updates at the end of the open step."""
+        left_out = int((self._metrics or {}).get("actor/nonfinite_updates", 0))
+        return self._updates_after(step - 1) + self._config.train.updates_per_step - left_out
+
+    def _updates_after(self, step: int) -> int:
+        """Optimizer updates by the end of a recorded step."""
+        for record in reversed(self._records):
+            if record.kind == "step" and record.step == step and "train/updates" in record.metrics:
+                return int(record.metrics["train/updates"])
+        return step * self._config.train.updates_per_step
+
+    def _pass_on_messages(self) -> None:
+        for message in self._trackers.take_messages():
+            self.announce(message)
+
     def _eta_s(self, step: int) -> float:
         """From end to end of the latest steps, so that evaluations and checkpoints between them count."""
         per_step = (self._step_ends[-1] - self._step_ends[0]) / (len(self._step_ends) - 1)
         return per_step * max(self._config.train.steps - step, 0)
 
-    def _write_record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+    def _write_record(self, step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = StepReport(step=step, kind=kind, time=now, metrics=dict(metrics))
+        record = StepReport(step=step, kind=kind, time=now, metrics=dict(metrics), **more)
         self._records.append(record)
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        _append(self._metrics_file, {"step": step, "kind": kind, "time": now, **finite})
+        _append(self._metrics_file, {"step": step, "kind": kind, "time": now, **finite, **more})
+        self._trackers.add(record)
+        self._pass_on_messages()
 
     def _write_answers(self, step: int, source: Source, groups: Sequence[RolloutGroup]) -> None:
         count, seed = self._config.observe.rollouts_per_step, self._config.run.seed
@@ -256,6 +293,7 @@ def _open_run_folder(config: Config) -> tuple[TextIO, TextIO]:
             shutil.rmtree(folder / "logs", ignore_errors=True)
             for name in FILES:  # what others put there stays
                 (folder / name).unlink(missing_ok=True)
+            (folder / "wandb" / "id").unlink(missing_ok=True)  # the new run is another one there, too
         elif any(folder.iterdir()) and not _may_go_on(config):
             raise RecipeError(
                 f"{folder} already holds a run that can't be gone on with; set run.name to a new name, or "
@@ -305,6 +343,8 @@ def read_step_reports(path: Path) -> list[StepReport]:
             kind=record["kind"],
             time=record["time"],
             metrics={name: math.nan if value is None else value for name, value in record.items() if "/" in name},
+            groups_by_correct_rate=tuple(record.get("groups_by_correct_rate", ())),
+            benchmarks=record.get("benchmarks", {}),
         )
         for record in read_records(path)
     ]

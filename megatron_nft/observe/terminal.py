@@ -7,15 +7,20 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from megatron_nft.config import TrainConfig
 from megatron_nft.observe.metrics import STAGES
 
 TTY_REDRAW_S = 0.2  # faster flickers
 LOG_LINE_S = 30.0  # without a terminal a long stage says this often that it is alive
 
 
-def step_line(step: int, total_steps: int, metrics: Mapping[str, float], eta_s: float) -> str:
-    """One line a step: `step 12/40 | 7.9s | loss 0.0123 | correct 0.41 | ... | ETA 3m12s`."""
-    parts = [f"step {step}/{total_steps}", f"{metrics['time/step_s']:.1f}s"]
+def step_line(step: int, train: TrainConfig, metrics: Mapping[str, float], eta_s: float) -> str:
+    """One line a step: `step 12/40 | update 192/640 | 7.9s | loss 0.0123 | correct 0.41 | ... | ETA 3m12s`."""
+    parts = [
+        f"step {step}/{train.steps}",
+        f"update {metrics['train/updates']:.0f}/{train.steps * train.updates_per_step}",
+        f"{metrics['time/step_s']:.1f}s",
+    ]
     if "nft/loss" in metrics:
         parts.append(f"loss {_decimal(metrics['nft/loss'])}")
     if "nft/correct_rate" in metrics:

@@ -59,12 +59,13 @@ def assert_no_survivors(mark):
 
 def test_two_steps_leave_a_whole_run_folder(tmp_path):
     process, mark = start(tmp_path, "train.steps=2", "observe.save_batches=true", "actor.pp=2", "actor.tp=1",
-                          "cluster.placement=colocated", "weights.canary=true")  # fmt: skip
+                          "cluster.placement=colocated", "weights.canary=true", "observe.wandb_mode=offline",
+                          'observe.trackers=["tensorboard", "wandb"]')  # fmt: skip
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert_no_survivors(mark)
     assert re.search(r"^step 2/2 \| .*loss .*gap .*sync", out, re.M)
-    assert "greedy accuracy" in out
+    assert "greedy accuracy" in out and "given up" not in out
 
     run = tmp_path / "quickstart"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -77,6 +78,8 @@ def test_two_steps_leave_a_whole_run_folder(tmp_path):
     assert [r["rollout/policy_version"] for r in steps] == [0, 1]
     assert tomllib.loads((run / "recipe.toml").read_text())["actor"]["pp"] == 2
     assert (run / "report.html").stat().st_size > 10_000
+    assert all(list(run.glob(f"tensorboard/{axis}/events*")) for axis in ("by_step", "by_update"))
+    assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1
     assert {p.name for p in (run / "batches").iterdir()} == {"step_1.npz", "step_2.npz"}
     rollouts = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert {"prompt", "answer", "policy_version"} <= rollouts[0].keys()

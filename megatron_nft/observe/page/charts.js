@@ -2,7 +2,9 @@
 /* Charts as inline SVG. drawChart(element, spec) draws at the element's present width, so text keeps its size on a phone.
 
    spec: title, unit, xs (steps), series [{name, color, ys (null = missing)}], and
-     kind    "lines" or "bars" (stacked)
+     kind    "lines", "bars" (stacked), or "heat": counts [column][bin] in place of series, ends: each column's last step
+     lows, highs of a series: its interval, shaded
+     note    what else the legend has to say; together: steps behind a point
      log     logarithmic y axis; values <= 0 lie on its floor
      floor   lowest y that the axis must show; ceiling: highest it may
      smooth  draw noisy lines thin, with a running mean over them
@@ -87,17 +89,17 @@ function runningMean(ys, reach, log) {
   });
 }
 
-/* Bars need a few pixels each: of more steps than that, neighbours are averaged. */
+/* Bars need a few pixels each: of more points than that, neighbours are averaged. size: steps behind a bar. */
 function binned(spec, maxBars) {
-  const size = Math.ceil(spec.xs.length / maxBars) || 1;
-  if (size === 1) return {...spec, size};
+  const size = Math.ceil(spec.xs.length / maxBars) || 1, together = spec.together || 1;
+  if (size * together === 1) return {...spec, size};
   const starts = spec.xs.map((_, i) => i).filter(i => i % size === 0);
   const mean = (ys, i) => {
     const part = ys.slice(i, i + size).filter(y => y !== null);
     return part.length ? part.reduce((a, b) => a + b) / part.length : null;
   };
   const ends = starts.map(i => spec.xs[Math.min(i + size, spec.xs.length) - 1]);
-  return {...spec, size, xs: starts.map(i => spec.xs[i]), ends,
+  return {...spec, size: size * together, xs: starts.map(i => spec.xs[i] - together + 1), ends,
           series: spec.series.map(one => ({...one, ys: starts.map(i => mean(one.ys, i))}))};
 }
 
@@ -106,17 +108,22 @@ function drawChart(card, full) {
   html("h3", "", card, full.title);
   const legend = html("div", "legend", card);
   const series = full.series.filter(one => one.ys.some(y => y !== null));
-  if (!series.length) { html("div", "empty", card, full.none || "no data yet"); return; }
+  const heat = full.kind === "heat";
+  if (heat ? !full.xs.length : !series.length) { html("div", "empty", card, full.none || "no data yet"); return; }
   for (const one of series) html("span", "", legend, one.name).style.setProperty("--color", `var(--${one.color})`);
+
+  if (heat) heatLegend(legend);
+  if (full.note && series.some(one => one.lows?.some(y => y !== null))) html("em", "", legend, full.note);
 
   const width = Math.max(card.clientWidth - 28, 220);
   const plotWidth = width - LEFT - RIGHT, plotHeight = HEIGHT - TOP - BOTTOM;
   const bars = full.kind === "bars";
   const spec = bars ? binned({...full, series}, Math.floor(plotWidth / 4)) : {...full, series, size: 1};
-  const [first, last] = full.domain, half = bars || first === last ? 0.5 * Math.max(spec.size, 1) : 0;
+  const [first, last] = full.domain, half = bars || heat || first === last ? 0.5 * Math.max(spec.size, 1) : 0;
   const x = step => LEFT + plotWidth * (step - first + half) / (last - first + 2 * half || 1);
   const tops = spec.xs.map((_, i) => spec.series.reduce((sum, one) => sum + (one.ys[i] || 0), 0));
-  const scale = yScale(spec, bars ? tops : spec.series.flatMap(one => one.ys.filter(y => y !== null)));
+  const shown = one => [...one.ys, ...(one.lows || []), ...(one.highs || [])].filter(y => y !== null);
+  const scale = heat ? HEAT_SCALE : yScale(spec, bars ? tops : spec.series.flatMap(shown));
   const y = value => TOP + plotHeight * (1 - Math.min(Math.max(scale.at(value), 0), 1));
 
   const root = svg("svg", {viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img",
@@ -134,7 +141,8 @@ function drawChart(card, full) {
   svg("text", {x: 11, y: TOP + plotHeight / 2, "text-anchor": "middle",
                transform: `rotate(-90 11 ${TOP + plotHeight / 2})`}, root, full.unit);
 
-  if (bars) drawBars(root, spec, x, y, plotWidth * spec.size / (last - first + 2 * half));
+  if (heat) drawHeat(root, spec, x, y);
+  else if (bars) drawBars(root, spec, x, y, plotWidth * spec.size / (last - first + 2 * half));
   else for (const one of spec.series) drawLine(root, spec, one, legend, x, y);
   hover(root, spec, x, y, bars);
 }
@@ -151,6 +159,45 @@ function fillCharts(parent, specs) {
   };
   draw();
   window.addEventListener("resize", () => requestAnimationFrame(draw));
+}
+
+/* Groups by correct rate: ten bins, of which the lowest is "none right" and the highest "all right". */
+const BIN_NAMES = ["none right", ...Array.from({length: 8}, (_, i) => `${12.5 * i}–${12.5 * (i + 1)}%`), "all right"];
+const HEAT_SCALE = {at: value => value / BIN_NAMES.length,
+                    ticks: [[0.5, "none"], [3, "25%"], [5, "50%"], [7, "75%"], [9.5, "all"]]};
+const shade = share => Math.sqrt(share);  // so that a small share can still be seen
+
+function heatLegend(legend) {
+  html("em", "", legend, "share of the step's groups:");
+  for (const share of [0.02, 0.1, 0.3, 1]) {
+    const key = html("span", "", legend, `${100 * share}%`);
+    key.style.setProperty("--color", `color-mix(in srgb, var(--blue) ${100 * shade(share)}%, transparent)`);
+  }
+}
+
+function drawHeat(root, spec, x, y) {
+  spec.xs.forEach((step, i) => {
+    const total = spec.counts[i].reduce((a, b) => a + b, 0), left = x(step - 0.5), width = x(spec.ends[i] + 0.5) - left;
+    spec.counts[i].forEach((count, bin) => {
+      if (count) svg("rect", {x: left, y: y(bin + 1) + 0.5, width: Math.max(width - (width > 4 ? 1 : 0), 1),
+                              height: y(bin) - y(bin + 1) - 1, fill: "var(--blue)",
+                              "fill-opacity": shade(count / total).toFixed(3)}, root);
+    });
+  });
+}
+
+/* The shaded interval of a line; where it has a single point, a bar. */
+function drawInterval(root, spec, one, x, y) {
+  const at = spec.xs.map((_, i) => i).filter(i => one.lows[i] !== null && one.highs[i] !== null);
+  if (at.length === 1) {
+    const [i] = at;
+    svg("line", {x1: x(spec.xs[i]), x2: x(spec.xs[i]), y1: y(one.lows[i]), y2: y(one.highs[i]), "stroke-width": 6,
+                 stroke: `var(--${one.color})`, opacity: 0.3}, root);
+  } else if (at.length) {
+    const points = [...at.map(i => [i, one.highs[i]]), ...at.reverse().map(i => [i, one.lows[i]])]
+      .map(([i, value]) => `${x(spec.xs[i]).toFixed(1)},${y(value).toFixed(1)}`);
+    svg("polygon", {points: points.join(" "), fill: `var(--${one.color})`, opacity: 0.16}, root);
+  }
 }
 
 function drawBars(root, spec, x, y, pitch) {
@@ -178,10 +225,11 @@ function drawLine(root, spec, one, legend, x, y) {
   };
   const style = {fill: "none", stroke: `var(--${one.color})`, "stroke-linejoin": "round"};
   const smooth = spec.smooth && spec.xs.length > MANY, reach = Math.ceil(spec.xs.length / 60);
+  if (one.lows) drawInterval(root, spec, one, x, y);
   svg("path", {...style, d: path(one.ys), "stroke-width": smooth ? 1 : 2, opacity: smooth ? 0.3 : 1}, root);
   if (smooth) {
     svg("path", {...style, d: path(runningMean(one.ys, reach, spec.log)), "stroke-width": 2}, root);
-    if (one === spec.series[0]) html("em", "", legend, `thick: mean of ${2 * reach + 1} steps`);
+    if (one === spec.series[0]) html("em", "", legend, `thick: mean of ${(2 * reach + 1) * (spec.together || 1)} steps`);
   }
   one.ys.forEach((value, i) => {
     const alone = (one.ys[i - 1] ?? null) === null && (one.ys[i + 1] ?? null) === null;
@@ -201,16 +249,22 @@ function hover(root, spec, x, y, bars) {
     centres.forEach((centre, j) => { if (Math.abs(centre - at) < Math.abs(centres[i] - at)) i = j; });
     for (const end of ["x1", "x2"]) guide.setAttribute(end, centres[i]);
     guide.setAttribute("visibility", "visible");
-    const many = spec.ends && spec.ends[i] !== spec.xs[i];
+    const end = spec.ends ? spec.ends[i] : spec.xs[i], start = spec.ends ? spec.xs[i] : end - (spec.together || 1) + 1;
     tip.replaceChildren();
-    html("strong", "", tip, many ? `steps ${spec.xs[i]}–${spec.ends[i]}, mean` : `step ${spec.xs[i]}`);
+    html("strong", "", tip, start === end ? `step ${end}` : `steps ${start}–${end}${spec.counts ? "" : ", together"}`);
     for (const one of bars ? [...spec.series].reverse() : spec.series) {
       if (one.ys[i] === null) continue;
       const row = html("div", "", tip);
       html("i", "", row).style.setProperty("--color", `var(--${one.color})`);
       html("span", "", row, one.name);
-      html("b", "", row, `${show(one.ys[i])} ${spec.unit}`);
+      const interval = one.lows && one.lows[i] !== null ? ` (${show(one.lows[i])}–${show(one.highs[i])})` : "";
+      html("b", "", row, `${show(one.ys[i])}${interval} ${spec.unit}`);
     }
+    if (spec.counts) [...BIN_NAMES].reverse().forEach((name, j) => {
+      const row = html("div", "", tip);
+      html("span", "", row, name);
+      html("b", "", row, `${spec.counts[i][BIN_NAMES.length - 1 - j]}`);
+    });
     tip.hidden = false;
     const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);
     const top = event.clientY - tip.offsetHeight - 12;

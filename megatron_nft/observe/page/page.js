@@ -7,7 +7,6 @@ const byId = id => document.getElementById(id);
 const percent = ys => ys.map(y => y === null ? null : 100 * y);
 const column = (table, name) => table.metrics[name] || table.step.map(() => null);
 const present = ys => ys.filter(y => y !== null);
-const PAGE_OF_ANSWERS = 8;
 
 function fillHeader() {
   document.title = `${run.name}: training report`;
@@ -42,12 +41,16 @@ function fillHeadline() {
     number(sign + Math.abs(gain).toFixed(1), label, className);
   } else if (greedy.length) number(`${points(greedy[0])}%`, "greedy accuracy, one evaluation");
   else number("–", "greedy accuracy: no evaluation yet");
-  number(`${steps.step.length.toLocaleString("en-US")} of ${run.total_steps.toLocaleString("en-US")}`, "steps");
+  const updates = present(column(steps, "train/updates")).at(-1);
+  number(`${run.num_steps.toLocaleString("en-US")} of ${run.total_steps.toLocaleString("en-US")}`,
+         updates ? `steps; ${updates.toLocaleString("en-US")} optimizer updates` : "steps");
   number(run.minutes < 10 ? run.minutes.toFixed(1) : Math.round(run.minutes).toLocaleString("en-US"), "minutes");
 }
 
 function chartSpecs() {
   const one = (name, color, ys) => ({name, color, ys});
+  const accuracy = (name, color, table, metric) => ({...one(name, color, percent(column(table, metric))),
+    lows: percent(column(table, `${metric}_low`)), highs: percent(column(table, `${metric}_high`))});
   const colors = ["blue", "purple", "yellow", "teal", "orange", "red", "grey"];
   const stages = data.stages.map((stage, i) => one(stage, colors[i % colors.length], column(steps, `time/${stage}_s`)));
   const between = column(steps, "time/step_s").map((total, i) =>
@@ -60,15 +63,24 @@ function chartSpecs() {
   const allSteps = steps.step.concat(evaluations.step);
   const domain = allSteps.length ? [Math.min(...allSteps), Math.max(...allSteps)] : [0, 1];
   const chart = (title, unit, table, series, rest) =>
-    ({title, unit, xs: table.step, series, domain, kind: "lines", ...rest});
+    ({title, unit, xs: table.step, series, domain, together: table.together, kind: "lines", ...rest});
+  const names = Object.keys(data.benchmarks);
+  const kind = names.some(name => data.benchmarks[name].metrics["eval/avg_at_k"]) ? "avg_at_k" : "greedy_accuracy";
+  const perBenchmark = names.length < 2 ? [] : [
+    chart(kind === "avg_at_k" ? `Benchmarks, avg@${run.samples}` : "Benchmarks, greedy", "%", evaluations,
+          names.map((name, i) => accuracy(name, colors[i % colors.length], data.benchmarks[name], `eval/${kind}`)),
+          {ceiling: 100, note: "shaded: 95% interval"})];
   return [
     chart("Held-out accuracy", "%", evaluations,
-          [one("greedy", "blue", percent(column(evaluations, "eval/greedy_accuracy"))),
-           one(`avg@${run.samples || "k"}`, "orange", percent(column(evaluations, "eval/avg_at_k")))],
-          {ceiling: 100, none: "no evaluation yet"}),
+          [accuracy("greedy", "blue", evaluations, "eval/greedy_accuracy"),
+           accuracy(`avg@${run.samples || "k"}`, "orange", evaluations, "eval/avg_at_k")],
+          {ceiling: 100, none: "no evaluation yet", note: "shaded: 95% interval"}),
+    ...perBenchmark,
     chart("Correct rate of rollouts", "%", steps,
           [one("right answers", "teal", percent(column(steps, "nft/correct_rate")))],
           {ceiling: 100, smooth: true}),
+    {title: "Groups by correct rate", unit: "right in a group", xs: data.rates.step, ends: data.rates.last,
+     counts: data.rates.counts, series: [], domain, kind: "heat", none: "not recorded"},
     chart("NFT loss", "nats/token", steps, [one("loss", "blue", column(steps, "nft/loss"))], {smooth: true}),
     chart("Log-prob gap, engine to actor", "nats/token", steps,
           [one("mean", "blue", column(steps, "rollout/logprob_gap_mean")),
@@ -99,56 +111,26 @@ function fillMetrics() {
   }
 }
 
-/* "right" as in training: a truncated answer never is. */
-const outcome = answer => answer.verdict === "right" ? (answer.truncated ? "wrong" : "right")
-  : answer.verdict === "wrong" ? "wrong" : "other";
-
-function addAnswer(parent, answer) {
-  const card = html("article", "answer", parent), header = html("header", "", card), list = html("dl", "", card);
-  const className = {right: "good", wrong: "miss", other: "other"}[outcome(answer)];
-  html("span", `chip ${className}`, header, answer.verdict);
-  if (answer.truncated) html("span", "chip bad", header, "truncated");
-  html("span", "quiet", header, answer.source === "train" ? `step ${answer.step}` : `held-out, step ${answer.step}`);
-  html("span", "quiet", header, `policy version ${answer.policy_version}`);
-  html("span", "quiet", header, `${answer.num_tokens.toLocaleString("en-US")} tokens`);
-  html("span", "quiet", header, `group ${Math.round(100 * answer.correct_rate)}% right`);
-  html("span", "quiet", header, answer.prompt_id);
-  const rows = [["prompt", answer.prompt], ["answer", answer.answer], ["ground truth", answer.ground_truth]];
-  if (answer.detail) rows.push(["grader", answer.detail]);
-  for (const [label, text] of rows) {
-    html("dt", "", list, label);
-    html("pre", "", html("dd", "", list), text || "(empty)");
+function fillTables() {
+  byId("evaluation").hidden = data.tables.every(rows => !rows.length);
+  for (const rows of data.tables.filter(rows => rows.length)) {
+    const table = html("table", "results", html("div", "scroll", byId("evaluation")));
+    rows.forEach((cells, i) => {
+      const row = html("tr", cells[0].startsWith("this run") ? "ours" : "", table);
+      cells.forEach((cell, j) => html(i ? "td" : "th", i && j ? "value" : "", row, cell));
+    });
   }
 }
 
-function fillBrowser() {
-  const options = (id, pairs) => pairs.forEach(([value, label]) => { html("option", "", byId(id), label).value = value; });
-  const stepNumbers = [...new Set(data.answers.map(answer => answer.step))].sort((a, b) => a - b);
-  options("filter-verdict", ["all", "right", "wrong", "other", "truncated"].map(kind => [kind, kind]));
-  options("filter-source", [["all", "all"], ["train", "training"], ["evaluation", "held-out"]]);
-  options("filter-step", [["all", "all"], ...stepNumbers.map(step => [String(step), String(step)])]);
-  let left = [];
-  const more = () => {
-    for (const answer of left.splice(0, PAGE_OF_ANSWERS)) addAnswer(byId("answers"), answer);
-    byId("more").hidden = !left.length;
-  };
-  const refresh = () => {
-    const [kind, source, step] = ["verdict", "source", "step"].map(name => byId(`filter-${name}`).value);
-    left = data.answers.filter(answer =>
-      (kind === "all" || (kind === "truncated" ? answer.truncated : outcome(answer) === kind)) &&
-      (source === "all" || answer.source === source) && (step === "all" || String(answer.step) === step)).reverse();
-    const [shown, all] = [left, data.answers].map(list => list.length.toLocaleString("en-US"));
-    byId("answer-count").textContent = `${shown} of ${all}`;
-    byId("answers").replaceChildren();
-    more();
-  };
-  for (const name of ["verdict", "source", "step"]) byId(`filter-${name}`).addEventListener("change", refresh);
-  byId("more").addEventListener("click", more);
-  refresh();
-}
+const FILTERS = [
+  {name: "from", label: "from", of: answer => answer.source === "train" ? "training" : "held-out"},
+  {name: "step", label: "step", of: answer => String(answer.step)},
+  {name: "version", label: "policy version", of: answer => String(answer.policy_version)},
+];
 
 fillHeader();
 fillHeadline();
 fillCharts(byId("charts"), chartSpecs());
 fillMetrics();
-fillBrowser();
+fillTables();
+browseAnswers(data.answers, FILTERS);

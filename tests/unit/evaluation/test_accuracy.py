@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from itertools import combinations, product
+from math import comb
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from megatron_nft.evaluation.accuracy import (
     interval,
     maj_at_k,
     pass_at_k,
+    wilson_interval,
 )
 
 
@@ -112,3 +114,23 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
 def test_equal_values_have_an_interval_of_no_width_and_many_prompts_fit():
     assert interval(bootstrap_means([0.25] * 3, 1)) == (0.25, 0.25)
     assert len(bootstrap_means([0.0, 1.0] * 5000, 1)) == RESAMPLES
+
+
+@pytest.mark.parametrize(
+    ("num_right", "n", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 2, 0.0945, 0.9055)],
+)
+def test_wilson_by_hand(num_right, n, low, high):
+    assert wilson_interval(num_right, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize("n", [20, 64])
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.5, 0.9])
+def test_a_wilson_interval_holds_the_true_rate_about_95_times_in_100(n, rate):
+    """Exactly: over all outcomes of n prompts, each right with that rate."""
+    held = sum(
+        comb(n, c) * rate**c * (1 - rate) ** (n - c)
+        for c in range(n + 1)
+        if wilson_interval(c, n)[0] <= rate <= wilson_interval(c, n)[1]
+    )
+    assert 0.90 < held < 0.99

@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from megatron_nft.evaluation.published import AVERAGES, COLUMNS, ROWS, column_of
 from megatron_nft.evaluation.samples import Answer
 from megatron_nft.evaluation.scores import GradedPrompt, average, score
 from megatron_nft.evaluation.table import html_page, paper_rows, text_tables
 from megatron_nft.observe.metrics import METRICS
+from megatron_nft.observe.published import AVERAGES, COLUMNS, ROWS, column_of
 from megatron_nft.types import Verdict
 
 

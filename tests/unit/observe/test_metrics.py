@@ -9,11 +9,12 @@ from megatron_nft.observe.metrics import (
     STAGES,
     UnknownMetricError,
     check_names,
+    count_by_correct_rate,
     reduce_metrics,
     rollout_metrics,
 )
 
-AREAS = {"nft", "rollout", "verdict", "actor", "weights", "time", "perf", "eval"}
+AREAS = {"nft", "rollout", "train", "verdict", "actor", "weights", "time", "perf", "eval"}
 
 
 def test_every_metric_is_in_a_known_area_and_explained():
@@ -94,3 +95,11 @@ def test_rollout_metrics_by_hand(make_group):
 
 def test_rollout_metrics_of_nothing_are_counts_without_means():
     assert set(rollout_metrics([]).values()) == {0}
+
+
+def test_groups_are_counted_by_correct_rate(make_group):
+    right_of_8 = [0, 1, 4, 7, 8, 8]
+    groups = [make_group(*["right"] * n, *["wrong"] * (8 - n)) for n in right_of_8] + [make_group("right+cut", "wrong")]
+    # none right; (0, 1/8), [1/8, 2/8), ... [7/8, 1); all right. What was cut is wrong.
+    assert count_by_correct_rate(groups) == [2, 0, 1, 0, 0, 1, 0, 0, 1, 2]
+    assert count_by_correct_rate([]) == [0] * 10

@@ -14,7 +14,7 @@ from megatron_nft.config import Config, RecipeError
 from megatron_nft.observe import terminal
 from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
-from megatron_nft.observe.report import Report
+from megatron_nft.observe.report import Report, read_step_reports
 
 
 class Terminal(io.StringIO):
@@ -48,8 +48,8 @@ def test_the_step_line(opened, make_group):
         report.add({"nft/loss": 0.01234, "rollout/logprob_gap_mean": 2.1e-6, "actor/grad_norm": 0.84})
         report.add({"actor/learning_rate": 2e-4})
     assert re.fullmatch(
-        r"step 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.67 \| right/wrong/other 4/1/1 \| mixed 1/2 "
-        r"\| gap 2\.1e-06 \| grad 0\.84 \| lr 2\.0e-04 \| rollout 0\.0s \| ETA \d+s\n",
+        r"step 12/40 \| update 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.67 \| right/wrong/other 4/1/1 "
+        r"\| mixed 1/2 \| gap 2\.1e-06 \| grad 0\.84 \| lr 2\.0e-04 \| rollout 0\.0s \| ETA \d+s\n",
         stream.getvalue(),
     )
 
@@ -58,7 +58,7 @@ def test_a_step_without_metrics_still_has_a_line(opened):
     report, stream, _ = opened
     with report.step(40):
         pass
-    assert re.fullmatch(r"step 40/40 \| 0\.0s \| ETA 0s\n", stream.getvalue())
+    assert re.fullmatch(r"step 40/40 \| update 40/40 \| 0\.0s \| ETA 0s\n", stream.getvalue())
 
 
 def test_records_are_valid_json_even_with_nan(opened):
@@ -241,6 +241,20 @@ def test_a_resumed_run_keeps_what_was_recorded_up_to_its_checkpoint(make_config,
     assert records[1]["nft/kl"] is None and records[2]["nft/loss"] == 3.0
     assert {r["step"] for r in read_jsonl(config.run_dir / "rollouts.jsonl")} == {0, 1}
     assert "2 of 40" in stream.getvalue()
+
+
+def test_what_is_no_number_comes_back_when_a_run_is_resumed(make_config, make_group):
+    config = make_config()
+    report = Report(config, io.StringIO())
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25}, benchmarks={"sums": {"eval/greedy_accuracy": 0.25}})
+    with report.step(1):
+        report.add_rollouts([make_group("right", "wrong"), make_group("right", "right")])
+    report.close("interrupted")
+    (config.run_dir / "checkpoints" / "step_1").mkdir(parents=True)
+    Report(config, io.StringIO()).rewind(1)
+    first, second = read_step_reports(config.run_dir / "metrics.jsonl")
+    assert first.benchmarks == {"sums": {"eval/greedy_accuracy": 0.25}} and first.groups_by_correct_rate == ()
+    assert second.groups_by_correct_rate == (0, 0, 0, 0, 0, 1, 0, 0, 0, 1) and second.benchmarks == {}
 
 
 def test_a_start_that_fails_keeps_all_that_was_recorded(make_config, make_group):

@@ -26,6 +26,12 @@ AVERAGES: dict[str, float] = {"7B DPO": 48.9, "7B GRPO": 49.5, "7B Dr. GRPO": 49
 """Methods of which only the average is given here."""
 
 
+def published_rows() -> list[list[str]]:
+    """Rows of a table with the columns and an average, as texts; "" where nothing is given."""
+    rows = [[f"{name} (published)", *(f"{value:.1f}" for value in values)] for name, values in ROWS.items()]
+    return rows + [[f"{name} (published)", *["" for _ in COLUMNS], f"{value:.1f}"] for name, value in AVERAGES.items()]
+
+
 def column_of(*names: str) -> str | None:
     """The column that the first of the names which fits one stands for."""
     for name in names:
