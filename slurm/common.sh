@@ -61,7 +61,7 @@ run_on_head() {
     return "$status"
 }
 
-program='' ray='' warned=''
+program='' ray='' warned='' ended=''
 on_signal() {
     say "SIG$1: $2"
     [[ -n $program ]] || exit 130
@@ -69,12 +69,12 @@ on_signal() {
     kill -s "$1" "$(<"$NFT_PID_FILE")" 2>/dev/null || true
 }
 trap 'warned=1; on_signal USR1 "the time is nearly up: saving, to go on in the next attempt"' USR1
-trap 'on_signal TERM "saving, and ending"' TERM
+trap 'ended=1; on_signal TERM "ending, with a checkpoint if there is time"' TERM
 
 # start_ray: a head on the first node, a worker on each other; RAY_ADDRESS. Who has joined is preflight's to see.
 start_ray() {
     local ip
-    ip=$(on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- slurm/node_ip.sh) || die "no address of ${nodes[0]}: $ip"
+    ip=$(on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- slurm/node_ip.sh) || die "no address of ${nodes[0]}, for Ray"
     export RAY_ADDRESS=$ip:$NFT_RAY_PORT
     (on_nodes --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" -- slurm/ray_node.sh) >"$NFT_LOG/ray.log" 2>&1 &
     ray=$!
@@ -110,7 +110,14 @@ train() {
 }
 
 # end_job STATUS: 75 asks for another attempt; so does an end by the warning itself, in which nothing could be saved yet.
+# A job that was asked to end is CANCELLED, not FAILED; one that Slurm is ending already, or will requeue, is left to it.
 end_job() {
+    if [[ -n $ended && -z $warned ]] && (($1 != 0)); then
+        say "ended: the same sbatch goes on from the last checkpoint"
+        trap '' TERM
+        if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; then scancel "$SLURM_JOB_ID"; fi
+        exit "$1"
+    fi
     if (($1 == 75)) || { [[ -n $warned ]] && (($1 != 0)); }; then
         say "requeued: the next attempt goes on from the last checkpoint"
         scontrol requeue "$SLURM_JOB_ID"
