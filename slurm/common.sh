@@ -93,6 +93,19 @@ stop_ray() {
     ray=
 }
 
+# drive COMMAND...: the driver; again in this job, on the same Ray, if somebody kills it (the node's memory, say). A process
+# of a run that dies is the driver's own to start again.
+drive() {
+    local status again
+    for again in 1 2 3 0; do
+        status=0
+        run_on_head driver "$@" || status=$?
+        if ((again == 0 || status <= 128 || status == 130)) || [[ -n $warned$ended ]]; then break; fi
+        say "the driver was killed (exit status $status): starting it again, from the last checkpoint ($again of 3)"
+    done
+    return "$status"
+}
+
 # train RECIPE [section.key=value ...]: Ray, preflight, training; the job is requeued if training asks for it.
 train() {
     local recipe=$1 status=0
@@ -103,7 +116,7 @@ train() {
         --nodes "$(IFS=,; echo "${nodes[*]}")" --wait "${NFT_RAY_TIMEOUT_S:-300}" \
         --within "${NFT_GB_S_WITHIN:-0}" --between "${NFT_GB_S_BETWEEN:-0}" || status=$?
     if ((status == 0)) && [[ -z ${NFT_PREFLIGHT_ONLY:-} ]]; then
-        run_on_head driver python -u -m megatron_nft.train "$recipe" "${settings[@]}" || status=$?
+        drive python -u -m megatron_nft.train "$recipe" "${settings[@]}" || status=$?
     fi
     stop_ray
     end_job "$status"

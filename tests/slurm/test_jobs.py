@@ -6,6 +6,7 @@ slurm/README.md, "What has been tried".
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -139,3 +140,16 @@ def test_a_node_that_dies_costs_an_attempt(slurm, submit, tmp_path):
     assert state == "COMPLETED", output.read_text()
     assert slurm.job(job)["Restarts"] == "1" and "resumed from " in output.read_text()
     assert train_steps(tmp_path / "runs" / "a") == [1, 2, 3, 4, 5, 6]
+
+
+@LONG
+def test_a_driver_that_is_killed_goes_on_in_the_same_attempt(slurm, submit, tmp_path):
+    job, output = submit(TRAIN, "train.steps=4", "run.name=a", "checkpoint.every=1", sbatch=["--nodes=2"])
+    wait_for(slurm, job, output, 150, line="step 2/")
+    os.kill(int((tmp_path / "runs" / "slurm" / job / "attempt_0" / "driver.pid").read_text()), signal.SIGKILL)
+    assert wait_for(slurm, job, output, 150) == "COMPLETED", output.read_text()
+    text = output.read_text()
+    assert "the driver was killed (exit status 137): starting it again, from the last checkpoint (1 of 3)" in text
+    assert slurm.job(job)["Restarts"] == "0" and text.count("resumed from ") == 1
+    assert train_steps(tmp_path / "runs" / "a") == [1, 2, 3, 4]
+    assert_nothing_is_left(slurm)
