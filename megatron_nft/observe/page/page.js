@@ -61,6 +61,7 @@ function chartSpecs() {
   const domain = allSteps.length ? [Math.min(...allSteps), Math.max(...allSteps)] : [0, 1];
   const chart = (title, unit, table, series, rest) =>
     ({title, unit, xs: table.step, series, domain, kind: "lines", ...rest});
+  const isAsync = "async/staleness_mean" in steps.metrics;
   return [
     chart("Held-out accuracy", "%", evaluations,
           [one("greedy", "blue", percent(column(evaluations, "eval/greedy_accuracy"))),
@@ -81,6 +82,24 @@ function chartSpecs() {
     chart("Truncated answers", "%", steps,
           [one("cut at the limit", "red", percent(column(steps, "rollout/truncated_fraction")))],
           {floor: 0, ceiling: 100, smooth: true}),
+    ...(isAsync ? asyncCharts(one, chart) : []),
+  ];
+}
+
+/* Of asynchronous rollouts. */
+function asyncCharts(one, chart) {
+  const metric = (name, color, key) => one(name, color, column(steps, key));
+  return [
+    chart("Staleness of trained tokens", "weight syncs", steps,
+          [metric("mean", "blue", "async/staleness_mean"), metric("oldest", "orange", "async/staleness_max")], {floor: 0}),
+    chart("Groups ahead of the trainer", "groups", steps,
+          [metric("ready", "teal", "async/queue_groups"), metric("under way", "blue", "async/groups_under_way"),
+           metric("carried over a sync", "purple", "async/groups_carried"),
+           metric("dropped", "red", "async/groups_dropped"),
+           metric("restarted", "yellow", "async/groups_restarted")], {floor: 0, smooth: true}),
+    chart("Idle", "s", steps,
+          [metric("trainer", "blue", "time/wait_s"), metric("engines", "orange", "async/engine_idle_s")],
+          {floor: 0, smooth: true}),
   ];
 }
 
