@@ -88,6 +88,11 @@ class AsyncTraining(Training):
                 self.producer.resume(self.progress.policy_version)
         return taken
 
+    def resume(self) -> None:
+        """As Training's, with the producer at rest."""
+        self.producer.pause()
+        super().resume()
+
     def progress_after(self, step: int) -> Progress:
         """What a checkpoint of this step must hold: what is graded and what is under way, too."""
         if step:
