@@ -106,6 +106,12 @@ class RolloutConfig(Section):
     """Longest wait for the next finished group; then the engines that are late are started again."""
     max_restarts: int = Field(3, ge=0)
     """Engines that may die or hang, and be started again, in a run, before it stops."""
+    max_staleness: int = Field(1, ge=0)
+    """`megatron_nft.train_async`: most weight syncs between the policy that sampled a token and the one that trains on
+    it. 0: engines and trainer take turns, as in `megatron_nft.train`."""
+    on_sync: Literal["keep", "recompute", "restart"] = "keep"
+    """`megatron_nft.train_async`: what a weight sync means for answers under way. "keep": they go on with the new
+    weights and the old KV cache; "recompute": and with a new one; "restart": they begin again from their prompt."""
 
 
 VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "whole_text"]
@@ -168,6 +174,9 @@ class AlgorithmConfig(Section):
     """Divisor of the "constant" reduction, in tokens per answer. Unset: rollout.max_answer_tokens."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of the KL divergence from the frozen `model.reference`. 0: off, and no reference model is loaded."""
+    old_logprobs: Literal["actor", "engine"] = "actor"
+    """What the likelihood ratio is against. "actor": the actor's own log-probs before the step's first update;
+    "engine": those of the policy that sampled each token, as the engine says: a forward pass less, its rounding in."""
     importance_cap: float = Field(0.0, ge=0)
     """Truncated importance correction of the gap between engine and actor: each token's loss is multiplied by
     min(actor's / engine's probability before the update, importance_cap). Usual: 2. 0: off."""
@@ -213,6 +222,11 @@ class AlgorithmConfig(Section):
             )
         if self.is_clipped and self.ratio_type == "sequence":
             raise ValueError(f'algorithm.ratio_type = "sequence" is not defined for "{name}"; leave it at "token"')
+        if self.old_logprobs == "engine" and self.importance_cap:
+            raise ValueError(
+                f"algorithm.importance_cap = {self.importance_cap:g} corrects for the gap from engine to actor, and "
+                'algorithm.old_logprobs = "engine" knows the engine only; set importance_cap = 0, or "actor"'
+            )
         if not self.is_clipped and self.overlong_penalty:
             raise ValueError(
                 f"algorithm.overlong_penalty = {self.overlong_penalty:g} shapes a reward, and "
@@ -373,7 +387,8 @@ class EvaluateConfig(Section):
     """Nucleus of the sampled answers."""
     in_background: bool = True
     """In a run with cluster.placement = "split": evaluate a step's weights while the actor trains the next step, on the
-    engines that would idle; the sync waits for it. false: between the steps. The answers are the same."""
+    engines that would idle; the sync waits for it. false, and `megatron_nft.train_async`: between the steps. The
+    answers are the same."""
 
 
 class ClusterConfig(Section):

@@ -34,9 +34,18 @@ class HeldOut:
 class HeldOutEvaluation:
     """Evaluates on a run's held-out prompts and tells the report."""
 
-    def __init__(self, config: Config, engines: Any, judge: Judge, prompts: Sequence[Prompt], report: Report) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engines: Any,
+        judge: Judge,
+        prompts: Sequence[Prompt],
+        report: Report,
+        *,
+        in_background: bool,
+    ) -> None:
         self._config, self._engines, self._judge, self._report = config, engines, judge, report
-        self._prompts = prompts
+        self._prompts, self._in_background = prompts, in_background
         self._due: int | None = None  # step whose weights wait for an evaluation in the background
         self._running: _Background | None = None
 
@@ -44,7 +53,7 @@ class HeldOutEvaluation:
         """At once; or, if it may be in the background, after the next step's rollouts, at `begin_due`."""
         if not self._prompts:
             return
-        if self._config.evaluates_in_background and step < self._config.train.steps:
+        if self._in_background and step < self._config.train.steps:
             self._due = step
             return
         with self._report.stage("evaluate", total=len(self._prompts), unit="prompts") as progress:

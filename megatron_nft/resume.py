@@ -7,9 +7,9 @@ folder counts (checkpoint_folder.py). Called by train.py.
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,15 @@ from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.workers import Actors
 from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
+from megatron_nft.group_file import load_groups, save_groups
+from megatron_nft.group_queue import Kept
 from megatron_nft.hf_config import SIDE_FILES, read_hf_config
+from megatron_nft.types import Prompt
 from megatron_nft.weights.export import copy_side_files
 
-PROGRESS, RECIPE, CONFIG = "run.json", "recipe.toml", f"{SIDE_FILES}/config.json"
+PLAIN = ("step", "policy_version", "sampling", "minutes")
+"""Of Progress, what run.json holds."""
+PROGRESS, GROUPS, RECIPE, CONFIG = "run.json", "groups.npz", "recipe.toml", f"{SIDE_FILES}/config.json"
 POLL_S = 0.02
 SHOWN = 8
 """Damaged files, or changed settings, that a message lists."""
@@ -36,6 +41,8 @@ class Progress:
     policy_version: int
     sampling: dict[str, Any]  # GroupSampler.state_dict()
     minutes: float  # that the run has taken
+    groups: tuple[Kept, ...] = ()  # of asynchronous rollouts: graded, and not trained on yet
+    folder: Path | None = field(default=None, compare=False)  # that it was read from; its groups are there
 
 
 class Checkpoints:
@@ -107,7 +114,10 @@ class Checkpoints:
         self._under_way = None  # its folder goes with the next one that is published
 
     def _publish(self, progress: Progress, folder: Path, files: dict[str, FileRecord]) -> None:
-        (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=1) + "\n")
+        plain = {name: getattr(progress, name) for name in PLAIN}
+        (folder / PROGRESS).write_text(json.dumps(plain, indent=1) + "\n")
+        if progress.groups:
+            save_groups(progress.groups, folder / GROUPS)
         (folder / RECIPE).write_text(to_toml(self._config), encoding="utf-8")
         (folder / SIDE_FILES).mkdir()
         copy_side_files(self._config.model.hf_folder, folder / SIDE_FILES)
@@ -233,7 +243,19 @@ def _first_whole(folders: list[Path], name: str) -> Path | None:
 
 
 def _read_progress(folder: Path) -> Progress:
-    return Progress(**json.loads((folder / PROGRESS).read_text()))
+    return Progress(**json.loads((folder / PROGRESS).read_text()), folder=folder)
+
+
+def read_groups(progress: Progress, prompts: Mapping[str, Prompt]) -> tuple[Kept, ...]:
+    """The groups that a checkpoint holds.
+
+    Args:
+        progress: as `Checkpoints.restore` returned it.
+        prompts: the run's, by id.
+    """
+    if progress.folder is None or not (progress.folder / GROUPS).exists():
+        return progress.groups
+    return tuple(load_groups(progress.folder / GROUPS, prompts))
 
 
 def _check_model(config: Config, folder: Path) -> None:

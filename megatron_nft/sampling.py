@@ -69,8 +69,13 @@ class GroupSampler:
             if len(mixed) >= wanted:
                 report.add({"rollout/rounds": sampling_round + 1, "rollout/groups_surplus": len(mixed) - wanted})
                 return mixed[:wanted]
-        raise NoMixedGroups(
-            f"step {step}: {len(mixed)} of {num_sampled} groups had right and wrong answers after "
-            f"{rollout.max_sampling_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of "
-            "another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
-        )
+        raise no_mixed_groups(step, len(mixed), num_sampled, wanted, rollout.max_sampling_rounds)
+
+
+def no_mixed_groups(step: int, num_mixed: int, num_sampled: int, wanted: int, rounds: int) -> NoMixedGroups:
+    """The error, with what to do about it."""
+    return NoMixedGroups(
+        f"step {step}: {num_mixed} of {num_sampled} groups had right and wrong answers after {rounds} rounds, "
+        f"train.groups_per_step = {wanted} are needed; use prompts of another difficulty, a larger rollout.group_size, "
+        "or raise rollout.max_sampling_rounds"
+    )

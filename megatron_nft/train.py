@@ -12,7 +12,9 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 from megatron_nft.canary import CanaryError, check_canary
 from megatron_nft.checkpoint_folder import CheckpointError
@@ -33,7 +35,7 @@ from megatron_nft.resume import Checkpoints, Progress, Restarts, checkpoints_to_
 from megatron_nft.rollout.engine import EngineError
 from megatron_nft.sampling import GroupSampler, NoMixedGroups
 from megatron_nft.stop import Stop, StopRequested
-from megatron_nft.types import TrainBatch
+from megatron_nft.types import RolloutGroup, TrainBatch
 from megatron_nft.verdict.judge import Judge
 from megatron_nft.verdict.pool import JudgeError
 from megatron_nft.weights.sync import sync_weights
@@ -49,6 +51,9 @@ INTERRUPTED, GO_ON = 130, 75
 
 class Training:
     """The parts of a run, and its loop."""
+
+    engines_idle = True
+    """While the actor trains, unless they share GPUs."""
 
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
@@ -75,24 +80,37 @@ class Training:
         starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
-        self.held_out = HeldOutEvaluation(config, self.engines, self.judge, held_out, report)
-        self.sampler = GroupSampler(config, prompts, self.engines, self.judge, report)
+        behind = self.engines_idle and config.evaluates_in_background
+        self.held_out = HeldOutEvaluation(config, self.engines, self.judge, held_out, report, in_background=behind)
+        self.sampler = self.make_sampler(prompts, parts)
         for pending in starting:
             pending.wait()
         self.engines.refill = self.sync
         self.checkpoints = Checkpoints(config, self.actors, report.announce)
-        self.start = Progress(step=0, policy_version=0, sampling=self.sampler.state_dict(), minutes=0.0)
+        self.start = replace(self.progress_after(0), minutes=0.0)
         self.restarts = Restarts(config.cluster.max_restarts)
         self.resume()
         report.count_earlier(self.progress.minutes)
         report.announce(f"ready after {time.perf_counter() - start:.0f} s")
+
+    def make_sampler(self, prompts: PromptStream, parts: ExitStack) -> GroupSampler:
+        """Where the groups come from."""
+        return GroupSampler(self.config, prompts, self.engines, self.judge, self.report)
+
+    def progress_after(self, step: int) -> Progress:
+        """What a checkpoint of this step must hold."""
+        return Progress(step=step, policy_version=step, sampling=self.sampler.state_dict(), minutes=self.report.minutes)
+
+    def go_back(self, progress: Progress) -> None:
+        """The sampler goes on from a checkpoint."""
+        self.sampler.load_state_dict(progress.sampling)
 
     def resume(self) -> None:
         """Goes back to the newest checkpoint, if there is one; gives the engines the actor's weights in any case."""
         self.engines.sleep()
         self.actors.reload()
         self.progress = self.checkpoints.restore() or self.start
-        self.sampler.load_state_dict(self.progress.sampling)
+        self.go_back(self.progress)
         self.report.rewind(self.progress.step)
         self.sync()
 
@@ -137,38 +155,7 @@ class Training:
                 with stop.interruptible():
                     groups = self.sampler.sample(step)
                 self.held_out.begin_due()  # of the step before, on engines that would idle, if they may
-                self.checkpoints.poll()
-                with report.stage("pack"):
-                    batch = pack(
-                        [
-                            to_sequences(group, config.algorithm, max_answer_tokens=config.rollout.max_answer_tokens)
-                            for group in groups
-                        ],
-                        num_updates=config.train.updates_per_step,
-                        dp=config.actor.dp,
-                        tokens_per_microbatch=config.actor.tokens_per_microbatch,
-                        attention_parity_tokens=self.hf.attention_parity_tokens,
-                    )
-                self.engines.sleep()  # if colocated, the GPUs change hands here, and in the sync back again
-                self.actors.reload()
-                with report.stage("score"), stop.interruptible():
-                    batch = self.actors.score(batch)  # sets old_logprobs
-                report.add(logprob_gap(batch, config.algorithm.importance_cap))
-                if config.observe.save_batches:
-                    save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
-                with report.stage("train"):
-                    trained = self.actors.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
-                report.add(trained)
-                if trained["actor/nonfinite_updates"]:
-                    self.keep_nonfinite(step, batch)
-                self.progress = Progress(
-                    step=step, policy_version=step, sampling=self.sampler.state_dict(), minutes=report.minutes
-                )
-                with stop.interruptible():
-                    self.held_out.finish()
-                if self.checkpoints.is_due(step):
-                    with report.stage("checkpoint"):
-                        self.checkpoints.begin(self.progress)  # written while the run goes on
+                self.learn(step, groups, stop)
                 with report.stage("sync"):
                     report.add(self.sync())
             self.checkpoints.poll()
@@ -176,6 +163,49 @@ class Training:
                 self.evaluate_and_export_if_due(step)
         self.checkpoints.finish()
         self.actors.save_hf(config.run_dir / "hf")
+
+    def learn(self, step: int, groups: Sequence[RolloutGroup], stop: Stop) -> None:
+        """A step's groups -> a better actor, and its checkpoint if one is due."""
+        config, report = self.config, self.report
+        self.checkpoints.poll()
+        with report.stage("pack"):
+            batch = pack(
+                [
+                    to_sequences(group, config.algorithm, max_answer_tokens=config.rollout.max_answer_tokens)
+                    for group in groups
+                ],
+                num_updates=config.train.updates_per_step,
+                dp=config.actor.dp,
+                tokens_per_microbatch=config.actor.tokens_per_microbatch,
+                attention_parity_tokens=self.hf.attention_parity_tokens,
+            )
+        self.engines.sleep()  # if colocated, the GPUs change hands here, and in the sync back again
+        self.actors.reload()
+        with report.stage("score"), stop.interruptible():
+            batch = self.score(batch)
+        if config.observe.save_batches:
+            save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
+        with report.stage("train"):
+            trained = self.actors.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
+        report.add(trained)
+        if trained["actor/nonfinite_updates"]:
+            self.keep_nonfinite(step, batch)
+        self.progress = self.progress_after(step)
+        with stop.interruptible():
+            self.held_out.finish()
+        if self.checkpoints.is_due(step):
+            with report.stage("checkpoint"):
+                self.checkpoints.begin(self.progress)  # written while the run goes on
+
+    def score(self, batch: TrainBatch) -> TrainBatch:
+        """Sets old_logprobs, which the loss holds its ratio to."""
+        algorithm = self.config.algorithm
+        if algorithm.old_logprobs == "engine":
+            batch = batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=s.engine_logprobs_A))
+            return self.actors.score_reference(batch)
+        batch = self.actors.score(batch)
+        self.report.add(logprob_gap(batch, algorithm.importance_cap))
+        return batch
 
     def save_and_stop(self) -> None:
         """Saves the last whole step, unless that has been done: the actor's weights are still those."""
@@ -223,7 +253,7 @@ class Training:
             self.actors.save_hf(export)
 
 
-def train(config: Config) -> None:
+def train(config: Config, kind: type[Training] = Training) -> None:
     """Runs a recipe to its end, from its last checkpoint if it has one. Leaves the run folder in any case, and no
     process behind.
 
@@ -237,7 +267,7 @@ def train(config: Config) -> None:
         with ExitStack() as parts:
             stop = parts.enter_context(closing(Stop()))
             with stop.interruptible():
-                training = Training(config, report, parts)
+                training = kind(config, report, parts)
             try:
                 training.run(stop)
             except (StopRequested, NoMixedGroups):
@@ -252,13 +282,13 @@ def train(config: Config) -> None:
         report.close(verdict)
 
 
-def main() -> int:
+def main(kind: type[Training] = Training, program: str = "megatron_nft.train") -> int:
     """The command line; exit status 0 done, 1 failed, 2 wrong recipe or data, 75 stopped by SIGUSR1 (run it again: it
     goes on from its checkpoint), 130 interrupted."""
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_nft.train",
+        prog=f"python -m {program}",
         description="Trains a language model with NFT from its own right and wrong answers.",
-        epilog="example: python -m megatron_nft.train launch/recipes/quickstart.toml actor.tp=1 actor.pp=2 run.seed=2",
+        epilog=f"example: python -m {program} launch/recipes/quickstart.toml actor.tp=1 actor.pp=2 run.seed=2",
     )
     parser.add_argument("recipe", help="TOML file; every setting and its default is in megatron_nft/config.py")
     parser.add_argument(
@@ -270,7 +300,7 @@ def main() -> int:
         config = load_config(arguments.recipe, arguments.overrides)
         if arguments.replay is not None:
             return 0 if replay_step(config, arguments.replay) else 1
-        train(config)
+        train(config, kind)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -44,7 +44,16 @@ class Rollout:
     token_ids_A: np.ndarray  # int32 [A]; includes the end-of-sequence token where the engine produced one
     engine_logprobs_A: np.ndarray  # float32 [A]; log-probs of the sampling distribution (after temperature)
     truncated: bool  # cut at max_answer_tokens; counts as wrong
-    policy_version: int  # weight syncs that the engine had received when it sampled
+    policy_version: int  # weight syncs that the engine had received when it sampled the first token
+    newer_versions: tuple[tuple[int, int], ...] = ()  # (first token, policy_version) of each sync that came on the way
+
+    @property
+    def policy_versions_A(self) -> np.ndarray:
+        """Int32 [A]: the policy_version that sampled each token."""
+        versions_A = np.full(len(self.token_ids_A), self.policy_version, np.int32)
+        for first, version in self.newer_versions:
+            versions_A[first:] = version
+        return versions_A
 
 
 @dataclass(frozen=True, kw_only=True)

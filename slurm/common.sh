@@ -61,7 +61,7 @@ run_on_head() {
     return "$status"
 }
 
-program='' ray='' warned=''
+program='' ray='' warned='' ended=''
 on_signal() {
     say "SIG$1: $2"
     [[ -n $program ]] || exit 130
@@ -69,12 +69,12 @@ on_signal() {
     kill -s "$1" "$(<"$NFT_PID_FILE")" 2>/dev/null || true
 }
 trap 'warned=1; on_signal USR1 "the time is nearly up: saving, to go on in the next attempt"' USR1
-trap 'on_signal TERM "saving, and ending"' TERM
+trap 'ended=1; on_signal TERM "ending, with a checkpoint if there is time"' TERM
 
 # start_ray: a head on the first node, a worker on each other; RAY_ADDRESS. Who has joined is preflight's to see.
 start_ray() {
     local ip
-    ip=$(on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- slurm/node_ip.sh) || die "no address of ${nodes[0]}: $ip"
+    ip=$(on_nodes --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" -- slurm/node_ip.sh) || die "no address of ${nodes[0]}, for Ray"
     export RAY_ADDRESS=$ip:$NFT_RAY_PORT
     (on_nodes --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" -- slurm/ray_node.sh) >"$NFT_LOG/ray.log" 2>&1 &
     ray=$!
@@ -93,6 +93,19 @@ stop_ray() {
     ray=
 }
 
+# drive COMMAND...: the driver; again in this job, on the same Ray, if somebody kills it (the node's memory, say). A process
+# of a run that dies is the driver's own to start again.
+drive() {
+    local status again
+    for again in 1 2 3 0; do
+        status=0
+        run_on_head driver "$@" || status=$?
+        if ((again == 0 || status <= 128 || status == 130)) || [[ -n $warned$ended ]]; then break; fi
+        say "the driver was killed (exit status $status): starting it again, from the last checkpoint ($again of 3)"
+    done
+    return "$status"
+}
+
 # train RECIPE [section.key=value ...]: Ray, preflight, training; the job is requeued if training asks for it.
 train() {
     local recipe=$1 status=0
@@ -103,14 +116,21 @@ train() {
         --nodes "$(IFS=,; echo "${nodes[*]}")" --wait "${NFT_RAY_TIMEOUT_S:-300}" \
         --within "${NFT_GB_S_WITHIN:-0}" --between "${NFT_GB_S_BETWEEN:-0}" || status=$?
     if ((status == 0)) && [[ -z ${NFT_PREFLIGHT_ONLY:-} ]]; then
-        run_on_head driver python -u -m megatron_nft.train "$recipe" "${settings[@]}" || status=$?
+        drive python -u -m megatron_nft.train "$recipe" "${settings[@]}" || status=$?
     fi
     stop_ray
     end_job "$status"
 }
 
 # end_job STATUS: 75 asks for another attempt; so does an end by the warning itself, in which nothing could be saved yet.
+# A job that was asked to end is CANCELLED, not FAILED; one that Slurm is ending already, or will requeue, is left to it.
 end_job() {
+    if [[ -n $ended && -z $warned ]] && (($1 != 0)); then
+        say "ended: the same sbatch goes on from the last checkpoint"
+        trap '' TERM
+        if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; then scancel "$SLURM_JOB_ID"; fi
+        exit "$1"
+    fi
     if (($1 == 75)) || { [[ -n $warned ]] && (($1 != 0)); }; then
         say "requeued: the next attempt goes on from the last checkpoint"
         scontrol requeue "$SLURM_JOB_ID"

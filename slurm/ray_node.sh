@@ -2,8 +2,10 @@
 # One node's Ray, until common.sh makes the file $NFT_LOG/end: the head on the job's first node, a worker on the others.
 set -euo pipefail
 node=$SLURMD_NODENAME logs=${NFT_LOG:?}/$SLURMD_NODENAME
-ip=$(slurm/node_ip.sh)
-mkdir -p "$logs" "${NFT_RAY_DIR:?}"
+die() { echo "$node: error: $*" >&2; exit 1; } # preflight looks for such lines in ray.log
+ip=$(slurm/node_ip.sh 2>&1) || die "$ip"
+mkdir -p "$logs" || die "can't make $logs; NFT_RUNS in slurm/site.env must be a folder that all nodes see and may write to"
+mkdir -p "${NFT_RAY_DIR:?}" || die "can't make $NFT_RAY_DIR; set NFT_LOCAL_DIR in slurm/site.env to a folder on each node's disk"
 options=(--node-ip-address="$ip" --node-name="$node" --num-cpus="${NFT_CPUS:?}" --num-gpus="${NFT_GPUS:?}"
     --object-store-memory="${NFT_OBJECT_STORE_BYTES:-4294967296}" --temp-dir="$NFT_RAY_DIR" --include-log-monitor=false
     --disable-usage-stats --block)
@@ -38,7 +40,7 @@ wait_for() { # WHAT COMMAND...: polls until the command succeeds
     shift
     until "$@"; do
         [[ ! -e $NFT_LOG/end ]] || exit 0
-        ((SECONDS < deadline)) || { echo "$node: no $what within ${NFT_RAY_TIMEOUT_S:-300} s" >&2; exit 1; }
+        ((SECONDS < deadline)) || die "no $what within ${NFT_RAY_TIMEOUT_S:-300} s"
         sleep 0.5
     done
 }
@@ -67,6 +69,6 @@ while :; do
 done
 if has_joined; then touch "$NFT_LOG/joined.$SLURM_PROCID"; fi
 while [[ ! -e $NFT_LOG/end ]]; do
-    kill -0 "$raylet" 2>/dev/null || { echo "$node: Ray has ended; see $logs/ray_start.log" >&2; exit 1; }
+    kill -0 "$raylet" 2>/dev/null || die "Ray has ended; see $logs/ray_start.log"
     sleep 1
 done

@@ -6,7 +6,7 @@ Called by cluster/placement.py, and by preflight before anything heavy starts.
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +83,11 @@ class Processes:
 
 
 @contextmanager
-def joined(within_s: float) -> Iterator[None]:
+def joined(within_s: float, given_up: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Within the Ray at RAY_ADDRESS, which may yet be starting.
+
+    Args:
+        given_up: why it won't start, as far as is known now.
 
     Raises:
         ConnectionError: there is none, or not within `within_s`.
@@ -100,8 +103,9 @@ def joined(within_s: float) -> Iterator[None]:
             ray.init(log_to_driver=False, logging_level="CRITICAL")  # and a node that fails is said by the caller
             break
         except Exception as error:
-            if time.monotonic() > deadline:
-                raise ConnectionError(f"no Ray at RAY_ADDRESS={address} within {within_s:g} s: {error}") from error
+            if (reason := given_up()) or time.monotonic() > deadline:
+                reason = reason or f"none within {within_s:g} s: {error}"
+                raise ConnectionError(f"no Ray at RAY_ADDRESS={address}: {reason}") from error
             time.sleep(POLL_S)
     try:
         yield
@@ -125,13 +129,22 @@ def living_nodes() -> list[Node]:
     return sorted(nodes, key=lambda node: _natural(node.name))
 
 
-def wait_for_nodes(names: Sequence[str], within_s: float, say: Callable[[str], None]) -> list[str]:
-    """Polls until all have joined; the names of those that have not within `within_s`."""
+def wait_for_nodes(
+    names: Sequence[str],
+    within_s: float,
+    say: Callable[[str], None],
+    given_up: Callable[[], Collection[str]] = lambda: (),
+) -> list[str]:
+    """Polls until all have joined; the names of those that have not within `within_s`.
+
+    Args:
+        given_up: names of nodes that will not join, as far as is known now; once no other is missing, the wait ends.
+    """
     deadline, said = time.monotonic() + within_s, time.monotonic()
     while True:
         present = {node.name for node in living_nodes()}
         missing = [name for name in names if name not in present]
-        if not missing or time.monotonic() > deadline:
+        if set(missing) <= set(given_up()) or time.monotonic() > deadline:
             return missing
         if time.monotonic() - said > 10:
             said = time.monotonic()

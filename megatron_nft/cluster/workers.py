@@ -112,7 +112,10 @@ class Actors:
 
         And reference_logprobs, those under the frozen reference model, if the loss asks for them.
         """
-        batch = self._scored(batch, "score", "old_logprobs_A")
+        return self.score_reference(self._scored(batch, "score", "old_logprobs_A"))
+
+    def score_reference(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with reference_logprobs set, if the loss asks for them."""
         if self._config.algorithm.kl_weight:
             batch = self._scored(batch, "score_reference", "reference_logprobs_A")
         return batch
@@ -282,6 +285,15 @@ class EngineGroup:
         process = ray.remote(_EngineProcess).options(**options, runtime_env={"env_vars": environment})
         return process.remote(log_of(f"engine {index}", self._logs))
 
+    @property
+    def names(self) -> list[str]:
+        """ "engine 0", "engine 1" ..."""
+        return list(self._engines)
+
+    def handle(self, name: str) -> Any:
+        """Ray's handle of an engine's process, which `replace` changes."""
+        return self._engines[name]
+
     def begin_build(self) -> Pending:
         """Every engine loads the model."""
         return self._begin_build(list(self._engines))
@@ -307,7 +319,7 @@ class EngineGroup:
                 # Again: an engine's death may first be seen as an error of the actor ranks.
                 if not (dead := dead_of(self._engines)):
                     raise
-                self._replace(dead, f"{', '.join(dead)} died: {error}").wait()
+                self.replace(dead, f"{', '.join(dead)} died: {error}").wait()
 
     def replace_lost(self, why: str) -> None:
         """Starts engines again that died or don't answer, after the loss of others; they wait for an update.
@@ -317,9 +329,9 @@ class EngineGroup:
         """
         self.link += 1
         if lost := lost_of(self._engines):
-            self._replace(lost, f"{', '.join(lost)} lost: {why}").wait()
+            self.replace(lost, f"{', '.join(lost)} lost: {why}").wait()
 
-    def _replace(self, names: list[str], why: str) -> Pending:
+    def replace(self, names: list[str], why: str) -> Pending:
         """Starts new processes for lost engines; they load the model of the recipe, and wait for an update."""
         self.link += 1
         self._restarts += len(names)
@@ -347,7 +359,7 @@ class EngineGroup:
         }
         starting: list[Pending] = []
         while left:
-            yield from self._generate(left, sampling, lambda name, why: starting.append(self._replace([name], why)))
+            yield from self._generate(left, sampling, lambda name, why: starting.append(self.replace([name], why)))
             for pending in starting:
                 pending.wait()
             if starting:

@@ -10,10 +10,12 @@ or 1 if a check FAILs. slurm/common.sh runs it at the start of every attempt.
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from megatron_nft.cluster.nodes import ClusterError, Node, Processes, joined, living_nodes, wait_for_nodes
 from megatron_nft.cluster.placement import check_room as check_job
@@ -38,14 +40,16 @@ class Preflight:
         """Rows as they are found; ends after a FAIL that makes the rest pointless."""
         arguments = self.arguments
         names = [name for name in arguments.nodes.split(",") if name]
-        missing = wait_for_nodes(names, arguments.wait, lambda words: print(words, flush=True))
+        missing = wait_for_nodes(names, arguments.wait, lambda words: print(words, flush=True), ray_errors)
         nodes = [node for node in living_nodes() if not names or node.name in names]
+        errors = ray_errors()
         for name in missing:
             yield fail(
                 "nodes",
                 f"{name} has not joined Ray",
-                f"{len(nodes)} of {len(names)} have, within {arguments.wait:g} s",
-                f"look at {os.environ.get('NFT_LOG', 'the log folder')}/{name}/ray_start.log and ../ray.log",
+                errors.get(name) or f"{len(nodes)} of {len(names)} have, within {arguments.wait:g} s",
+                f"look at {os.environ.get('NFT_LOG', 'the log folder')}/{name}/ray_start.log and ../ray.log, or leave "
+                f"it out: sbatch --exclude={name}",
             )
         if missing:
             return
@@ -115,6 +119,14 @@ class Preflight:
             )
 
 
+def ray_errors() -> dict[str, str]:
+    """Nodes on which slurm/ray_node.sh has given up, and its words: lines "NODE: error: ..." of the job's ray.log."""
+    log = Path(os.environ.get("NFT_LOG", "")) / "ray.log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    found = [re.fullmatch(r"(\S+): error: (.*)", line) for line in lines]
+    return {match[1]: match[2] for match in found if match}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -128,8 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--between", type=float, default=0.0, metavar="GB/s", help="expected between two nodes")
     parser.add_argument("--json", action="store_true", help="a list of findings, for programs")
     preflight = Preflight(parser.parse_intermixed_args(argv))
+    head = preflight.arguments.nodes.split(",")[0]
     try:
-        with joined(preflight.arguments.wait):
+        with joined(preflight.arguments.wait, lambda: ray_errors().get(head, "")):
             findings = list(preflight.findings())
     except ConnectionError as error:
         print(f"error: {error}; slurm/common.sh starts one and sets it; by hand: `ray start --head`", file=sys.stderr)

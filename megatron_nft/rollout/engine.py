@@ -1,5 +1,8 @@
 """One vLLM engine in its caller's process: prompts in, groups of answers out; new weights in between.
 
+`generate` answers a list of prompts to the end. `advance` works for a while on requests that stay under way from call
+to call, and over weight updates: rollout.on_sync says what an update means for them.
+
 cluster/workers wraps it in a Ray actor, tests run it in a plain process. That process must carry the variables of
 `engine_environment` before it imports vllm, and must run nothing else: vLLM changes torch for the whole process (on a
 CPU torch.set_num_threads no longer works) and sets LD_PRELOAD for its children.
@@ -11,13 +14,14 @@ the number of engines nor the order of the prompts matters, up to the rounding o
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.sample import Sampling
+from megatron_nft.rollout.sample import Request, Sampling
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
@@ -112,10 +116,15 @@ class Engine:
         self._place = index * config.tp  # of its first worker among the workers of all engines
         self._names: list[str] = []
         self._update_open = False
+        self._on_sync = config.on_sync
+        self._under_way: dict[str, Request] = {}  # of `advance`, by vLLM's id
+        self._finished: list[tuple[int, RolloutGroup]] = []
+        self._num_generating = 0  # prompts of open `generate`s
         self._unusable = (
             "it started without weights" if starts_empty else ""
         )  # why the weights are not to be sampled from; empty: they are fine
         self.policy_version = 0
+        self._llm.llm_engine.set_weight_version("0")  # vLLM's label of every token
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
         """Samples `sampling.group_size` answers to each prompt; yields each group as soon as it is whole.
@@ -126,39 +135,91 @@ class Engine:
         Raises:
             EngineError: the weights are not whole, or vLLM refuses a prompt (too long) or loses an answer.
         """
-        if self._unusable:
-            raise EngineError(f"refusing to generate: {self._unusable}; send a complete weight update first")
-        vllm = self._llm.llm_engine
+        self._refuse_if_unusable()
         pending: dict[str, Prompt] = {}
         try:
             for index, prompt in enumerate(prompts):
-                tokens = {"prompt_token_ids": prompt.token_ids_P.tolist()}
-                try:
-                    vllm.add_request(str(index), tokens, _sampling_params(sampling, prompt.prompt_id))
-                except Exception as error:  # VLLMValidationError, which is no ValueError
-                    raise EngineError(f"vLLM refuses prompt {prompt.prompt_id}: {error}") from error
+                self._ask(str(index), prompt, sampling, prompt.prompt_id)
                 pending[str(index)] = prompt
+                self._num_generating += 1
             while pending:
-                for output in vllm.step():
-                    if output.finished:
-                        yield self._group(pending.pop(output.request_id), output.outputs)
+                for request_id, answers in self._step():
+                    self._num_generating -= 1
+                    yield self._group(pending.pop(request_id), answers)
         finally:
+            self._num_generating -= len(pending)
             if pending:
-                vllm.abort_request(list(pending))
+                self._llm.llm_engine.abort_request(list(pending))
+
+    def advance(
+        self, requests: list[Request], dropped: list[int], seconds: float
+    ) -> tuple[list[tuple[int, RolloutGroup]], float]:
+        """Takes `requests` in, and works on all that are under way for about so many seconds, in whole decode steps.
+
+        Args:
+            dropped: ids of requests under way that are not wanted any more.
+
+        Returns:
+            The groups that have got ready, with their request's id and without verdicts; the seconds spent.
+
+        Raises:
+            EngineError: the weights are not whole, or vLLM refuses a prompt.
+        """
+        start = time.perf_counter()
+        self._refuse_if_unusable()
+        names = [_name(request_id) for request_id in dropped]
+        self._llm.llm_engine.abort_request([name for name in names if self._under_way.pop(name, None)])
+        for request in requests:
+            self._begin(request)
+        while self._under_way:
+            self._step()
+            if time.perf_counter() - start >= seconds:
+                break
+        finished, self._finished = self._finished, []
+        return finished, time.perf_counter() - start
+
+    def _begin(self, request: Request) -> None:
+        self._ask(_name(request.request_id), request.prompt, request.sampling, request.seed_id)
+        self._under_way[_name(request.request_id)] = request
+
+    def _refuse_if_unusable(self) -> None:
+        if self._unusable:
+            raise EngineError(f"refusing to generate: {self._unusable}; send a complete weight update first")
+
+    def _ask(self, name: str, prompt: Prompt, sampling: Sampling, seed_id: str) -> None:
+        # Salted: requests under way keep blocks of older weights in the prefix cache, which no other may find.
+        tokens = {"prompt_token_ids": prompt.token_ids_P.tolist(), "cache_salt": f"policy {self.policy_version}"}
+        try:
+            self._llm.llm_engine.add_request(name, tokens, _sampling_params(sampling, seed_id))
+        except Exception as error:  # VLLMValidationError, which is no ValueError
+            raise EngineError(f"vLLM refuses prompt {prompt.prompt_id}: {error}") from error
+
+    def _step(self) -> list[tuple[str, list[Any]]]:
+        """One decode step of everything; the names and answers of `generate`'s that it has finished."""
+        others = []
+        for output in self._llm.llm_engine.step():
+            if not output.finished:
+                continue
+            if (request := self._under_way.pop(output.request_id, None)) is not None:
+                self._finished.append((request.request_id, self._group(request.prompt, output.outputs)))
+            else:
+                others.append((output.request_id, output.outputs))
+        return others
 
     def start_update(self, names: list[str]) -> None:
         """Begins a weight update that will bring the HF parameters `names`.
 
         An update still open, say of a sender that died, is dropped. From here on the engine refuses to generate until
-        a `finish_update` succeeds.
+        a `finish_update` succeeds. Requests of `advance` stay under way, paused between two decode steps.
 
         Raises:
-            EngineError: answers are being sampled, or `names` are not the model's (the old weights then stay usable).
+            EngineError: `generate` is at work, or `names` are not the model's (the old weights then stay usable).
         """
-        if self._llm.llm_engine.has_unfinished_requests():
+        if self._num_generating:
             raise EngineError(
                 "a weight update can't start while answers are being sampled; finish or close generate first"
             )
+        self._pause()
         if self._update_open:
             self._drop_update()
         if names != self._names:
@@ -190,12 +251,27 @@ class Engine:
         self._receive("end of a weight update", None)
         self._call("finish of a weight update", self._llm.finish_weight_update, str(policy_version))
         self._update_open = False
-        # Cached blocks hold keys and values of the old weights.
-        if not self._llm.reset_prefix_cache():
+        self.policy_version = policy_version
+        if self._on_sync == "restart":
+            self._llm.llm_engine.abort_request(list(self._under_way))
+        # Cached blocks hold keys and values of the old weights; running requests may go on with theirs.
+        keeps_blocks = self._on_sync == "keep" and self._under_way
+        if not keeps_blocks and not self._llm.reset_prefix_cache(reset_running_requests=self._on_sync == "recompute"):
             self._unusable = "vLLM did not give up its prefix cache after a weight update"
             raise EngineError(self._unusable)
-        self.policy_version = policy_version
         self._unusable = ""
+        if self._on_sync == "restart":
+            for request in list(self._under_way.values()):
+                self._begin(request)
+
+    def _pause(self) -> None:
+        """Takes the tokens of steps under way: on a GPU vLLM is a step ahead, and would stamp them with new weights."""
+        core = self._llm.llm_engine.engine_core.engine_core
+        if core.batch_queue:
+            core.pause_scheduler("keep", clear_cache=False)
+            for _ in range(core.batch_queue_size):
+                self._step()
+            core.resume_scheduler()
 
     def sleep(self) -> None:
         """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing."""
@@ -241,9 +317,7 @@ class Engine:
         texts = self._tokenizer.batch_decode([a.token_ids for a in answers], skip_special_tokens=True)
         return RolloutGroup(
             prompt=prompt,
-            rollouts=tuple(
-                _rollout(prompt, answer, text, self.policy_version) for answer, text in zip(answers, texts, strict=True)
-            ),
+            rollouts=tuple(_rollout(prompt, answer, text) for answer, text in zip(answers, texts, strict=True)),
         )
 
 
@@ -286,15 +360,21 @@ def _prompt_seed(seed: int, prompt_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt_id}".encode(), digest_size=7).digest())
 
 
-def _rollout(prompt: Prompt, answer: Any, text: str, policy_version: int) -> Rollout:
+def _name(request_id: int) -> str:
+    return f"request {request_id}"
+
+
+def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
     if answer.finish_reason not in ("stop", "length"):
         raise EngineError(
             f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
         )
+    spans = [(span.start, int(span.version)) for span in answer.weight_versions]
     return Rollout(
         text=text,
         token_ids_A=np.array(answer.token_ids, dtype=np.int32),
         engine_logprobs_A=np.array(answer.logprobs.logprobs, dtype=np.float32),
         truncated=answer.finish_reason == "length",
-        policy_version=policy_version,
+        policy_version=spans[0][1],
+        newer_versions=tuple(spans[1:]),
     )

@@ -27,6 +27,16 @@ class Sampling:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt that an engine is asked to answer while it answers others."""
+
+    request_id: int  # unique in a run, counted up
+    prompt: Prompt
+    seed_id: str  # of which the answers' seeds are made: the prompt's id, or that with "#2" if it comes again
+    sampling: Sampling
+
+
 def sampling_seed(run_seed: int, step: int, sampling_round: int) -> int:
     """The seed of one sampling round: the same on every machine, different in every round of a run."""
     return int(np.random.SeedSequence([run_seed, step, sampling_round]).generate_state(1)[0])
@@ -57,7 +67,7 @@ def sample_groups(
     Raises:
         RuntimeError: the engines returned without an answer to some prompt.
     """
-    unique = _with_unique_ids(prompts)
+    unique = with_unique_ids(prompts)
     place = {prompt.prompt_id: index for index, prompt in enumerate(unique)}
     groups: list[RolloutGroup | None] = [None] * len(prompts)
     for done, group in enumerate(stream_groups(engines, unique, sampling), start=1):
@@ -81,7 +91,7 @@ def stream_groups(engines: Engines, prompts: list[Prompt], sampling: Sampling) -
     yield from engines.generate([prompts[i :: engines.num_engines] for i in range(engines.num_engines)], sampling)
 
 
-def _with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
+def with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
     """Gives a prompt that comes again in one round (where an epoch ends, say) its own id, so its own seed."""
     seen: Counter[str] = Counter()
     unique = []

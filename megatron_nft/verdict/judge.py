@@ -7,6 +7,7 @@ verdicts, and sends only new ones to the pool: the K answers of a group are most
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from threading import Lock
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import RolloutGroup, Verdict
@@ -24,12 +25,13 @@ KNOWN_ANSWERS = ((r"so \boxed{2\sqrt{2}}", r"\sqrt{8}", "right"), (r"so \boxed{3
 
 
 class Judge:
-    """Grades answers in a warm pool of processes. A context manager; used by one thread at a time."""
+    """Grades answers in a warm pool of processes. A context manager; threads that grade take turns."""
 
     def __init__(self, config: VerdictConfig):
         self.config = config
         self._pool = GradingPool(config.workers, warm_up, ["megatron_nft.verdict.preload"], config.memory_gib)
         self._cache: OrderedDict[tuple[str, str, str], Verdict] = OrderedDict()
+        self._turn = Lock()
 
     def __enter__(self) -> "Judge":
         return self
@@ -62,12 +64,13 @@ class Judge:
             on_progress: called with (answers graded, all answers) as verdicts arrive.
         """
         members = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-        verdicts = self.judge_answers(
-            [rollout.text for _, rollout in members],
-            [prompt.ground_truth for prompt, _ in members],
-            [prompt.data_source for prompt, _ in members],
-            on_progress,
-        )
+        with self._turn:
+            verdicts = self.judge_answers(
+                [rollout.text for _, rollout in members],
+                [prompt.ground_truth for prompt, _ in members],
+                [prompt.data_source for prompt, _ in members],
+                on_progress,
+            )
         arriving = iter(verdicts)
         return [dataclasses.replace(group, verdicts=tuple(next(arriving) for _ in group.rollouts)) for group in groups]
 

@@ -171,11 +171,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
-    folder = Path(mkdtemp(prefix="chaos-"))
-    _say(f"in {folder}")
-    outcome = disturb(folder, arguments.overrides, kills=arguments.kills, seed=arguments.seed)
-    accuracy = [(r["step"], r["eval/greedy_accuracy"]) for r in outcome.records() if r["kind"] == "evaluation"]
-    _say(f"{len(outcome.kills)} kills, {len(outcome.attempts)} attempts, {outcome.seconds:.0f} s, accuracy {accuracy}")
+    root = Path(mkdtemp(prefix="chaos-"))
+    _say(f"in {root}")
+    left, seed = arguments.kills, arguments.seed
+    while left > 0:
+        (folder := root / f"seed_{seed}").mkdir()
+        outcome = disturb(folder, arguments.overrides, kills=left, seed=seed)
+        kinds = ", ".join(f"{kill.kind} after step {kill.step}" for kill in outcome.kills)
+        accuracy = {r["step"]: r["eval/greedy_accuracy"] for r in outcome.records() if r["kind"] == "evaluation"}
+        _say(
+            f"seed {seed}: {len(outcome.kills)} kills ({kinds}), {len(outcome.attempts)} attempts, "
+            f"{outcome.seconds:.0f} s, accuracy {accuracy}"
+        )
+        left, seed = left - len(outcome.kills), seed + 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from vllm import LLM  # noqa: F401
 
 from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.engine import Engine, EngineError
-from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.rollout.sample import Request, Sampling, sample_groups
 from megatron_nft.types import Prompt
 from tests.buckets import Buckets
 
@@ -42,8 +42,8 @@ def make_prompts(lengths, seed=0):
     ]
 
 
-def make_engine(model, dtype, tp=1):
-    config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64)
+def make_engine(model, dtype, tp=1, **settings):
+    config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64, **settings)
     return Engine(str(model), config, device="cpu", max_model_len=512, seed=1)
 
 
@@ -117,6 +117,33 @@ def broken_updates(old, new, folder):
     engine.shutdown()
     errors["shut down"] = refusal(greedy, engine)
     return errors, still_good, after
+
+
+def under_way(old, new, folder):
+    """rollout.on_sync -> answers that were under way when the weights became `new`, and answers of `new` alone."""
+    sampling = Sampling(group_size=3, temperature=1.0, max_answer_tokens=40, seed=11)
+    first, second = ([request(i, p, sampling) for i, p in enumerate(make_prompts(LONG), start)] for start in (0, 10))
+    results = {}
+    for on_sync in ("keep", "recompute", "restart"):
+        engine = make_engine(old, "float32", on_sync=on_sync)
+        finished = []
+        for requests in (first, *[[]] * 11):  # a decode step each
+            finished += engine.advance(requests, [], 0.0)[0]
+        send(engine, new, folder, version=3)
+        results[on_sync, "between"] = len(finished), greedy(engine)  # `generate` beside requests under way
+        finished += engine.advance(second, [], 0.0)[0]
+        finished += engine.advance([], [second[0].request_id, 99], 60.0)[0]
+        results[on_sync] = dict(finished)
+        results[on_sync, "unfinished"] = engine._llm.llm_engine.has_unfinished_requests()
+        engine.shutdown()
+    engine = make_engine(new, "float32")
+    results["new"] = dict(engine.advance(second, [], 60.0)[0])
+    results["new", "between"] = greedy(engine)
+    return results
+
+
+def request(request_id, prompt, sampling):
+    return Request(request_id=request_id, prompt=prompt, seed_id=prompt.prompt_id, sampling=sampling)
 
 
 def send_removed(engine, model, folder):

@@ -73,6 +73,7 @@ def results(model_folder, tmp_path_factory):
     old, new = path["old", "untied", "float32"], path["new", "untied", "float32"]
     jobs.append({"name": "broken", "job": "broken_updates", "old": old, "new": new})
     jobs.append({"name": "sampling", "job": "sampling", "model": new})
+    jobs.append({"name": "under way", "job": "under_way", "old": old, "new": new})
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = os.environ | engine_environment("cpu", threads=1)
@@ -183,3 +184,57 @@ def test_generate_can_be_closed_refuses_updates_meanwhile_and_long_prompts(resul
     assert "can't start while answers are being sampled" in sampled["busy"]
     assert not sampled["unfinished after close"]
     assert "vLLM refuses prompt toy/0" in sampled["too long"]
+
+
+def logprobs_of(model, group, rollout):
+    ids_T = torch.from_numpy(np.concatenate([group.prompt.token_ids_P, rollout.token_ids_A])).long()
+    with torch.no_grad():
+        logprobs_TV = model(ids_T[None]).logits[0].log_softmax(-1)
+    return logprobs_TV[:-1].gather(-1, ids_T[1:, None])[len(group.prompt.token_ids_P) - 1 :, 0].numpy()
+
+
+@pytest.mark.parametrize("on_sync", ["keep", "recompute"])
+def test_answers_under_way_go_on_with_new_weights_and_every_token_knows_its_policy(results, model_folder, on_sync):
+    old, new = (
+        AutoModelForCausalLM.from_pretrained(model_folder / f"{which}-untied-float32", dtype=torch.float32)
+        for which in ("old", "new")
+    )
+    sampled, crossed = result(results, "under way"), 0
+    for index in range(len(sampled["new"])):
+        group = sampled[on_sync][index]
+        for rollout in group.rollouts:
+            versions_A = rollout.policy_versions_A
+            assert versions_A[0] == 0 and (versions_A[12:] == 3).all() and set(versions_A) <= {0, 3}
+            switch = int((versions_A == 0).sum())
+            assert switch == min(12, len(versions_A))
+            expected_A = logprobs_of(old, group, rollout)
+            assert np.abs(expected_A - rollout.engine_logprobs_A)[:switch].max() < 1e-4
+            if len(versions_A) > switch:
+                crossed += 1
+                gap_A = np.abs(logprobs_of(new, group, rollout) - rollout.engine_logprobs_A)[switch:]
+                assert (gap_A.max() < 1e-4) == (on_sync == "recompute"), "the KV cache is the old weights' only if kept"
+    assert crossed >= 4
+
+
+def test_answers_under_way_begin_again_with_new_weights(results):
+    sampled = result(results, "under way")
+    num_finished, _ = sampled["restart", "between"]
+    restarted = {index: group for index, group in sampled["restart"].items() if index < 10}
+    assert num_finished < len(restarted) == 3
+    for index, group in restarted.items():
+        if group.rollouts[0].policy_version == 3:
+            assert_equal([group], [sampled["new"][10 + index]])  # the same seeds
+
+
+@pytest.mark.parametrize("on_sync", ["keep", "recompute", "restart"])
+def test_no_new_answer_comes_from_old_weights_cache(results, on_sync):
+    """The same long prompts again, beside requests that keep the old weights' blocks, in a batch of other sizes."""
+    sampled = result(results, "under way")
+    assert 10 not in sampled[on_sync], "dropped"
+    for index in (11, 12):
+        for a, b in zip(sampled[on_sync][index].rollouts, sampled["new"][index].rollouts, strict=True):
+            assert a.token_ids_A.tolist() == b.token_ids_A.tolist() and set(a.policy_versions_A) == {3}
+            np.testing.assert_allclose(a.engine_logprobs_A, b.engine_logprobs_A, atol=1e-4)
+    for group, other in zip(sampled[on_sync, "between"][1], sampled["new", "between"], strict=True):
+        assert group.rollouts[0].token_ids_A.tolist() == other.rollouts[0].token_ids_A.tolist()
+    assert not sampled[on_sync, "unfinished"]

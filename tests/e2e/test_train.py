@@ -19,11 +19,11 @@ pytestmark = pytest.mark.e2e
 SMALL = ["train.groups_per_step=8", "train.updates_per_step=2", "evaluate.max_prompts=24", "evaluate.samples=0"]
 
 
-def start(tmp_path, *overrides):
+def start(tmp_path, *overrides, module="megatron_nft.train"):
     """A training process in a session of its own, marked in its environment so that its children can be found."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-m", "megatron_nft.train", "launch/recipes/quickstart.toml", f"run.dir={tmp_path}", *SMALL,
+        [sys.executable, "-m", module, "launch/recipes/quickstart.toml", f"run.dir={tmp_path}", *SMALL,
          *overrides],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "MEGATRON_NFT_TEST_MARK": mark},

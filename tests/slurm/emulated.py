@@ -96,6 +96,10 @@ class EmulatedSlurm:
         """What `scontrol show job` says."""
         return dict(word.split("=", 1) for word in self.run("scontrol", "show", "job", job_id).split() if "=" in word)
 
+    def netns(self, name: str) -> str:
+        """Name of a node's network namespace, for `ip -n`."""
+        return f"nft{self.id}-{name}"
+
     def on_node(self, name: str, *command: str) -> None:
         """Runs a command among the node's mounts."""
         pid = str(self._daemons[name].pid)
@@ -103,12 +107,12 @@ class EmulatedSlurm:
 
     def node_up(self, name: str) -> None:
         (self.folder / f"spool.{name}").mkdir(exist_ok=True)
-        enter = ["nsenter", f"--net=/run/netns/{self._netns(name)}", "unshare", "--mount", "--uts", "--"]
+        enter = ["nsenter", f"--net=/run/netns/{self.netns(name)}", "unshare", "--mount", "--uts", "--"]
         self._start(name, [*enter, "sh", "-c", NODE, "sh", name, str(self.folder)])
 
     def node_down(self, name: str) -> None:
         """A node's end: its daemon, and every process on it."""
-        for pid in _output("ip", "netns", "pids", self._netns(name)).split():
+        for pid in _output("ip", "netns", "pids", self.netns(name)).split():
             _kill(int(pid), signal.SIGKILL)
         self._daemons.pop(name).wait()
 
@@ -116,7 +120,7 @@ class EmulatedSlurm:
         """Command lines of all that runs on the nodes, but their daemons."""
         found = []
         for name in self.names:
-            for pid in _output("ip", "netns", "pids", self._netns(name)).split():
+            for pid in _output("ip", "netns", "pids", self.netns(name)).split():
                 words = Path(f"/proc/{pid}/cmdline")
                 line = words.read_text().replace("\0", " ") if words.exists() else ""
                 if line and not line.startswith(("slurmd", "nsenter", "unshare", "sh -c")):
@@ -138,16 +142,13 @@ class EmulatedSlurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
         for name in self.names:
-            _output("ip", "netns", "del", self._netns(name))
+            _output("ip", "netns", "del", self.netns(name))
         _output("ip", "link", "del", self._bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _bridge(self) -> str:
         return f"nft{self.id}"
-
-    def _netns(self, name: str) -> str:
-        return f"nft{self.id}-{name}"
 
     def _start(self, name: str, command: list[str], **options) -> None:
         log = (self.folder / f"{name}.log").open("ab")
@@ -228,12 +229,12 @@ NodeName=DEFAULT CPUs={self.cpus} RealMemory=20000 Gres=gpu:h100:{GPUS} State=UN
         ip("addr", "add", f"{self.net}.254/24", "dev", self._bridge)
         ip("link", "set", self._bridge, "up")
         for i, name in enumerate(self.names, start=1):
-            ip("netns", "add", self._netns(name))
-            ip("link", "add", f"nf{self.id}.{i}", "type", "veth", "peer", "name", "eth0", "netns", self._netns(name))
+            ip("netns", "add", self.netns(name))
+            ip("link", "add", f"nf{self.id}.{i}", "type", "veth", "peer", "name", "eth0", "netns", self.netns(name))
             ip("link", "set", f"nf{self.id}.{i}", "master", self._bridge, "up")
-            ip("-n", self._netns(name), "addr", "add", f"{self.net}.{i}/24", "dev", "eth0")
+            ip("-n", self.netns(name), "addr", "add", f"{self.net}.{i}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
-                ip("-n", self._netns(name), "link", "set", device, "up")
+                ip("-n", self.netns(name), "link", "set", device, "up")
 
     def _wait_until_idle(self) -> None:
         def all_idle() -> bool:

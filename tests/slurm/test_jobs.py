@@ -1,76 +1,28 @@
-"""The job scripts on a real Slurm with emulated nodes: the 32B job's script, with the quickstart's model on CPUs.
+"""Training jobs on a real Slurm with emulated nodes: the 32B job's script, with the quickstart's model on CPUs.
 
-What is not here, for its minutes, and is tried by hand: see slurm/README.md, "What has been tried".
+Bad input and the other scripts: test_several_jobs.py. What is not here, for its minutes, and is tried by hand: see
+slurm/README.md, "What has been tried".
 """
 
 import json
 import os
+import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.emulated import EmulatedSlurm, why_not
+from tests.slurm.jobs import NEEDS_SLURM, TRAIN, assert_nothing_is_left, wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=f"no Slurm here: {why_not()}")]
+pytestmark = NEEDS_SLURM
 JOBS = sorted(Path("slurm").glob("*.sbatch"))
-SMALL = ["actor.tp=1", "rollout.engines=1", "weights.carrier=collective", "train.groups_per_step=8",
-         "evaluate.samples=0", "evaluate.max_prompts=8", "rollout.kv_cache_gib=0.25"]  # fmt: skip
 LONG = pytest.mark.skipif("NFT_LONG_TESTS" not in os.environ, reason="2-3 minutes: set NFT_LONG_TESTS=1")
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
-@pytest.fixture(scope="module")
-def slurm():
-    with EmulatedSlurm(16) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def submit(slurm, tmp_path):
-    """Submits the 32B job's script; returns its id and the file of its output."""
-    venv = Path(sys.prefix)
-    (tmp_path / "site.env").write_text(
-        f"NFT_HOME={Path.cwd()}\nNFT_RUNS={tmp_path}/runs\nNFT_LOCAL_DIR={slurm.scratch}\nNFT_VENV={venv}\n"
-        "NFT_CPUS_PER_NODE=1\nNFT_GPUS_PER_NODE=0\nexport NFT_OBJECT_STORE_BYTES=80000000 NFT_RAY_AT_ONCE=4\n"
-    )
-
-    def submit(*settings, sbatch=(), **environment):
-        variables = {"NFT_SITE": f"{tmp_path}/site.env", "NFT_RECIPE": "launch/recipes/quickstart.toml", **environment}
-        done = subprocess.run(
-            ["sbatch", "--parsable", f"--output={tmp_path}/%j.out", *sbatch, "slurm/nft_32b.sbatch", *SMALL, *settings],
-            env=slurm.environment | variables, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        job = done.stdout.strip()
-        return job, tmp_path / f"{job}.out"
-
-    return submit
-
-
-def wait_for(slurm, job, output, within_s, *, line=None):
-    """Until the job has ended, or has printed a line that begins so; its state."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if line and output.exists() and any(each.startswith(line) for each in output.read_text().splitlines()):
-            return "RUNNING"
-        state = slurm.job(job)["JobState"]
-        if state in ENDED:
-            break
-        time.sleep(0.5)
-    text = output.read_text() if output.exists() else ""
-    assert state in ENDED and line is None, f"{state} after {within_s} s\n{text}"
-    return state
-
-
-def assert_nothing_is_left(slurm):
-    deadline = time.monotonic() + 20
-    while slurm.processes() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert slurm.processes() == []
-    assert list(slurm.scratch.iterdir()) == []
+def train_steps(run):
+    """Numbers of the steps in a run's metrics, in the order of the file."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if record["kind"] == "step"]
 
 
 @pytest.mark.parametrize("script", JOBS, ids=lambda path: path.name)
@@ -89,7 +41,7 @@ def test_slurm_refuses_more_nodes_than_there_are(slurm):
 
 @LONG
 def test_sixteen_nodes_join_ray_and_pass_preflight(slurm, submit):
-    job, output = submit("actor.dp=8", NFT_PREFLIGHT_ONLY="1", NFT_RAY_TIMEOUT_S="300")
+    job, output = submit(TRAIN, "actor.dp=8", NFT_PREFLIGHT_ONLY="1", NFT_RAY_TIMEOUT_S="300")
     state = wait_for(slurm, job, output, 400)
     text = output.read_text()
     assert state == "COMPLETED", text
@@ -108,7 +60,7 @@ def test_preflight_names_bad_nodes(slurm, submit, tmp_path):
     slurm.on_node("n2", "mount", "--bind", str(older), str(metadata))
     slurm.on_node("n3", "mount", "-t", "tmpfs", "tmpfs", str(model))
     try:
-        job, output = submit("actor.dp=2", sbatch=["--nodes=4", "--nodelist=n1,n2,n3,n4"])
+        job, output = submit(TRAIN, "actor.tp=2", sbatch=["--nodes=4", "--nodelist=n1,n2,n3,n4"])
         state = wait_for(slurm, job, output, 120)
     finally:
         slurm.on_node("n2", "umount", str(metadata))
@@ -118,38 +70,86 @@ def test_preflight_names_bad_nodes(slurm, submit, tmp_path):
     assert "FAIL  versions       n2: transformers 5.18.0" in text
     assert "FAIL  same versions  n2\n" in text and "transformers is 5.18.0, elsewhere" in text
     assert "FAIL  recipe         n3: " in text and "FAIL  same files     n3\n" in text
+    assert "FAIL  room for all   tp 2 x pp 1 x dp 1\n" in text
+    assert "actor.tp = 2 needs 2 CPU slots of one node, and Ray has 4 on 4 nodes (n1 1, n2 1, n3 1, n4 1)" in text
+    assert "lower actor.tp, and raise actor.pp or actor.dp" in text
     assert "actor: " not in text, "training has begun"
     assert_nothing_is_left(slurm)
 
 
-def test_usr1_requeues_the_job_and_its_metrics_go_on(slurm, submit, tmp_path):
-    job, output = submit("train.steps=5", "run.name=a", "checkpoint.every=100", sbatch=["--nodes=2"])
-    wait_for(slurm, job, output, 150, line="step 2/")
+def test_a_run_goes_on_after_a_cancel_a_lost_node_and_the_time_limit(slurm, submit, tmp_path):
+    """One run in two jobs and four attempts: each end is what it should be, and the metrics have every step once."""
+    run, settings = tmp_path / "runs" / "a", [TRAIN, "run.name=a", "train.steps=9"]
+
+    cancelled, output = submit(*settings, "checkpoint.every=100", sbatch=["--nodes=2"])
+    wait_for(slurm, cancelled, output, 150, line="step 2/")
+    slurm.run("scancel", "--batch", "--signal=TERM", cancelled)
+    assert wait_for(slurm, cancelled, output, 60) == "CANCELLED", output.read_text()
+    assert "SIGTERM: ending" in output.read_text() and "ended: the same sbatch goes on" in output.read_text()
+    saved = train_steps(run)[-1]
+    assert (run / "checkpoints" / "latest").resolve().name == f"step_{saved}"
+    assert_nothing_is_left(slurm)
+
+    job, output = submit(*settings, "checkpoint.every=1", sbatch=["--nodes=2"])
+    wait_for(slurm, job, output, 150, line="step ")
+    assert f"resumed from {run}/checkpoints/step_{saved}" in output.read_text()
+    slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    wait_for(slurm, job, output, 200, line="step ", attempt=1)
+    assert slurm.job(job)["Restarts"] == "1" and "DUE TO NODE FAILURE" in output.read_text()
     slurm.run("scancel", "--batch", "--signal=USR1", job)
-    state = wait_for(slurm, job, output, 180)
+    state = wait_for(slurm, job, output, 200)
     text = output.read_text()
     assert state == "COMPLETED", text
-    assert slurm.job(job)["Restarts"] == "1"
     assert "SIGUSR1: the time is nearly up" in text and "requeued: the next attempt" in text
-    run = tmp_path / "runs" / "a"
-    assert f"resumed from {run}/checkpoints/step_" in text
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5]
-    for attempt in ("attempt_0", "attempt_1"):
+    assert slurm.job(job)["Restarts"] == "2" and text.count("resumed from ") == 3
+    assert train_steps(run) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    for attempt in ("attempt_0", "attempt_1", "attempt_2"):
         logs = tmp_path / "runs" / "slurm" / job / attempt
-        assert {"n1", "n2", "driver.log", "preflight.log", "ray.log"} <= set(os.listdir(logs))
-        assert (logs / "n2" / "raylet.out").exists()
+        assert {"n1", "driver.log", "preflight.log", "ray.log"} <= set(os.listdir(logs))
+        assert (logs / "n1" / "raylet.out").exists()
+    assert_nothing_is_left(slurm)
+
+
+def test_scancel_leaves_nothing_on_any_node(slurm, submit):
+    job, output = submit(TRAIN, sbatch=["--nodes=2"])
+    wait_for(slurm, job, output, 60, line="ok    nodes")
+    slurm.run("scancel", job)
+    assert wait_for(slurm, job, output, 60) == "CANCELLED", output.read_text()
     assert_nothing_is_left(slurm)
 
 
 @LONG
-def test_a_node_that_goes_down_costs_an_attempt(slurm, submit, tmp_path):
-    job, output = submit("train.steps=6", "run.name=a", "checkpoint.every=2", sbatch=["--nodes=2"])
+def test_scancel_of_a_training(slurm, submit, tmp_path):
+    settings = [TRAIN, "train.steps=4", "run.name=a", "checkpoint.every=1"]
+    job, output = submit(*settings, sbatch=["--nodes=2"])
+    wait_for(slurm, job, output, 150, line="step 3/")
+    slurm.run("scancel", job)
+    assert wait_for(slurm, job, output, 60) == "CANCELLED", output.read_text()
+    assert_nothing_is_left(slurm)
+    job, output = submit(*settings, sbatch=["--nodes=2"])
+    assert wait_for(slurm, job, output, 150) == "COMPLETED", output.read_text()
+    assert "resumed from " in output.read_text() and train_steps(tmp_path / "runs" / "a") == [1, 2, 3, 4]
+
+
+@LONG
+def test_a_node_that_dies_costs_an_attempt(slurm, submit, tmp_path):
+    job, output = submit(TRAIN, "train.steps=6", "run.name=a", "checkpoint.every=2", sbatch=["--nodes=2"])
     wait_for(slurm, job, output, 150, line="step 3/")
     slurm.node_down("n2")
     state = wait_for(slurm, job, output, 240)
+    assert state == "COMPLETED", output.read_text()
+    assert slurm.job(job)["Restarts"] == "1" and "resumed from " in output.read_text()
+    assert train_steps(tmp_path / "runs" / "a") == [1, 2, 3, 4, 5, 6]
+
+
+@LONG
+def test_a_driver_that_is_killed_goes_on_in_the_same_attempt(slurm, submit, tmp_path):
+    job, output = submit(TRAIN, "train.steps=4", "run.name=a", "checkpoint.every=1", sbatch=["--nodes=2"])
+    wait_for(slurm, job, output, 150, line="step 2/")
+    os.kill(int((tmp_path / "runs" / "slurm" / job / "attempt_0" / "driver.pid").read_text()), signal.SIGKILL)
+    assert wait_for(slurm, job, output, 150) == "COMPLETED", output.read_text()
     text = output.read_text()
-    assert state == "COMPLETED", text
-    assert slurm.job(job)["Restarts"] == "1" and "resumed from " in text
-    records = [json.loads(line) for line in (tmp_path / "runs/a/metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert "the driver was killed (exit status 137): starting it again, from the last checkpoint (1 of 3)" in text
+    assert slurm.job(job)["Restarts"] == "0" and text.count("resumed from ") == 1
+    assert train_steps(tmp_path / "runs" / "a") == [1, 2, 3, 4]
+    assert_nothing_is_left(slurm)

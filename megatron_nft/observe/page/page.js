@@ -70,6 +70,7 @@ function chartSpecs() {
     chart(kind === "avg_at_k" ? `Benchmarks, avg@${run.samples}` : "Benchmarks, greedy", "%", evaluations,
           names.map((name, i) => accuracy(name, colors[i % colors.length], data.benchmarks[name], `eval/${kind}`)),
           {ceiling: 100, note: "shaded: 95% interval"})];
+  const isAsync = "async/staleness_mean" in steps.metrics;
   return [
     chart("Held-out accuracy", "%", evaluations,
           [accuracy("greedy", "blue", evaluations, "eval/greedy_accuracy"),
@@ -93,6 +94,24 @@ function chartSpecs() {
     chart("Truncated answers", "%", steps,
           [one("cut at the limit", "red", percent(column(steps, "rollout/truncated_fraction")))],
           {floor: 0, ceiling: 100, smooth: true}),
+    ...(isAsync ? asyncCharts(one, chart) : []),
+  ];
+}
+
+/* Of asynchronous rollouts. */
+function asyncCharts(one, chart) {
+  const metric = (name, color, key) => one(name, color, column(steps, key));
+  return [
+    chart("Staleness of trained tokens", "weight syncs", steps,
+          [metric("mean", "blue", "async/staleness_mean"), metric("oldest", "orange", "async/staleness_max")], {floor: 0}),
+    chart("Groups ahead of the trainer", "groups", steps,
+          [metric("ready", "teal", "async/queue_groups"), metric("under way", "blue", "async/groups_under_way"),
+           metric("carried over a sync", "purple", "async/groups_carried"),
+           metric("dropped", "red", "async/groups_dropped"),
+           metric("restarted", "yellow", "async/groups_restarted")], {floor: 0, smooth: true}),
+    chart("Idle", "s", steps,
+          [metric("trainer", "blue", "time/wait_s"), metric("engines", "orange", "async/engine_idle_s")],
+          {floor: 0, smooth: true}),
   ];
 }
 

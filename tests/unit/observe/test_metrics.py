@@ -14,7 +14,7 @@ from megatron_nft.observe.metrics import (
     rollout_metrics,
 )
 
-AREAS = {"nft", "rollout", "train", "verdict", "actor", "weights", "time", "perf", "eval"}
+AREAS = {"nft", "rollout", "train", "verdict", "actor", "async", "weights", "time", "perf", "eval"}
 
 
 def test_every_metric_is_in_a_known_area_and_explained():
@@ -23,7 +23,7 @@ def test_every_metric_is_in_a_known_area_and_explained():
 
 
 def test_stages_are_the_timed_ones_without_the_step_itself():
-    assert STAGES == ("rollout", "verdict", "pack", "score", "train", "checkpoint", "sync", "evaluate")
+    assert STAGES == ("rollout", "verdict", "pack", "score", "train", "checkpoint", "sync", "wait", "evaluate")
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion():

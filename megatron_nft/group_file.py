@@ -1,0 +1,107 @@
+"""Graded groups as a file of a checkpoint: numpy arrays without pickles, end to end, with the lengths beside them.
+
+Prompts are kept by their id: whoever reads the file has them. Called by resume.py for the groups of group_queue.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_nft.group_queue import Kept
+from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
+
+
+def save_groups(kept: Sequence[Kept], path: Path) -> None:
+    """Writes the groups; they must be judged."""
+    rollouts = [rollout for item in kept for rollout in item.group.rollouts]
+    verdicts = [verdict for item in kept for verdict in item.group.verdicts]
+    np.savez(
+        path,
+        request_id=[item.request_id for item in kept],
+        is_ready=[item.is_ready for item in kept],
+        is_reported=[item.is_reported for item in kept],
+        num_rollouts=[len(item.group.rollouts) for item in kept],
+        truncated=[rollout.truncated for rollout in rollouts],
+        policy_version=[rollout.policy_version for rollout in rollouts],
+        num_newer=[len(rollout.newer_versions) for rollout in rollouts],
+        newer=np.array([pair for rollout in rollouts for pair in rollout.newer_versions], np.int64).reshape(-1, 2),
+        num_tokens=[len(rollout.token_ids_A) for rollout in rollouts],
+        token_ids=np.concatenate([rollout.token_ids_A for rollout in rollouts]),
+        engine_logprobs=np.concatenate([rollout.engine_logprobs_A for rollout in rollouts]),
+        **_texts("prompt_id", [item.group.prompt.prompt_id for item in kept]),
+        **_texts("text", [rollout.text for rollout in rollouts]),
+        **_texts("kind", [verdict.kind for verdict in verdicts]),
+        **_texts("detail", [verdict.detail for verdict in verdicts]),
+    )
+
+
+def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
+    """The groups of `save_groups`.
+
+    Args:
+        prompts: by id; those of the run that wrote the file.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        data = {name: file[name] for name in file.files}
+    ends = np.cumsum(data["num_tokens"])[:-1]
+    columns = zip(
+        _read_texts(data, "text"),
+        np.split(data["token_ids"], ends),
+        np.split(data["engine_logprobs"], ends),
+        data["truncated"].tolist(),
+        data["policy_version"].tolist(),
+        np.split(data["newer"], np.cumsum(data["num_newer"])[:-1]),
+        strict=True,
+    )
+    rollouts = iter(
+        [
+            Rollout(
+                text=text,
+                token_ids_A=token_ids,
+                engine_logprobs_A=logprobs,
+                truncated=truncated,
+                policy_version=version,
+                newer_versions=tuple((int(first), int(newer)) for first, newer in pairs),
+            )
+            for text, token_ids, logprobs, truncated, version, pairs in columns
+        ]
+    )
+    verdicts = iter(
+        [
+            Verdict(kind=kind, detail=detail)
+            for kind, detail in zip(_read_texts(data, "kind"), _read_texts(data, "detail"), strict=True)
+        ]
+    )
+    return [
+        Kept(
+            request_id=request_id,
+            group=RolloutGroup(
+                prompt=prompts[prompt_id],
+                rollouts=tuple(next(rollouts) for _ in range(count)),
+                verdicts=tuple(next(verdicts) for _ in range(count)),
+            ),
+            is_ready=is_ready,
+            is_reported=is_reported,
+        )
+        for request_id, prompt_id, count, is_ready, is_reported in zip(
+            data["request_id"].tolist(),
+            _read_texts(data, "prompt_id"),
+            data["num_rollouts"].tolist(),
+            data["is_ready"].tolist(),
+            data["is_reported"].tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _texts(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """UTF-8 end to end: numpy's own arrays of texts give each the room of the longest."""
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_bytes": [len(text) for text in encoded]}
+
+
+def _read_texts(data: Mapping[str, np.ndarray], name: str) -> list[str]:
+    whole, ends = data[name].tobytes(), np.cumsum(data[f"{name}_bytes"]).tolist()
+    return [whole[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *ends], ends, strict=False)]

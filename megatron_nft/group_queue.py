@@ -1,0 +1,253 @@
+"""Which groups are to be sampled, which are ready to be trained on, and which have become too old: asynchronous
+rollouts' bookkeeping, without threads, engines or clocks.
+
+A policy_version is the number of steps trained before. Step s trains policy s - 1, on tokens that policy v sampled:
+their staleness is (s - 1) - v, at most max_staleness. So no more groups are ready or expected (by the share of sampled
+ones that were mixed) than steps can take until then, and what others overtake until it is too old is dropped. With
+max_staleness = 0 a round of prompts is whole before the next is asked for, and all follow sampling.py's rules: the
+groups are those of the synchronous run.
+
+Called by producer.py, under its lock.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from megatron_nft.rollout.sample import Request, Sampling, with_unique_ids
+from megatron_nft.sampling import MIN_MIXED_SHARE, no_mixed_groups
+from megatron_nft.types import Prompt, RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a step gets."""
+
+    groups: tuple[RolloutGroup, ...]  # to train on
+    graded: tuple[RolloutGroup, ...]  # all that were graded since the step before, mixed or not
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A graded group in a checkpoint."""
+
+    request_id: int
+    group: RolloutGroup
+    is_ready: bool  # to be trained on
+    is_reported: bool  # a step's metrics have counted it
+
+
+@dataclass
+class _Counts:
+    """Since the last `take`."""
+
+    rounds: int = 0
+    graded: int = 0
+    mixed: int = 0
+    dropped: int = 0
+    restarted: int = 0
+
+
+class GroupQueue:
+    """Requests under way and graded groups, between the producer and the trainer.
+
+    Attributes:
+        version: of the policy that the engines hold.
+        num_taken: steps that have got their groups.
+        round: rounds of prompts asked for under this version; tells their seeds apart.
+        under_way: requests that are not graded yet, by id.
+    """
+
+    def __init__(self, *, groups_per_step: int, max_staleness: int, max_rounds: int, num_steps: int) -> None:
+        self.groups_per_step, self.max_staleness = groups_per_step, max_staleness
+        self.max_rounds, self.num_steps = max_rounds, num_steps
+        self.version = self.num_taken = self.round = self._next_id = 0
+        self.mixed_share = 1.0
+        self.under_way: dict[int, Request] = {}
+        self._versions: dict[int, int] = {}  # of requests under way: of the policy that samples the first token
+        self._ready: dict[int, RolloutGroup] = {}
+        self._unreported: dict[int, RolloutGroup] = {}
+        self._untrained: list[Kept] = []  # what the last `take` took out, until `trained`
+        self._counts = _Counts()
+
+    @property
+    def num_ready(self) -> int:
+        """Mixed groups that wait for a step."""
+        return len(self._ready)
+
+    @property
+    def capacity(self) -> int:
+        """Mixed groups that may be ready or expected now."""
+        last_step = min(self.version + self.max_staleness + 1, self.num_steps)
+        return (last_step - self.num_taken) * self.groups_per_step
+
+    def num_missing(self) -> int:
+        """Prompts to ask for now.
+
+        Raises:
+            NoMixedGroups: as many prompts as rollout.max_sampling_rounds allows have not brought enough mixed groups.
+        """
+        if self._is_in_round:
+            return 0
+        room = self.capacity - len(self._ready)
+        if room <= 0:
+            return 0
+        self._check_patience()
+        return max(ceil(room / self.mixed_share) - len(self.under_way), 0)
+
+    @property
+    def _is_in_round(self) -> bool:
+        """Without staleness a round is whole before anything else happens, as in sampling.py."""
+        return self.max_staleness == 0 and bool(self.under_way)
+
+    def _check_patience(self) -> None:
+        counts, wanted = self._counts, self.groups_per_step
+        if self.max_staleness == 0:
+            is_over = counts.rounds >= self.max_rounds
+        else:
+            is_over = counts.graded >= self.max_rounds * ceil(wanted / MIN_MIXED_SHARE)
+        if is_over and len(self._ready) < wanted:
+            raise no_mixed_groups(self.num_taken + 1, len(self._ready), counts.graded, wanted, self.max_rounds)
+
+    def begin(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Request]:
+        """A round of prompts is under way from now on, as these requests."""
+        unique = with_unique_ids(prompts)
+        requests = [
+            Request(request_id=self._next_id + i, prompt=prompt, seed_id=unique[i].prompt_id, sampling=sampling)
+            for i, prompt in enumerate(prompts)
+        ]
+        self._next_id += len(requests)
+        self.round += 1
+        self._counts.rounds += 1
+        self._add(requests)
+        return requests
+
+    def _add(self, requests: Sequence[Request]) -> None:
+        self.under_way |= {request.request_id: request for request in requests}
+        self._versions |= {request.request_id: self.version for request in requests}
+
+    def grade(self, request_id: int, group: RolloutGroup) -> None:
+        """A request's answers, with their verdicts. It may have been dropped meanwhile."""
+        if self.under_way.pop(request_id, None) is None:
+            return
+        del self._versions[request_id]
+        self._unreported[request_id] = group
+        counts = self._counts
+        counts.graded += 1
+        if group.is_mixed:
+            counts.mixed += 1
+            self._ready[request_id] = group
+        if counts.graded >= self.groups_per_step:  # fewer say little
+            self.mixed_share = max(counts.mixed / counts.graded, MIN_MIXED_SHARE)
+
+    def take(self, step: int) -> tuple[Taken, list[int]] | None:
+        """The groups of a step, the oldest first, and the ids of requests under way that no later step can train on;
+        None: there are not enough groups yet."""
+        if len(self._ready) < self.groups_per_step or self._is_in_round:
+            return None
+        order = sorted(self._ready, key=lambda key: (oldest_version(self._ready[key]), key))
+        chosen = order[: self.groups_per_step]
+        groups = tuple(self._ready[key] for key in chosen)
+        surplus = len(order) - len(chosen)
+        oldest_of_next = step - self.max_staleness
+        too_old = [key for key in order if oldest_version(self._ready[key]) < oldest_of_next and key not in chosen]
+        late = [key for key, version in self._versions.items() if version < oldest_of_next]
+        graded = tuple(self._unreported[key] for key in sorted(self._unreported))
+        gone = {*chosen, *too_old}
+        self._untrained = [kept for kept in self.kept() if kept.request_id in gone or not kept.is_reported]
+        for key in gone:
+            del self._ready[key]
+        for key in late:
+            del self.under_way[key], self._versions[key]
+        counts, self._counts = self._counts, _Counts()
+        self._unreported, self.num_taken = {}, step
+        metrics = {
+            "rollout/rounds": counts.rounds,
+            "rollout/groups_surplus": surplus,
+            "async/queue_groups": len(self._ready),
+            "async/groups_under_way": len(self.under_way),
+            "async/groups_dropped": len(late) + len(too_old),
+            "async/groups_restarted": counts.restarted,
+        }
+        return Taken(groups=groups, graded=graded, metrics=metrics | staleness_metrics(groups, step)), late
+
+    def trained(self) -> None:
+        """The groups that were taken last have been trained on: a checkpoint holds them no more."""
+        self._untrained = []
+
+    def synced(self, version: int, begun: Set[int], *, restarts: bool) -> None:
+        """The engines hold another policy.
+
+        Args:
+            begun: requests under way that an engine had at the sync; the others have no token yet.
+            restarts: so have those, now.
+        """
+        if version != self.version:
+            self.version, self.round = version, 0
+        for key in self._versions:
+            if restarts or key not in begun:
+                self._versions[key] = version
+        if restarts:
+            self._counts.restarted += len(begun & self._versions.keys())
+
+    def kept(self) -> list[Kept]:
+        """All graded groups that are still to be trained on or reported; those taken for an untrained step, too."""
+        now = [
+            Kept(
+                request_id=key,
+                group=(self._ready | self._unreported)[key],
+                is_ready=key in self._ready,
+                is_reported=key not in self._unreported,
+            )
+            for key in sorted({*self._ready, *self._unreported})
+        ]
+        untrained = {kept.request_id for kept in self._untrained}
+        return self._untrained + [kept for kept in now if kept.request_id not in untrained]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values that `restore` needs beside `kept`."""
+        return {
+            "num_taken": self.num_taken - bool(self._untrained),
+            "next_id": self._next_id,
+            "round": self.round,
+            "version": self.version,
+            "mixed_share": self.mixed_share,
+            "under_way": [
+                [request.request_id, request.prompt.prompt_id, request.seed_id, request.sampling.seed]
+                for request in self.under_way.values()
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any], kept: Sequence[Kept], requests: Sequence[Request]) -> None:
+        """Goes on where a saved queue stopped.
+
+        Args:
+            requests: those of the state's "under_way"; they begin again from their prompts.
+        """
+        self.num_taken, self._next_id = state["num_taken"], state["next_id"]
+        self.version, self.round, self.mixed_share = state["version"], state["round"], state["mixed_share"]
+        self.under_way, self._versions, self._untrained, self._counts = {}, {}, [], _Counts()
+        self._ready = {item.request_id: item.group for item in kept if item.is_ready}
+        self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}
+        self._counts.graded = len(self._unreported)
+        self._counts.mixed = sum(group.is_mixed for group in self._unreported.values())
+        self._add(requests)
+
+
+def oldest_version(group: RolloutGroup) -> int:
+    """Of the policy that sampled the group's oldest token."""
+    return min(rollout.policy_version for rollout in group.rollouts)
+
+
+def staleness_metrics(groups: Sequence[RolloutGroup], step: int) -> dict[str, float]:
+    """How far behind the policy that step `step` trains (step - 1) those were that sampled its answer tokens."""
+    staleness = np.concatenate([step - 1 - rollout.policy_versions_A for group in groups for rollout in group.rollouts])
+    return {
+        "async/staleness_mean": float(staleness.mean()),
+        "async/staleness_max": int(staleness.max()),
+        "async/groups_carried": sum(any(rollout.newer_versions for rollout in group.rollouts) for group in groups),
+    }

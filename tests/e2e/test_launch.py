@@ -1,0 +1,67 @@
+"""launch/train.sh: a run on this machine, through a signal, to its end; and what it says to wrong arguments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+RECIPE = "launch/recipes/quickstart.toml"
+SMALL = ["actor.tp=1", "train.groups_per_step=4", "train.updates_per_step=1", "train.steps=3", "evaluate.samples=0",
+         "evaluate.max_prompts=4"]  # fmt: skip
+
+
+def launch(*arguments):
+    return subprocess.Popen(
+        ["launch/train.sh", *arguments], env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def output_of(*arguments):
+    process = launch(*arguments)
+    text, _ = process.communicate(timeout=60)
+    return process.returncode, text
+
+
+def test_help():
+    status, text = output_of("--help")
+    assert status == 0 and "usage: launch/train.sh" in text and "kill -USR1" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, "usage: launch/train.sh"),
+        (["--fast"], 2, "no such option: --fast; see launch/train.sh --help"),
+        (["none.toml"], 2, "no recipe none.toml in "),
+        ([RECIPE, "data.train=[\"none.parquet\"]"], 1, "mend what FAILs above, or give --anyway"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(arguments, status, words):
+    assert (found := output_of(*arguments))[0] == status, found
+    assert words in found[1] and "attempt 0" not in found[1]
+
+
+def test_a_run_goes_on_after_usr1(tmp_path):
+    process = launch(RECIPE, *SMALL, f"run.dir={tmp_path}", "run.name=a", "run.overwrite=true")
+    overdue = threading.Timer(300, process.terminate)
+    overdue.start()
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("step 1/"):
+                process.send_signal(signal.SIGUSR1)
+    finally:
+        overdue.cancel()
+        process.terminate()
+    text = "".join(lines)
+    assert process.wait(timeout=20) == 0, text
+    assert " 0 FAIL" in text and f"train.sh: process {process.pid}, attempt 1\n" in text and "resumed from " in text
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "step"] == [1, 2, 3]

@@ -1,0 +1,234 @@
+"""Asynchronous runs: what is asked for, what a step gets, what grows too old, what a checkpoint holds."""
+
+import numpy as np
+import pytest
+
+from megatron_nft.group_file import load_groups, save_groups
+from megatron_nft.group_queue import GroupQueue, staleness_metrics
+from megatron_nft.rollout.sample import Request, Sampling
+from megatron_nft.sampling import NoMixedGroups
+from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
+
+SAMPLING = Sampling(group_size=2, temperature=1.0, max_answer_tokens=8, seed=5)
+
+
+def make_queue(max_staleness, groups_per_step=4, max_rounds=3, num_steps=100):
+    return GroupQueue(
+        groups_per_step=groups_per_step, max_staleness=max_staleness, max_rounds=max_rounds, num_steps=num_steps
+    )
+
+
+def make_prompt(number):
+    token_ids_P = np.arange(2, dtype=np.int32)
+    return Prompt(prompt_id=f"p/{number}", text="", token_ids_P=token_ids_P, ground_truth="1", data_source="toy")
+
+
+def answered(request, version, *, mixed=True, newer=()):
+    """A group of two answers of three tokens, sampled by policy `version`, and then by those of `newer`."""
+    rollouts = tuple(
+        Rollout(
+            text=f"{request.request_id}: é{i}",
+            token_ids_A=np.array([7, 8, i], np.int32),
+            engine_logprobs_A=np.array([-0.1, -0.2, -0.3 * i], np.float32),
+            truncated=False,
+            policy_version=version,
+            newer_versions=newer,
+        )
+        for i in range(2)
+    )
+    verdicts = (Verdict(kind="right", detail="1"), Verdict(kind="wrong" if mixed else "right"))
+    return RolloutGroup(prompt=request.prompt, rollouts=rollouts, verdicts=verdicts)
+
+
+def ask(queue):
+    """All that the queue misses: the requests."""
+    first = queue._next_id
+    return queue.begin([make_prompt(first + i) for i in range(queue.num_missing())], SAMPLING)
+
+
+def grade(queue, requests, version, **keywords):
+    for request in requests:
+        queue.grade(request.request_id, answered(request, version, **keywords))
+
+
+def ids(groups):
+    return [int(group.prompt.prompt_id.removeprefix("p/")) for group in groups]
+
+
+def test_without_staleness_a_round_is_whole_before_anything_else():
+    queue = make_queue(0)
+    first = ask(queue)
+    assert len(first) == 4 and queue.num_missing() == 0
+    grade(queue, first[:2], 0)
+    grade(queue, first[2:3], 0, mixed=False)
+    assert queue.take(1) is None and queue.num_missing() == 0
+    grade(queue, first[3:], 0)
+    second = ask(queue)
+    assert len(second) == 2, "one is missing, and three of four were mixed"
+    grade(queue, second[::-1], 0)  # in whatever order they get ready
+    taken, late = queue.take(1)
+    assert (ids(taken.groups), ids(taken.graded), late) == ([0, 1, 3, 4], [0, 1, 2, 3, 4, 5], [])
+    assert taken.metrics["rollout/rounds"] == 2 and taken.metrics["rollout/groups_surplus"] == 1
+    assert taken.metrics["async/groups_dropped"] == 1, "the next step's policy is another"
+    queue.trained()
+    assert queue.num_missing() == 0 and queue.num_ready == 0
+    queue.synced(1, set(), restarts=False)
+    assert queue.num_missing() == 5, "5 of 6 were mixed"
+
+
+@pytest.mark.parametrize("max_staleness", [1, 2, 4])
+def test_a_full_queue_asks_for_nothing(max_staleness):
+    queue = make_queue(max_staleness)
+    grade(queue, ask(queue), 0)
+    assert queue.num_ready == queue.capacity == 4 * (max_staleness + 1) and queue.num_missing() == 0
+    queue.take(1)
+    assert queue.num_missing() == 0, "still the same policy"
+    queue.synced(1, set(), restarts=False)
+    assert queue.num_missing() == 4
+
+
+def test_what_is_under_way_counts_by_the_share_that_is_mixed():
+    queue = make_queue(1)
+    requests = ask(queue)
+    grade(queue, requests[:4], 0)
+    grade(queue, requests[4:], 0, mixed=False)
+    assert queue.mixed_share == 0.5 and len(ask(queue)) == 8 and queue.num_missing() == 0
+
+
+def test_nothing_is_asked_for_beyond_the_last_step():
+    queue = make_queue(4, num_steps=2)
+    assert queue.num_missing() == 8
+
+
+def test_the_oldest_go_first_and_no_token_is_older_than_allowed():
+    queue = make_queue(1)
+    first = ask(queue)  # 8, by policy 0
+    grade(queue, first[1:6], 0)
+    taken, late = queue.take(1)
+    assert (ids(taken.groups), late, queue.num_ready) == ([1, 2, 3, 4], [], 1)
+    queue.trained()
+    queue.synced(1, {0, 6, 7}, restarts=False)
+    second = ask(queue)
+    assert len(second) == 4
+    grade(queue, second, 1)
+    grade(queue, first[6:7], 0, newer=((1, 1),))
+    taken, late = queue.take(2)
+    assert ids(taken.groups) == [5, 6, 8, 9]
+    assert taken.metrics["async/staleness_max"] == 1 and taken.metrics["async/groups_carried"] == 1
+    assert sorted(late) == [0, 7], "begun by policy 0: step 3 trains policy 2"
+    assert taken.metrics["async/groups_dropped"] == 2
+    queue.grade(7, answered(first[7], 0))  # comes all the same
+    assert queue.num_ready == 2 and not queue.under_way
+
+
+def test_a_ready_group_that_is_overtaken_too_often_is_dropped():
+    queue = make_queue(1)
+    first = ask(queue)
+    grade(queue, first, 0)
+    queue.take(1)
+    taken, _ = queue.take(2)
+    assert taken.metrics["async/staleness_max"] == 1
+    queue.synced(2, set(), restarts=False)
+    second = ask(queue)
+    grade(queue, second, 1)  # 8, and only 4 may be used before they are too old
+    queue.take(3)
+    assert queue.num_ready == 0
+
+
+def test_restarted_requests_are_as_young_as_the_weights():
+    queue = make_queue(1)
+    requests = ask(queue)
+    grade(queue, requests[:4], 0)
+    queue.take(1)
+    queue.trained()
+    queue.synced(1, {4, 5}, restarts=True)
+    grade(queue, requests[4:], 1)
+    taken, late = queue.take(2)
+    assert taken.metrics["async/groups_restarted"] == 2 and not late
+    assert taken.metrics["async/staleness_max"] == 0
+
+
+def test_requests_that_no_engine_has_begun_age_with_the_weights():
+    queue = make_queue(1)
+    requests = ask(queue)
+    grade(queue, requests[:4], 0)
+    queue.take(1)
+    queue.synced(1, {4}, restarts=False)
+    grade(queue, ask(queue), 1)
+    _, late = queue.take(2)
+    assert late == [4]
+
+
+@pytest.mark.parametrize("max_staleness, patience", [(0, 3), (1, 3 * 16)])
+def test_sampling_ends_when_no_group_is_mixed(max_staleness, patience):
+    queue, num_graded = make_queue(max_staleness), 0
+    with pytest.raises(NoMixedGroups, match=r"step 1: 0 of \d+ groups .* after 3 rounds, train.groups_per_step = 4"):
+        for _ in range(100):
+            requests = ask(queue)
+            grade(queue, requests, 0, mixed=False)
+            num_graded += len(requests)
+    assert num_graded >= patience
+
+
+def test_staleness_is_that_of_each_token():
+    request = Request(request_id=0, prompt=make_prompt(0), seed_id="", sampling=SAMPLING)
+    group = answered(request, 3, newer=((1, 4), (2, 5)))
+    assert group.rollouts[0].policy_versions_A.tolist() == [3, 4, 5]
+    metrics = staleness_metrics([group], step=6)
+    assert metrics == {"async/staleness_mean": 1.0, "async/staleness_max": 2, "async/groups_carried": 1}
+
+
+def restored(queue, tmp_path, max_staleness=1):
+    """Another queue, from what a checkpoint keeps of this one."""
+    state, kept = queue.state_dict(), queue.kept()
+    prompts = {f"p/{number}": make_prompt(number) for number in range(100)}
+    if kept:
+        save_groups(kept, tmp_path / "groups.npz")
+        kept = load_groups(tmp_path / "groups.npz", prompts)
+    requests = [
+        Request(request_id=key, prompt=prompts[name], seed_id=seed_id, sampling=SAMPLING)
+        for key, name, seed_id, _ in state["under_way"]
+    ]
+    other = make_queue(max_staleness)
+    other.restore(state, kept, requests)
+    return other
+
+
+def test_a_checkpoint_loses_nothing_graded_and_holds_nothing_trained(tmp_path):
+    queue = make_queue(1)
+    requests = ask(queue)
+    grade(queue, requests[:5], 0)
+    queue.take(1)
+    grade(queue, requests[5:6], 0, newer=((2, 1),))
+    grade(queue, requests[6:7], 0, mixed=False)
+    queue.trained()
+    other = restored(queue, tmp_path)
+    assert other.under_way.keys() == queue.under_way.keys() == {7} and other.num_missing() == queue.num_missing()
+    for a, b in zip(queue.kept(), other.kept(), strict=True):
+        assert (a.request_id, a.is_ready, a.is_reported) == (b.request_id, b.is_ready, b.is_reported)
+        for mine, theirs in zip(a.group.rollouts, b.group.rollouts, strict=True):
+            assert (mine.text, mine.truncated) == (theirs.text, theirs.truncated)
+            assert mine.token_ids_A.tolist() == theirs.token_ids_A.tolist()
+            assert mine.engine_logprobs_A.tolist() == theirs.engine_logprobs_A.tolist()
+            assert mine.policy_versions_A.tolist() == theirs.policy_versions_A.tolist()
+        assert a.group.verdicts == b.group.verdicts
+    for one in (queue, other):
+        one.synced(1, set(), restarts=False)
+        grade(one, ask(one), 1)
+        taken, _ = one.take(2)
+        assert ids(taken.groups) == [4, 5, 8, 9] and ids(taken.graded)[:2] == [5, 6]
+
+
+def test_what_a_step_took_and_did_not_train_comes_again(tmp_path):
+    queue = make_queue(1)
+    requests = ask(queue)
+    grade(queue, requests[:6], 0)
+    queue.take(1)
+    other = restored(queue, tmp_path)
+    taken, _ = other.take(1)
+    assert ids(taken.groups) == [0, 1, 2, 3] and ids(taken.graded)[:4] == [0, 1, 2, 3] and other.num_taken == 1
+
+
+def test_an_empty_queue_is_restored(tmp_path):
+    queue = restored(make_queue(1), tmp_path)
+    assert queue.num_missing() == 8 and queue.kept() == []
