@@ -62,6 +62,20 @@ def test_an_engine_that_dies_meanwhile_costs_the_evaluation_only(tmp_path):
     assert_no_survivors(mark)
 
 
+def test_a_rank_that_dies_meanwhile_costs_no_evaluation(tmp_path):
+    """The run goes back to step 0, whose evaluation comes to its end first, and is not done again."""
+    process, mark = start(tmp_path, *RUN, "train.steps=2", *LONG)
+    run = tmp_path / "quickstart"
+    wait_until_scored(process, run)
+    os.kill(last_pid(run, "actor_rank_1"), signal.SIGKILL)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert "starting all ranks again, from the last checkpoint ..." in out and out.count("evaluation at step 0 |") == 1
+    kept = [(r["kind"], r["step"]) for r in records(run)]
+    assert kept == [("evaluation", 0), ("step", 1), ("step", 2), ("evaluation", 2)]
+    assert_no_survivors(mark)
+
+
 def test_a_stop_does_not_wait_for_it(tmp_path):
     process, mark = start(tmp_path, *RUN, "train.steps=6", *LONG)
     run = tmp_path / "quickstart"
