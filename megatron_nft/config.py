@@ -385,6 +385,9 @@ class EvaluateConfig(Section):
     """Temperature of the sampled answers. 0, greedy, goes with one sample only."""
     top_p: float = Field(0.7, gt=0, le=1)
     """Nucleus of the sampled answers."""
+    in_background: bool = True
+    """In a run with cluster.placement = "split": evaluate a step's weights while the actor trains the next step, on the
+    engines that would idle; the sync waits for it. false: between the steps. The answers are the same."""
 
 
 class ClusterConfig(Section):
@@ -451,6 +454,11 @@ class Config(Section):
     @property
     def is_colocated(self) -> bool:
         return self.cluster.placement == "colocated"
+
+    @property
+    def evaluates_in_background(self) -> bool:
+        """Engines and actor don't wait for each other's memory, so that engines may work while the actor trains."""
+        return self.evaluate.in_background and not self.is_colocated
 
     @property
     def carrier(self) -> str:

@@ -9,19 +9,19 @@ evaluation goes on where it was: answers are kept as they come. Written to --out
     samples.jsonl     every answer, a prompt a line
     verdicts.jsonl    what became of each, in the same order
     evaluation.json   all numbers, under the names of observe/metrics.py
-    table.txt, .html  the tables
+    table.txt         the tables
+    report.html       the tables, and answers to read
     recipe.toml       the resolved settings
 
-`evaluate`, below, is train.py's: held-out accuracy with the engines of a run.
+A run's own evaluations, with its engines, are held_out.py's.
 """
 
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,95 +30,22 @@ from megatron_nft.cluster.workers import ClusterError, EngineGroup
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
 from megatron_nft.data.prompts import DataError, load_tokenizer
-from megatron_nft.evaluation.accuracy import bootstrap_means, interval, wilson_interval
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
+from megatron_nft.evaluation.page import render_evaluation
 from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
 from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, average, score
-from megatron_nft.evaluation.table import html_page, text_tables
+from megatron_nft.evaluation.table import text_tables
+from megatron_nft.held_out import evaluation_sampling
 from megatron_nft.hf_config import ModelFolderError
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
 from megatron_nft.rollout.engine import EngineError
-from megatron_nft.rollout.sample import Sampling, sample_groups, stream_groups
-from megatron_nft.types import Prompt, RolloutGroup
+from megatron_nft.rollout.sample import stream_groups
+from megatron_nft.types import Prompt
 from megatron_nft.verdict.graders import grader_of
 from megatron_nft.verdict.judge import Judge, JudgeError
 
 SAMPLES = "samples.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """What an evaluation within a run gives."""
-
-    metrics: dict[str, float]
-    samples: list[RolloutGroup]  # the greedy answers
-    benchmarks: dict[str, dict[str, float]]  # file's name -> its own metrics
-
-
-def evaluate(
-    engines: Any,
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    config: Config,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> HeldOut:
-    """Answers every prompt greedily, and `evaluate.samples` times with sampling; grades; averages.
-
-    The sampled answers have the same seed in every evaluation of a run, so evaluations differ by the weights only.
-    """
-    greedy = Sampling(group_size=1, temperature=0.0, max_answer_tokens=config.rollout.max_answer_tokens, seed=0)
-    groups = judge.judge(sample_groups(engines, list(prompts), greedy, on_progress))
-    sampled: list[RolloutGroup] = []
-    if config.evaluate.samples:
-        sampling = _sampling(config, config.evaluate.samples)
-        sampled = judge.judge(sample_groups(engines, list(prompts), sampling, on_progress))
-    names = dict.fromkeys(_benchmark_of(group) for group in groups)
-    return HeldOut(
-        metrics=_held_out_metrics(groups, sampled, config.run.seed),
-        samples=groups,
-        benchmarks={
-            name: _held_out_metrics(
-                [group for group in groups if _benchmark_of(group) == name],
-                [group for group in sampled if _benchmark_of(group) == name],
-                config.run.seed,
-            )
-            for name in names
-        },
-    )
-
-
-def _held_out_metrics(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int) -> dict[str, float]:
-    """Accuracies with their 95% intervals, under their public names."""
-    num_right = sum(sum(group.rights) for group in greedy)
-    low, high = wilson_interval(num_right, len(greedy))
-    metrics = {
-        "eval/prompts": len(greedy),
-        "eval/greedy_accuracy": num_right / len(greedy),
-        "eval/greedy_accuracy_low": low,
-        "eval/greedy_accuracy_high": high,
-        "eval/truncated_fraction": sum(group.rollouts[0].truncated for group in greedy) / len(greedy),
-    }
-    if sampled:
-        rates = [group.correct_rate for group in sampled]
-        low, high = interval(bootstrap_means(rates, seed))
-        metrics |= {"eval/k": len(sampled[0].rollouts), "eval/avg_at_k": sum(rates) / len(rates)}
-        metrics |= {"eval/avg_at_k_low": low, "eval/avg_at_k_high": high}
-    return metrics
-
-
-def _benchmark_of(group: RolloutGroup) -> str:
-    return group.prompt.prompt_id.rpartition("/")[0]
-
-
-def _sampling(config: Config, num_samples: int) -> Sampling:
-    return Sampling(
-        group_size=num_samples,
-        temperature=config.evaluate.temperature,
-        top_p=config.evaluate.top_p,
-        max_answer_tokens=config.rollout.max_answer_tokens,
-        seed=config.run.seed,
-    )
 
 
 def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
@@ -227,7 +154,7 @@ def sample(engines: Any, config: Config, missing: dict[int, list[Prompt]], sampl
     done = 0
     # Many answers first: the engines are then never left with a few prompts and much to do.
     for count, prompts in sorted(missing.items(), reverse=True):
-        for group in stream_groups(engines, prompts, _sampling(config, count)):
+        for group in stream_groups(engines, prompts, evaluation_sampling(config, count)):
             samples.append(group)
             done += 1
             progress.update(done)
@@ -285,7 +212,9 @@ def _write_results(
     model = Path(config.model.path).resolve().name
     settings = ", ".join(f"{name} {value}" for name, value in sampling_settings(config).items() if name != "model")
     (out / "table.txt").write_text(text_tables(model, scores) + "\n", encoding="utf-8")
-    (out / "table.html").write_text(html_page(model, settings, scores), encoding="utf-8")
+    answers = {b.name: list(zip(b.prompts, graded[b.name], strict=True)) for b in benchmarks}
+    page = render_evaluation(model, settings, scores, answers, config.run.seed)
+    (out / "report.html").write_text(page, encoding="utf-8")
 
 
 def _say(line: str) -> None:

@@ -25,7 +25,7 @@ from megatron_nft.cluster.workers import Actors, EngineGroup, begin_start
 from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
-from megatron_nft.evaluate import evaluate
+from megatron_nft.held_out import HeldOutEvaluation
 from megatron_nft.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.nft.groups import to_sequences
 from megatron_nft.observe.batches import BatchError, logprob_gap, save_batch
@@ -50,7 +50,13 @@ INTERRUPTED, GO_ON = 130, 75
 
 
 class Training:
-    """The parts of a run, and its loop."""
+    """The parts of a run, and its loop.
+
+    Attributes:
+        engines_wait: while the actor trains.
+    """
+
+    engines_wait = True
 
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
@@ -62,10 +68,10 @@ class Training:
         if (earlier := progress_to_resume(config)) is not None:
             prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
         held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
-        self.held_out = held_out[: config.evaluate.max_prompts or None]
+        held_out = held_out[: config.evaluate.max_prompts or None]
         report.announce(
             f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
-            f"{train.num_without_answer} without an answer left out), {len(self.held_out)} held out"
+            f"{train.num_without_answer} without an answer left out), {len(held_out)} held out"
         )
         report.announce(
             f"actor: {config.actor.world_size} Megatron ranks ({config.actor.layout}), {config.actor.precision} | "
@@ -77,6 +83,9 @@ class Training:
         starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
+        self.held_out = HeldOutEvaluation(
+            config, self.engines, self.judge, held_out, report, in_background=self.engines_wait
+        )
         self.sampler = self.make_sampler(prompts, parts)
         for pending in starting:
             pending.wait()
@@ -130,6 +139,7 @@ class Training:
         """
         self.restarts.count(error, self.progress.step)
         self.report.announce(f"{error}\nstarting all ranks again, from the last checkpoint ...")
+        self.held_out.finish()
         self.checkpoints.abandon()
         self.progress = self.start  # nothing that save_and_stop could save
         self.actors.kill()
@@ -160,6 +170,7 @@ class Training:
     def learn(self, step: int, groups: Sequence[RolloutGroup], stop: Stop) -> None:
         """A step's groups -> a better actor, and its checkpoint if one is due."""
         config, report = self.config, self.report
+        self.held_out.begin_due()  # of the step before, on engines that would idle, if they may
         self.checkpoints.poll()
         with report.stage("pack"):
             batch = pack(
@@ -184,6 +195,8 @@ class Training:
         if trained["actor/nonfinite_updates"]:
             self.keep_nonfinite(step, batch)
         self.progress = self.progress_after(step)
+        with stop.interruptible():
+            self.held_out.finish()
         if self.checkpoints.is_due(step):
             with report.stage("checkpoint"):
                 self.checkpoints.begin(self.progress)  # written while the run goes on
@@ -239,16 +252,9 @@ class Training:
         is_end = step in (0, train.steps)
         is_due = is_end or (train.evaluate_every and step % train.evaluate_every == 0)
         if is_due and not self.report.has_evaluation(step):  # a resumed run may have, before it was stopped
-            self.evaluate(step)
+            self.held_out.evaluate(step)
         if not is_end and train.export_every and step % train.export_every == 0 and not export.exists():
             self.actors.save_hf(export)
-
-    def evaluate(self, step: int) -> None:
-        """Held-out accuracy, if there are held-out prompts."""
-        if self.held_out:
-            with self.report.stage("evaluate", total=len(self.held_out), unit="prompts") as progress:
-                result = evaluate(self.engines, self.judge, self.held_out, self.config, progress.update)
-            self.report.add_evaluation(step, result.metrics, result.samples, result.benchmarks)
 
 
 def train(config: Config, kind: type[Training] = Training) -> None:

@@ -401,7 +401,8 @@ class EngineGroup:
                 yield group
 
     def kill(self) -> None:
-        """Ends all engines at once, whatever they are at."""
+        """Ends all engines at once, whatever they are at; none is started again."""
+        self._restarts = self._config.rollout.max_restarts
         for engine in self._engines.values():
             ray.kill(engine)
 

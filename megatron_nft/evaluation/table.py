@@ -1,19 +1,11 @@
-"""Scores of benchmarks -> the paper's table with the published rows beside, and one line a benchmark: text and HTML."""
+"""Scores of benchmarks -> the paper's table with the published rows beside, and one line a benchmark."""
 
-import html
 from collections.abc import Sequence
 
 from megatron_nft.evaluation.scores import BenchmarkScores, average
 from megatron_nft.observe.published import COLUMNS, published_rows
 
 Row = list[str]
-
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "div{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}tr{border-bottom:1px solid #8884}.ours{font-weight:bold}"
-    ":root{color-scheme:light dark}"
-)
 
 
 def paper_rows(model: str, benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
@@ -82,19 +74,6 @@ def text_tables(model: str, benchmarks: Sequence[BenchmarkScores]) -> str:
     )
 
 
-def html_page(model: str, settings: str, benchmarks: Sequence[BenchmarkScores]) -> str:
-    """The same as one page that needs no network."""
-    tables = "".join(_html_table(rows) for rows in (paper_rows(model, benchmarks), detail_rows(benchmarks)))
-    remarks = "".join(f"<li>{html.escape(note)}</li>" for note in notes(benchmarks))
-    title = html.escape(f"Evaluation of {model}")
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{html.escape(settings)}</p>{tables}"
-        f"<ul>{remarks}</ul></html>\n"
-    )
-
-
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
@@ -113,9 +92,3 @@ def _aligned(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
-
-
-def _html_table(rows: Sequence[Row]) -> str:
-    head, *body = [[html.escape(cell) for cell in row] for row in rows]
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<div><table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{lines}</table></div>"

@@ -58,7 +58,7 @@ class PageAnswers:
     def add(self, records: Sequence[AnswerRecord]) -> None:
         if not records:
             return
-        self._batches.append([{k: _shorten(v) for k, v in record.items()} for record in records])
+        self._batches.append([{k: shortened(v) for k, v in record.items()} for record in records])
         while len(self._batches) > 2 and self._num_chars() > self._max_chars:
             self._batches = self._batches[:-1:2] + self._batches[-1:]  # the first and the last stay
 
@@ -70,9 +70,10 @@ class PageAnswers:
         return sum(len(str(record["prompt"])) + len(str(record["answer"])) for record in self.records)
 
 
-def _shorten(value: Any) -> Any:
+def shortened(value: Any) -> Any:
+    """A long text without its middle, for a page; anything else as it is."""
     if not isinstance(value, str) or len(value) <= MAX_TEXT_CHARS:
         return value
     half = MAX_TEXT_CHARS // 2
-    gap = f"\n[... {len(value) - 2 * half} characters left out; all are in rollouts.jsonl ...]\n"
+    gap = f"\n[... {len(value) - 2 * half} characters left out; the .jsonl file has all of it ...]\n"
     return value[:half] + gap + value[-half:]

@@ -21,7 +21,7 @@ from megatron_nft.observe.metrics import METRICS, STAGES
 from megatron_nft.observe.series import columns, correct_rates
 from megatron_nft.types import StepReport
 
-PAGE_FILES = ("style.css", "charts.js", "answers.js", "page.js")
+PAGE_FILES = ("style.css", "charts.js", "tables.js", "answers.js", "page.js")
 
 
 def write_page(

@@ -20,7 +20,7 @@ ARGUMENTS = [
     "launch/recipes/quickstart.toml", f"evaluate.max_prompts={PROMPTS}", f"evaluate.samples={K}",
     "rollout.max_concurrent=8", "rollout.kv_cache_gib=0.1",
 ]  # fmt: skip
-RESULTS = ("evaluation.json", "table.txt", "table.html", "verdicts.jsonl")
+RESULTS = ("evaluation.json", "table.txt", "report.html", "verdicts.jsonl")
 
 
 def start(out):

@@ -130,17 +130,6 @@ function fillMetrics() {
   }
 }
 
-function fillTables() {
-  byId("evaluation").hidden = data.tables.every(rows => !rows.length);
-  for (const rows of data.tables.filter(rows => rows.length)) {
-    const table = html("table", "results", html("div", "scroll", byId("evaluation")));
-    rows.forEach((cells, i) => {
-      const row = html("tr", cells[0].startsWith("this run") ? "ours" : "", table);
-      cells.forEach((cell, j) => html(i ? "td" : "th", i && j ? "value" : "", row, cell));
-    });
-  }
-}
-
 const FILTERS = [
   {name: "from", label: "from", of: answer => answer.source === "train" ? "training" : "held-out"},
   {name: "step", label: "step", of: answer => String(answer.step)},
@@ -151,5 +140,6 @@ fillHeader();
 fillHeadline();
 fillCharts(byId("charts"), chartSpecs());
 fillMetrics();
-fillTables();
+byId("evaluation").hidden = data.tables.every(rows => !rows.length);
+fillTables(byId("evaluation"), data.tables, label => label.startsWith("this run"));
 browseAnswers(data.answers, FILTERS);

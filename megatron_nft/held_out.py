@@ -1,0 +1,193 @@
+"""A run's held-out accuracy: after a step, or of a step's weights while the actor trains the next.
+
+In the background the engines evaluate what they hold, the weights of step N, after the rollouts of step N + 1, when
+they would idle; the answers' seeds are the prompts', so they are the same ones. Called by train.py.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_nft.config import Config
+from megatron_nft.evaluation.accuracy import bootstrap_means, interval, wilson_interval
+from megatron_nft.observe.report import Report
+from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.types import Prompt, RolloutGroup
+from megatron_nft.verdict.judge import Judge
+
+
+class EngineReplaced(RuntimeError):
+    """An engine was started again while it evaluated in the background: it has no weights, the actor has newer ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What an evaluation gives."""
+
+    metrics: dict[str, float]
+    samples: list[RolloutGroup]  # the greedy answers
+    benchmarks: dict[str, dict[str, float]]  # file's name -> its own metrics
+
+
+class HeldOutEvaluation:
+    """Evaluates on a run's held-out prompts and tells the report.
+
+    Args:
+        in_background: engines and judge have nothing to do between a step's rollouts and the next weight sync.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engines: Any,
+        judge: Judge,
+        prompts: Sequence[Prompt],
+        report: Report,
+        *,
+        in_background: bool,
+    ) -> None:
+        self._config, self._engines, self._judge, self._report = config, engines, judge, report
+        self._prompts = prompts
+        self._in_background = in_background and config.evaluates_in_background
+        self._due: int | None = None  # step whose weights wait for an evaluation in the background
+        self._running: _Background | None = None
+
+    def evaluate(self, step: int) -> None:
+        """At once; or, if it may be in the background, after the next step's rollouts, at `begin_due`."""
+        if not self._prompts:
+            return
+        if self._in_background and step < self._config.train.steps:
+            self._due = step
+            return
+        with self._report.stage("evaluate", total=len(self._prompts), unit="prompts") as progress:
+            result = evaluate(self._engines, self._judge, self._prompts, self._config, progress.update)
+        self._report.add_evaluation(step, result.metrics, result.samples, result.benchmarks)
+
+    def begin_due(self) -> None:
+        """Starts the evaluation that is due, if one is. Until `finish`, engines and judge belong to it."""
+        if self._due is not None:
+            step, self._due = self._due, None
+            self._running = _Background(
+                step, self._engines, lambda: evaluate(self._engines, self._judge, self._prompts, self._config)
+            )
+
+    def finish(self) -> None:
+        """Waits for the evaluation in the background, and reports it. None is due afterwards.
+
+        Raises:
+            Exception: what ended the evaluation; where an engine was replaced, it is only left out, with a line.
+        """
+        self._due = None
+        if (running := self._running) is None:
+            return
+        with self._report.stage("evaluate"):
+            running.wait()
+        self._running = None
+        try:
+            result = running.result()
+        except EngineReplaced as error:
+            self._report.announce(f"evaluation at step {running.step} is left out: {error}")
+            return
+        metrics = result.metrics | {"time/evaluate_s": running.seconds}
+        self._report.add_evaluation(running.step, metrics, result.samples, result.benchmarks)
+
+
+class _Background:
+    """An evaluation in a thread, a daemon: a run that ends does not wait for it."""
+
+    def __init__(self, step: int, engines: Any, work: Callable[[], HeldOut]) -> None:
+        self.step, self.seconds = step, 0.0
+        self._engines, self._refill, self._work = engines, engines.refill, work
+        self._result: HeldOut | None = None
+        self._error: BaseException | None = None
+        engines.refill = self._refuse_refill
+        self._thread = threading.Thread(target=self._run, name=f"evaluation at step {step}", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        self._thread.join()
+        self._engines.refill = self._refill
+
+    def result(self) -> HeldOut:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _run(self) -> None:
+        start = time.perf_counter()
+        try:
+            self._result = self._work()
+        except BaseException as error:
+            self._error = error
+        self.seconds = time.perf_counter() - start
+
+    def _refuse_refill(self) -> None:
+        raise EngineReplaced("an engine had to be started again meanwhile, and the actor has newer weights by now")
+
+
+def evaluate(
+    engines: Any,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    config: Config,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> HeldOut:
+    """Answers every prompt greedily, and `evaluate.samples` times with sampling; grades; averages.
+
+    The sampled answers have the same seed in every evaluation of a run, so evaluations differ by the weights only.
+    """
+    greedy = Sampling(group_size=1, temperature=0.0, max_answer_tokens=config.rollout.max_answer_tokens, seed=0)
+    groups = judge.judge(sample_groups(engines, list(prompts), greedy, on_progress))
+    sampled: list[RolloutGroup] = []
+    if config.evaluate.samples:
+        sampling = evaluation_sampling(config, config.evaluate.samples)
+        sampled = judge.judge(sample_groups(engines, list(prompts), sampling, on_progress))
+    names = dict.fromkeys(_benchmark_of(group) for group in groups)
+    return HeldOut(
+        metrics=_metrics(groups, sampled, config.run.seed),
+        samples=groups,
+        benchmarks={
+            name: _metrics(
+                [group for group in groups if _benchmark_of(group) == name],
+                [group for group in sampled if _benchmark_of(group) == name],
+                config.run.seed,
+            )
+            for name in names
+        },
+    )
+
+
+def evaluation_sampling(config: Config, num_samples: int) -> Sampling:
+    """How an evaluation samples so many answers to a prompt."""
+    return Sampling(
+        group_size=num_samples,
+        temperature=config.evaluate.temperature,
+        top_p=config.evaluate.top_p,
+        max_answer_tokens=config.rollout.max_answer_tokens,
+        seed=config.run.seed,
+    )
+
+
+def _metrics(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int) -> dict[str, float]:
+    """Accuracies with their 95% intervals, under their public names."""
+    num_right = sum(sum(group.rights) for group in greedy)
+    low, high = wilson_interval(num_right, len(greedy))
+    metrics = {
+        "eval/prompts": len(greedy),
+        "eval/greedy_accuracy": num_right / len(greedy),
+        "eval/greedy_accuracy_low": low,
+        "eval/greedy_accuracy_high": high,
+        "eval/truncated_fraction": sum(group.rollouts[0].truncated for group in greedy) / len(greedy),
+    }
+    if sampled:
+        rates = [group.correct_rate for group in sampled]
+        low, high = interval(bootstrap_means(rates, seed))
+        metrics |= {"eval/k": len(sampled[0].rollouts), "eval/avg_at_k": sum(rates) / len(rates)}
+        metrics |= {"eval/avg_at_k_low": low, "eval/avg_at_k_high": high}
+    return metrics
+
+
+def _benchmark_of(group: RolloutGroup) -> str:
+    return group.prompt.prompt_id.rpartition("/")[0]
