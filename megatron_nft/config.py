@@ -387,7 +387,8 @@ class EvaluateConfig(Section):
     """Nucleus of the sampled answers."""
     in_background: bool = True
     """In a run with cluster.placement = "split": evaluate a step's weights while the actor trains the next step, on the
-    engines that would idle; the sync waits for it. false: between the steps. The answers are the same."""
+    engines that would idle; the sync waits for it. false, and `megatron_nft.train_async`: between the steps. The
+    answers are the same."""
 
 
 class ClusterConfig(Section):

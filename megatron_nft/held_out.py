@@ -34,10 +34,6 @@ class HeldOut:
 class HeldOutEvaluation:
     """Evaluates on a run's held-out prompts and tells the report.
 
-    Args:
-        in_background: engines and judge have nothing to do between a step's rollouts and the next weight sync.
-    """
-
     def __init__(
         self,
         config: Config,
@@ -49,8 +45,7 @@ class HeldOutEvaluation:
         in_background: bool,
     ) -> None:
         self._config, self._engines, self._judge, self._report = config, engines, judge, report
-        self._prompts = prompts
-        self._in_background = in_background and config.evaluates_in_background
+        self._prompts, self._in_background = prompts, in_background
         self._due: int | None = None  # step whose weights wait for an evaluation in the background
         self._running: _Background | None = None
 

@@ -50,13 +50,10 @@ INTERRUPTED, GO_ON = 130, 75
 
 
 class Training:
-    """The parts of a run, and its loop.
+    """The parts of a run, and its loop."""
 
-    Attributes:
-        engines_wait: while the actor trains.
-    """
-
-    engines_wait = True
+    engines_idle = True
+    """While the actor trains, unless they share GPUs."""
 
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """Builds the parts: reads the data, then starts graders, Megatron ranks and engines side by side."""
@@ -83,9 +80,8 @@ class Training:
         starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
-        self.held_out = HeldOutEvaluation(
-            config, self.engines, self.judge, held_out, report, in_background=self.engines_wait
-        )
+        behind = self.engines_idle and config.evaluates_in_background
+        self.held_out = HeldOutEvaluation(config, self.engines, self.judge, held_out, report, in_background=behind)
         self.sampler = self.make_sampler(prompts, parts)
         for pending in starting:
             pending.wait()
@@ -158,6 +154,7 @@ class Training:
             with report.step(step):
                 with stop.interruptible():
                     groups = self.sampler.sample(step)
+                self.held_out.begin_due()  # of the step before, on engines that would idle, if they may
                 self.learn(step, groups, stop)
                 with report.stage("sync"):
                     report.add(self.sync())
@@ -170,7 +167,6 @@ class Training:
     def learn(self, step: int, groups: Sequence[RolloutGroup], stop: Stop) -> None:
         """A step's groups -> a better actor, and its checkpoint if one is due."""
         config, report = self.config, self.report
-        self.held_out.begin_due()  # of the step before, on engines that would idle, if they may
         self.checkpoints.poll()
         with report.stage("pack"):
             batch = pack(

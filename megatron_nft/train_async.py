@@ -36,7 +36,7 @@ from megatron_nft.train import Training, main
 class AsyncTraining(Training):
     """The parts of a run, and a loop whose groups come from a producer."""
 
-    engines_wait = False
+    engines_idle = False
 
     def __init__(self, config: Config, report: Report, parts: ExitStack) -> None:
         """As Training's.

@@ -23,6 +23,8 @@ CHARTS = """[...document.querySelectorAll('.chart')].map(card => ({
     title: card.querySelector('h3').textContent, empty: !!card.querySelector('.empty'),
     marks: [...card.querySelectorAll('svg > path, svg > rect, svg > circle, svg > polygon')]
         .filter(mark => { const box = mark.getBBox(); return box.width + box.height > 1; }).length}))"""
+EMPTY_LINES = """[...document.querySelectorAll('.chart svg > path')]
+    .filter(path => path.getTotalLength() < 10).length"""
 OVERLAPS = """[...document.querySelectorAll('.chart')].flatMap(card => {
     const labels = [...card.querySelectorAll('svg text')].map(node => [node.textContent, node.getBoundingClientRect()]);
     const frame = card.getBoundingClientRect(), found = [];
@@ -133,6 +135,7 @@ def test_a_long_run(browser, make_page, tmp_path, width):
     charts = page.run(CHARTS)
     assert len(charts) == 10
     assert [chart for chart in charts if chart["empty"] or not chart["marks"]] == []
+    assert page.run(EMPTY_LINES) == 0
     rows = page.run("[...document.querySelectorAll('.results tr')].map(row => row.cells[0].textContent)")
     assert "math500" in rows and "this run, step 120" in rows and "7B NFT (published)" in rows
 

@@ -153,6 +153,19 @@ def test_a_resumed_run_is_the_same_one_in_wandb_with_every_step_once(make_tracke
     assert losses == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
 
 
+def test_a_run_that_goes_back_without_a_stop_has_every_step_once(make_tracked):
+    config, stream = make_tracked("tensorboard", "wandb"), io.StringIO()
+    report = record_three_steps(config, stream)
+    report.rewind(1)
+    record(report, 2, 3, 4, scale=10.0)
+    report.close("done")
+    wanted = [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+    assert "given up" not in stream.getvalue()
+    assert read_tensorboard(config.run_dir / "tensorboard" / "by_step")["nft/loss"] == wanted
+    (records,) = read_wandb(config.run_dir).values()
+    assert [(r["train/step"], r["nft/loss"]) for r in rows_of(records) if "nft/loss" in r] == wanted
+
+
 def test_what_has_been_uploaded_stays_and_the_resumed_run_is_whole_beside_it(make_tracked):
     config = make_tracked("wandb")
     record_three_steps(config).close("interrupted")
