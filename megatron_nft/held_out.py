@@ -32,7 +32,7 @@ class HeldOut:
 
 
 class HeldOutEvaluation:
-    """Evaluates on a run's held-out prompts and tells the report.
+    """Evaluates on a run's held-out prompts and tells the report."""
 
     def __init__(
         self,
