@@ -1,23 +1,45 @@
 #!/usr/bin/env bash
-# The data of the published recipes into data/, under the names that the recipes have; or a folder of such files, linked.
-#   launch/download_data.sh                          from the hub, on a machine with network
-#   launch/download_data.sh /offline/folder          with dapo-math-17k.parquet and aime24.parquet in it
+# Training data and the six benchmarks into data/, under the names that the recipes and eval.sh have, every problem once.
+#   launch/download_data.sh                       the NFT authors' files, from the hub, on a machine with network
+#   launch/download_data.sh --dapo                DAPO's own: training data and AIME 2024 only; asks for "Answer: ..."
+#   launch/download_data.sh /offline/folder       files from there, under the names below or those on the hub
+# DATA is another folder than data; PYTHON another Python than .venv/bin/python.
+# The names on the hub are those of the download scripts of NVlabs/NFT and of verl's DAPO recipe. Not tried: no network here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# What the recipes call it | dataset on the hub | file in it
-files=("dapo-math-17k.parquet BytedTsinghua-SIA/DAPO-Math-17k data/dapo-math-17k.parquet"
-    "aime24.parquet BytedTsinghua-SIA/AIME-2024 data/aime-2024.parquet")
-mkdir -p data
+# Its name here | dataset on the hub | file in it
+nft=ChenDRAG/VeRL_math_validation
+files=("dapo-math-17k.parquet $nft dapo-math-17k_10boxed.parquet"
+    "aime24.parquet $nft aime-2024-boxed_w_answer.parquet"
+    "aime25.parquet $nft aime2025_32_dapo_boxed_w_answer.parquet"
+    "amc23.parquet $nft amc2023_32_dapo_boxed_w_answer.parquet"
+    "math500.parquet $nft math500_boxed.parquet"
+    "minerva.parquet $nft minerva_math.parquet"
+    "olympiad.parquet $nft olympiadbench.parquet")
+if [[ ${1:-} == --dapo ]]; then
+    shift
+    files=("dapo-math-17k.parquet BytedTsinghua-SIA/DAPO-Math-17k data/dapo-math-17k.parquet"
+        "aime24.parquet BytedTsinghua-SIA/AIME-2024 data/aime-2024.parquet")
+fi
+if [[ ${1:-} == -* ]]; then echo "error: no such option: $1; it is --dapo, or a folder" >&2; exit 2; fi
+folder=${1:-} data=${DATA:-data} python=${PYTHON:-.venv/bin/python}
+command -v "$python" >/dev/null || { echo "error: no $python; run launch/install.sh first, or set PYTHON" >&2; exit 2; }
+mkdir -p "$data"
 for entry in "${files[@]}"; do
     read -r name repository file <<<"$entry"
-    if [[ -n ${1:-} ]]; then
-        [[ -r $1/$name ]] || { echo "error: no $1/$name; it is $file of https://huggingface.co/datasets/$repository" >&2; exit 2; }
-        ln -sfn "$(realpath "$1/$name")" "data/$name"
+    if [[ -n $folder ]]; then
+        source=$folder/$name
+        [[ -r $source ]] || source=$folder/$(basename "$file")
+        [[ -r $source ]] || {
+            echo "error: neither $name nor $(basename "$file") in $folder; it is $file of" \
+                "https://huggingface.co/datasets/$repository" >&2; exit 2; }
     else
-        hf=.venv/bin/hf
+        hf=$(dirname "$(command -v "$python")")/hf
         [[ -x $hf ]] || hf=$(command -v hf) || { echo "error: no hf command; run launch/install.sh first" >&2; exit 2; }
-        "$hf" download "$repository" "$file" --repo-type dataset --local-dir "data/.$name"
-        ln -sfn ".$name/$file" "data/$name"
+        "$hf" download "$repository" "$file" --repo-type dataset --local-dir "$data/.hub" || {
+            echo "error: no $file of https://huggingface.co/datasets/$repository; without network, download it elsewhere," \
+                "and give its folder: launch/download_data.sh FOLDER" >&2; exit 1; }
+        source=$data/.hub/$file
     fi
-    echo "data: data/$name, $(du -shL "data/$name" | cut -f1)"
+    "$python" launch/unique_rows.py "$source" "$data/$name"
 done

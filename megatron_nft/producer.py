@@ -110,7 +110,16 @@ class Producer:
                 self._raise_error()
                 self._changed.wait(1.0)
             self._raise_error()
+
+    def wait_for_engines(self) -> None:
+        """Waits until engines that were started again can take weights. To be called while paused."""
         self._stream.wait_for_starts()
+
+    def abandon(self) -> None:
+        """Drops all requests under way, and engines that are being started. To be called while paused."""
+        with self._changed:
+            self._stream.abandon()
+            self._ungraded, self._grading, self._late = [], None, []
 
     def resume(self, version: int) -> None:
         """Goes on, after a weight sync that has brought the engines this policy."""
@@ -138,8 +147,7 @@ class Producer:
         with self._changed:
             assert self._paused, "pause first"
             self._prompts.load_state_dict(state["prompts"])
-            self._stream.forget()
-            self._ungraded, self._grading, self._late = [], None, []
+            self.abandon()
             share = state["mixed_share"]
             empty = {"num_taken": step, "version": step, "round": 0, "next_id": 0, "mixed_share": share}
             queue = state.get("queue", {**empty, "under_way": []})

@@ -109,7 +109,13 @@ class AsyncTraining(Training):
     def start_again(self, error: ProcessLost) -> None:
         """As Training's; what is graded or under way goes back to the checkpoint, too."""
         self.producer.pause()
+        self.producer.abandon()
         super().start_again(error)
+
+    def sync(self) -> dict[str, float]:
+        """As Training's, with all engines there."""
+        self.producer.wait_for_engines()
+        return super().sync()
 
     def save_and_stop(self) -> None:
         """Saves the last whole step, with all that has been graded since."""

@@ -16,7 +16,7 @@ load_site() {
     : "${NFT_LOCAL_DIR:?is not set in $site: a folder on each node\'s own disk, such as /tmp}"
     if [[ -z ${NFT_CONTAINER:-} ]]; then
         : "${NFT_VENV:?is not set in $site, nor is NFT_CONTAINER: the virtual environment that all nodes see}"
-        [[ -x $NFT_VENV/bin/python ]] || die "NFT_VENV=$NFT_VENV in $site has no bin/python; make it with launch/install.sh"
+        [[ -x $NFT_VENV/bin/python ]] || die "NFT_VENV=$NFT_VENV in $site has no bin/python; make it as slurm/README.md, 1, says"
     fi
     [[ -d $NFT_HOME/megatron_nft ]] || die "NFT_HOME=$NFT_HOME in $site is not the repository: it has no megatron_nft/"
     export NFT_HOME NFT_RUNS NFT_LOCAL_DIR NFT_VENV NFT_MODULES="${NFT_MODULES:-}" NFT_INTERFACE="${NFT_INTERFACE:-}"

@@ -9,6 +9,7 @@ fi
 if [[ -z ${NFT_CONTAINER:-} ]]; then export PATH=${NFT_VENV:?is set by slurm/common.sh}/bin:$PATH; fi
 export PYTHONPATH=$NFT_HOME${PYTHONPATH:+:$PYTHONPATH}
 export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export RAY_prestart_worker_first_driver=0 # else Ray starts idle workers on the driver's node, which no rank or engine can use
 if [[ -n ${NFT_INTERFACE:-} ]]; then export NCCL_SOCKET_IFNAME=$NFT_INTERFACE GLOO_SOCKET_IFNAME=$NFT_INTERFACE; fi
 if [[ -n ${NFT_PID_FILE:-} ]]; then echo $$ >"$NFT_PID_FILE"; fi
 exec "$@"

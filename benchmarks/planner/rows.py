@@ -53,6 +53,8 @@ class Row:
     prompt_tokens: float
     mixed_share: float = 1.0
     is_overlapped: bool = False  # rollouts of the next step beside training
+    weights_out: int = 0  # times that its program copies a rank's weights to the host, which ours doesn't ...
+    weights_back: int = 0  # ... and back
     assumed: str
     changed: dict[str, Any] = field(default_factory=dict)  # of the machine
 
@@ -60,17 +62,24 @@ class Row:
 def nemo(
     model: str, *, engines: int, engine_tp: int, actor: dict, sequence: float, overlapped: bool, **more: Any
 ) -> dict:
-    """The settings that NeMo-RL's rows share: 64 prompts x 32 answers, 4 updates, 4096 tokens at most."""
+    """The settings that NeMo-RL's rows share: 64 prompts x 32 answers, 4 updates, sequences of 4096 tokens at most.
+
+    Before the reference model scores, its weights take the place of the policy's, which go to the host and come back
+    (`use_reference_model`); colocated, the policy's weights wait there while engines generate, too
+    (`offload_after_refit`).
+    """
     prompt = 150
     return {
+        "weights_out": 1 if overlapped else 2,
+        "weights_back": 2 if overlapped else 3,
         "model": model,
         "answer_tokens": sequence - prompt,
         "prompt_tokens": prompt,
         "is_overlapped": overlapped,
         "unit": "s a step",
         "settings": {
-            "data": {"train": ["-"], "max_prompt_tokens": 512},
-            "rollout": {"engines": engines, "tp": engine_tp, "group_size": 32, "max_answer_tokens": 4096 - 512,
+            "data": {"train": ["-"], "max_prompt_tokens": prompt},
+            "rollout": {"engines": engines, "tp": engine_tp, "group_size": 32, "max_answer_tokens": 4096 - prompt,
                         "max_concurrent": 1024, "gpu_memory_fraction": 0.8 if overlapped else 0.6},
             "verdict": {"workers": 8},
             "algorithm": {"name": "grpo", "kl_weight": 0.01},

@@ -115,8 +115,9 @@ class RequestStream:
             if self._engines.handle(name) is not handle:
                 self._take_back(name)
 
-    def forget(self) -> None:
-        """Drops all requests."""
+    def abandon(self) -> None:
+        """Drops all requests, and waits for no engine any more: a weight sync will find out which of them are there."""
+        self._starting.clear()
         self.drop([key for asked in self._asked.values() for key in asked] + [r.request_id for r in self._waiting])
 
     def _hand_out(self) -> None:

@@ -27,6 +27,8 @@ class Efficiency:
     nvlink: float
     network: float
     pcie: float
+    to_host_gb_s: float
+    from_host_gb_s: float
     collective_us: float
     decode_layer_us: float
     decode_step_ms: float
@@ -70,6 +72,12 @@ class Machine:
     @property
     def pcie_bytes_per_s(self) -> float:
         return self.pcie_gb_s * 1e9 * self.efficiency.pcie
+
+    def host_round_trip_s(self, size: float) -> float:
+        """Seconds for so many bytes to ordinary host memory and back: never faster than PCIe."""
+        e = self.efficiency
+        rates = (min(rate * 1e9, self.pcie_bytes_per_s) for rate in (e.to_host_gb_s, e.from_host_gb_s))
+        return sum(size / rate for rate in rates)
 
     def matmul_flops(self, *, fp8: bool = False) -> float:
         """FLOP/s of matrix products, as reached."""

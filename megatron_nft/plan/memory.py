@@ -2,8 +2,8 @@
 
 Phases, in the order of a step:
 
-    start      engines come up beside actors that have weights and gradient buffers (colocated only)
-    rollout    engines hold weights and keys and values; colocated actors keep their weights and nothing else
+    rollout    engines hold weights and keys and values; colocated actors keep their weights and nothing else, from
+               before the engines start (cluster/workers.py, begin_start)
     log-prob   the forward pass of scoring
     train      forward and backward pass, optimizer
     sync       buckets beside what training holds; colocated engines have their weights back, empty as yet
@@ -175,9 +175,7 @@ def _actor(
     if not config.is_colocated:
         return [*usages, usage("sync", state, gathering)]
     share = {"engine": engine.memory_bytes}
-    no_moments = {**state, "optimizer": optimizer / 3 if element < 4 else 0.0}
     return [
-        usage("start", no_moments, share),
         usage("rollout", weights, device, buckets, share),
         *usages,
         usage("sync", state, gathering, {"engine weights": engine.weight_bytes}),

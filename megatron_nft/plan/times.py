@@ -78,11 +78,11 @@ def plan_times(
         Stage(name="sync", parts=_sync(config, hf, engine, machine)),
     ]
     if config.is_colocated and config.cluster.device == "cuda":
-        moved = 2 * max(r.optimizer_bytes(weight_element_bytes(config)) for r in ranks)
+        moved = max(r.optimizer_bytes(weight_element_bytes(config)) for r in ranks)
         if config.optimizer.optimizer_cpu_offload:  # so much of it is there already
             moved *= 1 - config.optimizer.optimizer_offload_fraction
         stages.insert(
-            2, Stage(name="hand-over", parts={"optimizer to the host and back": moved / machine.pcie_bytes_per_s})
+            2, Stage(name="hand-over", parts={"optimizer to the host and back": machine.host_round_trip_s(moved)})
         )
     return tuple(stages)
 

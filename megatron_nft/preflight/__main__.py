@@ -54,7 +54,8 @@ class Preflight:
         if missing:
             return
         yield ok("nodes", f"{len(nodes)} have joined Ray: {checks.short([node.name for node in nodes])}")
-        facts = yield from self.facts(nodes)
+        processes = Processes(nodes)
+        facts = yield from self.facts(nodes, processes)
         if len(facts) < len(nodes):
             return
         yield from checks.check_machines(facts)
@@ -75,11 +76,10 @@ class Preflight:
             )
         except ClusterError as error:
             yield fail("room for all", config.actor.layout, str(error), "see above")
-        yield from self.bandwidths(nodes, config)
+        yield from self.bandwidths(nodes, processes, config)
 
-    def facts(self, nodes: list[Node]) -> Iterator[Finding]:
+    def facts(self, nodes: list[Node], processes: Processes) -> Iterator[Finding]:
         """Returns each node's facts; rows of those that gave none."""
-        processes = Processes(nodes)
         answers = processes.call(
             gather_facts, [(self.arguments.recipe, self.arguments.overrides)] * len(nodes), FACTS_WITHIN_S
         )
@@ -92,17 +92,18 @@ class Preflight:
         if len(facts) == len(nodes):
             offsets = dict(zip(facts, processes.clock_offsets(), strict=True))
             yield from checks.check_clocks(offsets)
-        processes.end()
         return facts
 
-    def bandwidths(self, nodes: list[Node], config: Config) -> Iterator[Finding]:
-        """All-reduce, by one process a GPU; on CPUs, one a node."""
+    def bandwidths(self, nodes: list[Node], processes: Processes, config: Config) -> Iterator[Finding]:
+        """All-reduce, by one process a GPU; on CPUs by the nodes' own `processes`: to start others takes time."""
         is_cuda = config.cluster.device == "cuda"
         places = [index for index, node in enumerate(nodes) for _ in range(node.gpus if is_cuda else 1)]
         if len(places) < 2:
             yield ok("bandwidth", "one rank: nothing to measure")
             return
-        processes = Processes([nodes[index] for index in places], gpus=int(is_cuda))
+        if is_cuda:
+            processes.end()
+            processes = Processes([nodes[index] for index in places], gpus=1)
         (master, *_) = processes.call(
             bandwidth.open_port, [(nodes[index].address,) for index in places], BANDWIDTH_WITHIN_S
         )

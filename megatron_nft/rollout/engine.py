@@ -157,7 +157,7 @@ class Engine:
         """Takes `requests` in, and works on all that are under way for about so many seconds, in whole decode steps.
 
         Args:
-            dropped: ids of requests under way that are not wanted any more.
+            dropped: ids of earlier requests that are not wanted any more.
 
         Returns:
             The groups that have got ready, with their request's id and without verdicts; the seconds spent.
@@ -169,6 +169,7 @@ class Engine:
         self._refuse_if_unusable()
         names = [_name(request_id) for request_id in dropped]
         self._llm.llm_engine.abort_request([name for name in names if self._under_way.pop(name, None)])
+        self._finished = [(request_id, group) for request_id, group in self._finished if request_id not in dropped]
         for request in requests:
             self._begin(request)
         while self._under_way:

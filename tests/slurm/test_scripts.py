@@ -38,7 +38,7 @@ def test_a_missing_site_value_is_named_with_what_it_is(tmp_path):
     assert "NFT_RUNS: is not set in" in load_site(tmp_path, "NFT_HOME=$PWD")
     here = ["NFT_HOME=$PWD", f"NFT_RUNS={tmp_path}", "NFT_LOCAL_DIR=/tmp"]
     assert "NFT_VENV: is not set in" in load_site(tmp_path, *here)
-    assert "has no bin/python; make it with launch/install.sh" in load_site(tmp_path, *here, "NFT_VENV=/nowhere")
+    assert "has no bin/python; make it as slurm/README.md, 1, says" in load_site(tmp_path, *here, "NFT_VENV=/nowhere")
 
 
 def test_a_folder_that_is_not_the_repository(tmp_path):
