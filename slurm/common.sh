@@ -111,6 +111,7 @@ train() {
     local recipe=$1 status=0
     shift
     local settings=("run.dir=$NFT_RUNS" run.overwrite=false "$@")
+    if ((NFT_ATTEMPT > 0)); then settings+=(run.overwrite=false); fi # a run begun anew goes on, too
     start_ray
     run_on_head preflight python -m megatron_nft.preflight "$recipe" "${settings[@]}" \
         --nodes "$(IFS=,; echo "${nodes[*]}")" --wait "${NFT_RAY_TIMEOUT_S:-300}" \

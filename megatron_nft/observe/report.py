@@ -315,8 +315,15 @@ def _may_go_on(config: Config) -> bool:
     if published(folder):
         return True
     recipe = folder / "recipe.toml"
-    is_this_run = recipe.is_file() and recipe.read_text(encoding="utf-8") == to_toml(config)
+    is_this_run = recipe.is_file() and _but_overwrite(recipe.read_text(encoding="utf-8")) == _but_overwrite(
+        to_toml(config)
+    )
     return is_this_run and not (folder / "hf").exists()
+
+
+def _but_overwrite(recipe: str) -> list[str]:
+    """A recipe's lines. A run that was begun anew goes on with run.overwrite=false, else it would lose what it has."""
+    return [line for line in recipe.splitlines() if not line.startswith("overwrite = ")]
 
 
 def _open_for_appending(folder: Path) -> tuple[TextIO, TextIO]:

@@ -79,10 +79,10 @@ def test_preflight_names_bad_nodes(slurm, submit, tmp_path):
 
 def test_a_run_goes_on_after_a_cancel_a_lost_node_and_the_time_limit(slurm, submit, tmp_path):
     """One run in two jobs and four attempts: each end is what it should be, and the metrics have every step once."""
-    run, settings = tmp_path / "runs" / "a", [TRAIN, "run.name=a", "train.steps=9"]
+    run, settings = tmp_path / "runs" / "a", [TRAIN, "run.name=a", "train.steps=7"]
 
     cancelled, output = submit(*settings, "checkpoint.every=100", sbatch=["--nodes=2"])
-    wait_for(slurm, cancelled, output, 150, line="step 2/")
+    wait_for(slurm, cancelled, output, 150, line="step 1/")
     slurm.run("scancel", "--batch", "--signal=TERM", cancelled)
     assert wait_for(slurm, cancelled, output, 60) == "CANCELLED", output.read_text()
     assert "SIGTERM: ending" in output.read_text() and "ended: the same sbatch goes on" in output.read_text()
@@ -102,19 +102,11 @@ def test_a_run_goes_on_after_a_cancel_a_lost_node_and_the_time_limit(slurm, subm
     assert state == "COMPLETED", text
     assert "SIGUSR1: the time is nearly up" in text and "requeued: the next attempt" in text
     assert slurm.job(job)["Restarts"] == "2" and text.count("resumed from ") == 3
-    assert train_steps(run) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert train_steps(run) == [1, 2, 3, 4, 5, 6, 7]
     for attempt in ("attempt_0", "attempt_1", "attempt_2"):
         logs = tmp_path / "runs" / "slurm" / job / attempt
         assert {"n1", "driver.log", "preflight.log", "ray.log"} <= set(os.listdir(logs))
         assert (logs / "n1" / "raylet.out").exists()
-    assert_nothing_is_left(slurm)
-
-
-def test_scancel_leaves_nothing_on_any_node(slurm, submit):
-    job, output = submit(TRAIN, sbatch=["--nodes=2"])
-    wait_for(slurm, job, output, 60, line="ok    nodes")
-    slurm.run("scancel", job)
-    assert wait_for(slurm, job, output, 60) == "CANCELLED", output.read_text()
     assert_nothing_is_left(slurm)
 
 
