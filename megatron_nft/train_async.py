@@ -6,7 +6,7 @@
 
     prompts -> requests on the engines                          take: waits while too few groups are ready
                   |  ^                                            |
-      answers     |  | too long ago: dropped, asked anew          v
+      answers     |  | too old: dropped                           v
                   v  |                                          score, train        the engines go on meanwhile
               graders -> mixed groups ==> bounded queue ==>       |
                                                                   v

@@ -1,10 +1,9 @@
 """NFT and its baselines from one base model: trains every cell of the study, then writes its table and curves.
 
-    python benchmarks/algorithms/run.py --out runs/algorithms            (105 runs, about an hour on two cores)
+    python benchmarks/algorithms/run.py --out runs/algorithms            (105 runs, hours on two cores)
 
 Resumable: a finished cell is kept (its cell.json says so) and the page is made of what is there. Runs go side by side
-in `--lanes` processes. A lane starts Ray, the graders and one vLLM engine once, and trains its cells with them one
-after the other, each with a new Megatron rank and the base weights: what train.py does, less most of the start-up.
+in `--lanes` processes, one after the other in each.
 """
 
 import argparse
@@ -14,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import redirect_stdout
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; a lane has one core
@@ -23,39 +22,16 @@ from cells import Cell, all_cells
 from page import write_page
 from task import write_problems
 
-from megatron_nft.config import Config
-from megatron_nft.data.prompts import PromptStream
-from megatron_nft.observe.report import Report
-from megatron_nft.train import Training
-from megatron_nft.weights.sync import sync_weights
+from megatron_nft.train import train
 
 
 def train_lane(cells: list[Cell], out: Path) -> None:
-    """Trains cells one after the other, in the same processes."""
-    if not cells:
-        return
-    training: Training | None = None
-    with ExitStack() as parts:
-        for cell in cells:
-            start, config = time.monotonic(), cell.config(out)
-            with (out / f"{cell.name}.log").open("w") as log:
-                report = Report(config, stream=log)
-                if training is None:
-                    training = Training(config, report, parts)
-                else:
-                    begin_again(training, config, report)
-                training.run()
-                report.close("done")
-            finish(cell, config.run_dir, time.monotonic() - start)
-
-
-def begin_again(training: Training, config: Config, report: Report) -> None:
-    """Another run on the same engine and graders: base weights everywhere, a new optimizer and prompt order."""
-    training.config, training.report, training.mixed_share = config, report, 1.0
-    training.prompts = PromptStream(training.prompts.prompts, config.run.seed)
-    training.actors.restart(config)
-    training.actors.begin_build().wait()
-    sync_weights(training.actors, training.engines, policy_version=0)
+    """Trains cells one after the other."""
+    for cell in cells:
+        start, config = time.monotonic(), cell.config(out)
+        with (out / f"{cell.name}.log").open("w") as log, redirect_stdout(log):
+            train(config)
+        finish(cell, config.run_dir, time.monotonic() - start)
 
 
 def finish(cell: Cell, folder: Path, seconds: float) -> None:
