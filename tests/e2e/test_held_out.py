@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.conftest import RUN
+from tests.conftest import RUN, TAKES_MINUTES
 from tests.e2e.test_resume import records, same_bits
 from tests.e2e.test_survival import last_pid
 from tests.e2e.test_train import assert_no_survivors, start
@@ -62,6 +62,7 @@ def test_an_engine_that_dies_meanwhile_costs_the_evaluation_only(tmp_path):
     assert_no_survivors(mark)
 
 
+@TAKES_MINUTES
 def test_a_rank_that_dies_meanwhile_costs_no_evaluation(tmp_path):
     """The run goes back to step 0, whose evaluation comes to its end first, and is not done again."""
     process, mark = start(tmp_path, *RUN, "train.steps=2", *LONG)
@@ -76,6 +77,7 @@ def test_a_rank_that_dies_meanwhile_costs_no_evaluation(tmp_path):
     assert_no_survivors(mark)
 
 
+@TAKES_MINUTES
 def test_a_stop_does_not_wait_for_it(tmp_path):
     process, mark = start(tmp_path, *RUN, "train.steps=6", *LONG)
     run = tmp_path / "quickstart"

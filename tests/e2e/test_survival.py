@@ -13,7 +13,7 @@ from megatron_nft.cluster.workers import Actors
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.observe.batches import load_batch
-from tests.conftest import RUN
+from tests.conftest import RUN, TAKES_MINUTES
 from tests.e2e.test_resume import records, same_bits, wait_for
 from tests.e2e.test_train import assert_no_survivors, living, start
 
@@ -58,6 +58,7 @@ def test_a_rank_that_stands_still_is_started_again_before_the_first_checkpoint(s
     assert [record for record in records(run) if record["kind"] == "step"] == steps[:2]
 
 
+@TAKES_MINUTES
 def test_a_rank_that_dies_again_and_again_ends_the_run(tmp_path):
     process, mark = start(tmp_path, *RUN, "train.steps=50", "data.held_out=[]", "cluster.max_restarts=1")
     run, killed = tmp_path / "quickstart", None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_nft.observe.batches import load_batch
+from tests.conftest import TAKES_MINUTES
 from tests.e2e.test_resume import kill, records, wait_for
 from tests.e2e.test_train import assert_no_survivors, living, start
 
@@ -109,6 +110,7 @@ def test_ahead_of_the_trainer_killed_and_resumed_nothing_is_trained_twice_and_no
     assert '"async/staleness_mean"' in (folder / "report.html").read_text()
 
 
+@TAKES_MINUTES
 def test_usr1_saves_what_has_been_graded_since_the_last_step(tmp_path):
     process, mark = start(tmp_path, *SHORT, *LONG, "checkpoint.every=100", module="megatron_nft.train_async")
     wait_for(process, "step 2/")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TAKES_MINUTES
 from tests.slurm.jobs import NEEDS_SLURM, TRAIN, assert_nothing_is_left, wait_for
 
 pytestmark = NEEDS_SLURM
 JOBS = sorted(Path("slurm").glob("*.sbatch"))
-LONG = pytest.mark.skipif("NFT_LONG_TESTS" not in os.environ, reason="2-3 minutes: set NFT_LONG_TESTS=1")
 
 
 def train_steps(run):
@@ -39,7 +39,7 @@ def test_slurm_refuses_more_nodes_than_there_are(slurm):
     assert done.returncode != 0
 
 
-@LONG
+@TAKES_MINUTES
 def test_sixteen_nodes_join_ray_and_pass_preflight(slurm, submit):
     job, output = submit(TRAIN, "actor.dp=8", NFT_PREFLIGHT_ONLY="1", NFT_RAY_TIMEOUT_S="300")
     state = wait_for(slurm, job, output, 400)
@@ -110,7 +110,7 @@ def test_a_run_goes_on_after_a_cancel_a_lost_node_and_the_time_limit(slurm, subm
     assert_nothing_is_left(slurm)
 
 
-@LONG
+@TAKES_MINUTES
 def test_scancel_of_a_training(slurm, submit, tmp_path):
     settings = [TRAIN, "train.steps=4", "run.name=a", "checkpoint.every=1"]
     job, output = submit(*settings, sbatch=["--nodes=2"])
@@ -123,7 +123,7 @@ def test_scancel_of_a_training(slurm, submit, tmp_path):
     assert "resumed from " in output.read_text() and train_steps(tmp_path / "runs" / "a") == [1, 2, 3, 4]
 
 
-@LONG
+@TAKES_MINUTES
 def test_a_node_that_dies_costs_an_attempt(slurm, submit, tmp_path):
     job, output = submit(TRAIN, "train.steps=6", "run.name=a", "checkpoint.every=2", sbatch=["--nodes=2"])
     wait_for(slurm, job, output, 150, line="step 3/")
@@ -134,7 +134,7 @@ def test_a_node_that_dies_costs_an_attempt(slurm, submit, tmp_path):
     assert train_steps(tmp_path / "runs" / "a") == [1, 2, 3, 4, 5, 6]
 
 
-@LONG
+@TAKES_MINUTES
 def test_a_driver_that_is_killed_goes_on_in_the_same_attempt(slurm, submit, tmp_path):
     job, output = submit(TRAIN, "train.steps=4", "run.name=a", "checkpoint.every=1", sbatch=["--nodes=2"])
     wait_for(slurm, job, output, 150, line="step 2/")
