@@ -13,6 +13,7 @@ Trains on this machine: Ray, Megatron ranks and vLLM engines start here, on as m
   launch/train.sh my.toml actor.tp=2 actor.dp=2 rollout.engines=4       8 GPUs: 4 train, 4 generate
   launch/train.sh my.toml actor.tp=4 actor.dp=2 rollout.engines=8 cluster.placement=colocated      8 GPUs take turns
   CUDA_VISIBLE_DEVICES=0,1,2,3 launch/train.sh my.toml ...        some of the GPUs
+  NFT_DRIVER=megatron_nft.train_async launch/train.sh my.toml ...       engines go on while the actor trains (not colocated)
 
   ranks = actor.tp x actor.pp x actor.cp x actor.dp; GPUs = ranks + rollout.engines x rollout.tp, or, colocated, the ranks.
   Does it fit? python -m megatron_nft.plan my.toml --suggest        Every setting: megatron_nft/config.py
@@ -61,7 +62,7 @@ settings=(run.overwrite=false "$@")
 for ((attempt = 0; ; attempt++)); do
     echo "train.sh: process $$, attempt $attempt"
     set -m # of its own group: signals come through the traps, and Ctrl-C is not ignored
-    "$python" -u -m megatron_nft.train "$recipe" "${settings[@]}" &
+    "$python" -u -m "${NFT_DRIVER:-megatron_nft.train}" "$recipe" "${settings[@]}" &
     training=$!
     set +m
     while :; do

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from megatron_nft.cluster.processes import ProcessLost
+from megatron_nft.command_line import main
 from megatron_nft.config import Config, RecipeError
 from megatron_nft.data.prompts import PromptStream
 from megatron_nft.group_queue import Taken
@@ -30,7 +31,7 @@ from megatron_nft.observe.report import Report
 from megatron_nft.producer import Producer
 from megatron_nft.resume import Progress, read_groups
 from megatron_nft.stop import Stop
-from megatron_nft.train import Training, main
+from megatron_nft.train import Training
 
 
 class AsyncTraining(Training):

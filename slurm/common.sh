@@ -117,7 +117,7 @@ train() {
         --nodes "$(IFS=,; echo "${nodes[*]}")" --wait "${NFT_RAY_TIMEOUT_S:-300}" \
         --within "${NFT_GB_S_WITHIN:-0}" --between "${NFT_GB_S_BETWEEN:-0}" || status=$?
     if ((status == 0)) && [[ -z ${NFT_PREFLIGHT_ONLY:-} ]]; then
-        drive python -u -m megatron_nft.train "$recipe" "${settings[@]}" || status=$?
+        drive python -u -m "${NFT_DRIVER:-megatron_nft.train}" "$recipe" "${settings[@]}" || status=$?
     fi
     stop_ray
     end_job "$status"

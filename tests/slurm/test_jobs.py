@@ -78,7 +78,8 @@ def test_preflight_names_bad_nodes(slurm, submit, tmp_path):
 
 
 def test_a_run_goes_on_after_a_cancel_a_lost_node_and_the_time_limit(slurm, submit, tmp_path):
-    """One run in two jobs and four attempts: each end is what it should be, and the metrics have every step once."""
+    """One run in two jobs and four attempts: each end is what it should be, and the metrics have every step once. The
+    second job trains asynchronously: each driver goes on from the other's checkpoint."""
     run, settings = tmp_path / "runs" / "a", [TRAIN, "run.name=a", "train.steps=7"]
 
     cancelled, output = submit(*settings, "checkpoint.every=100", sbatch=["--nodes=2"])
@@ -90,7 +91,7 @@ def test_a_run_goes_on_after_a_cancel_a_lost_node_and_the_time_limit(slurm, subm
     assert (run / "checkpoints" / "latest").resolve().name == f"step_{saved}"
     assert_nothing_is_left(slurm)
 
-    job, output = submit(*settings, "checkpoint.every=1", sbatch=["--nodes=2"])
+    job, output = submit(*settings, "checkpoint.every=1", sbatch=["--nodes=2"], NFT_DRIVER="megatron_nft.train_async")
     wait_for(slurm, job, output, 150, line="step ")
     assert f"resumed from {run}/checkpoints/step_{saved}" in output.read_text()
     slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")

@@ -13,7 +13,19 @@ FLOORS = [
     {"actor", "rollout"},
     {"cluster"},
     {
-        *("train", "train_async", "evaluate", "canary", "sampling", "held_out", "producer", "group_queue"),
+        *(
+            "train",
+            "train_async",
+            "run",
+            "command_line",
+            "nonfinite",
+            "evaluate",
+            "canary",
+            "sampling",
+            "held_out",
+            "producer",
+            "group_queue",
+        ),
         *("group_file", "resume", "replay", "report", "smoke", "preflight"),
     },
 ]
