@@ -3,9 +3,10 @@ rollouts' bookkeeping, without threads, engines or clocks.
 
 A policy_version is the number of steps trained before. Step s trains policy s - 1, on tokens that policy v sampled:
 their staleness is (s - 1) - v, at most max_staleness. So no more groups are ready or expected (by the share of sampled
-ones that were mixed) than steps can take until then, and what others overtake until it is too old is dropped. With
-max_staleness = 0 a round of prompts is whole before the next is asked for, and all follow sampling.py's rules: the
-groups are those of the synchronous run.
+ones that were mixed) than steps can take until then, and what others overtake until it is too old is dropped. That
+would favour short answers: so a step waits for one more group that is in time in place of each that it would drop,
+but never for those alone. With max_staleness = 0 a round of prompts is whole before the next is asked for, and all
+follow sampling.py's rules: the groups are those of the synchronous run.
 
 Called by producer.py, under its lock.
 """
@@ -147,15 +148,16 @@ class GroupQueue:
     def take(self, step: int) -> tuple[Taken, list[int]] | None:
         """The groups of a step, the oldest first, and the ids of requests under way that no later step can train on;
         None: there are not enough groups yet."""
-        if len(self._ready) < self.groups_per_step or self._is_in_round:
+        oldest_of_next = step - self.max_staleness
+        late = [key for key, version in self._versions.items() if version < oldest_of_next]
+        in_their_place = min(len(late), len(self.under_way) - len(late)) if step < self.num_steps else 0
+        if len(self._ready) < self.groups_per_step + in_their_place or self._is_in_round:
             return None
         order = sorted(self._ready, key=lambda key: (oldest_version(self._ready[key]), key))
         chosen = order[: self.groups_per_step]
         groups = tuple(self._ready[key] for key in chosen)
         surplus = len(order) - len(chosen)
-        oldest_of_next = step - self.max_staleness
         too_old = [key for key in order if oldest_version(self._ready[key]) < oldest_of_next and key not in chosen]
-        late = [key for key, version in self._versions.items() if version < oldest_of_next]
         graded = tuple(self._unreported[key] for key in sorted(self._unreported))
         gone = {*chosen, *too_old}
         self._untrained = [kept for kept in self.kept() if kept.request_id in gone or not kept.is_reported]

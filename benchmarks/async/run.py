@@ -1,12 +1,12 @@
 """Steps of the asynchronous driver beside the synchronous one, with generation slowed to 1x and 2x of training.
 
-    python benchmarks/async/run.py [--steps 12] [--slow 1 2] [--repeats 2] [section.key=value ...]
+    python benchmarks/async/run.py [--steps 12] [--slow 1 2] [--staleness 1 2] [section.key=value ...]
 
 A first run without slowing measures training (pack, score, train, sync) and the tokens that a step samples. Then the
 engine process is held to a rate, in answer tokens per second, at which those tokens take `slow` times as long as
 training does: after each decode step it sleeps, and leaves the core alone. Synchronous and asynchronous runs take
-turns. The learning rate is next to nothing, so that all steps are alike. Prints the table as Markdown; a finished run
-is not done again (--out).
+turns. The learning rate is next to nothing, so that all steps are alike. Prints the table as Markdown: means over a
+run's steps, their median and range over runs. A finished run is not done again (--out).
 """
 
 import argparse
@@ -21,7 +21,8 @@ from typing import Any
 
 from megatron_nft.cluster import workers
 from megatron_nft.config import load_config
-from megatron_nft.train import Training, train
+from megatron_nft.run import run_recipe
+from megatron_nft.train import Training
 from megatron_nft.train_async import AsyncTraining
 
 SETTINGS = ["actor.tp=1", "optimizer.learning_rate=1e-12", "checkpoint.every=0", "data.held_out=[]",
@@ -29,8 +30,10 @@ SETTINGS = ["actor.tp=1", "optimizer.learning_rate=1e-12", "checkpoint.every=0",
 WARM_UP = 2
 """Steps that are left out: the first has nothing ready, the second an engine that was ahead of it."""
 GENERATION, TRAINING = ("rollout", "verdict"), ("pack", "score", "train", "sync")
-COLUMNS = ("generation", "driver", "step s", "generation s", "training s", "/ the longer", "engines idle",
-           "trainer idle", "staleness", "dropped")  # fmt: skip
+COLUMNS = ("generation", "driver", "step s", "step / longer side", "generation s", "training s", "engines idle",
+           "trainer idle", "tokens an answer", "staleness", "groups dropped a step")  # fmt: skip
+Steps = list[dict[str, float]]
+"""Records of metrics.jsonl."""
 
 
 class SlowEngineProcess(workers._EngineProcess):
@@ -50,7 +53,7 @@ class SlowEngineProcess(workers._EngineProcess):
         vllm.step = slow_step
 
 
-def run(folder: Path, kind: str, rate: float, overrides: list[str]) -> list[dict[str, float]]:
+def run(folder: Path, kind: str, rate: float, overrides: list[str]) -> Steps:
     """One run in a process of its own; its steps after the warm-up."""
     if not (folder / "hf").exists():
         command = [sys.executable, __file__, "--child", kind, f"run.dir={folder.parent}", f"run.name={folder.name}"]
@@ -63,31 +66,46 @@ def child(kind: str, overrides: list[str]) -> None:
     """The run itself."""
     if float(os.environ["NFT_TOKENS_PER_S"]) < float("inf"):
         workers._EngineProcess = SlowEngineProcess
-    train(load_config("launch/recipes/quickstart.toml", overrides), AsyncTraining if kind == "async" else Training)
+    run_recipe(load_config("launch/recipes/quickstart.toml", overrides), AsyncTraining if kind == "async" else Training)
 
 
-def median(steps: list[dict[str, float]], *names: str) -> float:
-    """Of the sum of these metrics."""
-    return statistics.median(sum(step.get(name, 0.0) for name in names) for step in steps)
+def mean(steps: Steps, *names: str) -> float:
+    """Per step, of the sum of these metrics."""
+    return statistics.mean(sum(step.get(name, 0.0) for name in names) for step in steps)
 
 
-def stages(*names: str) -> list[str]:
-    return [f"time/{name}_s" for name in names]
+def seconds(steps: Steps, *stages: str) -> float:
+    return mean(steps, *[f"time/{stage}_s" for stage in stages])
 
 
-def share(steps: list[dict[str, float]], name: str) -> str:
-    """Of all steps' time."""
-    return f"{100 * sum(step[name] for step in steps) / sum(step['time/step_s'] for step in steps):.1f}%"
+def longer_side(sync: Steps) -> float:
+    """Seconds per step of what takes a synchronous run longer."""
+    return max(seconds(sync, *GENERATION), seconds(sync, *TRAINING))
 
 
-def row(slow: float, kind: str, steps: list[dict[str, float]], longer: float) -> str:
-    seconds = median(steps, "time/step_s")
-    generation = f"{median(steps, *stages(*GENERATION)):.2f}" if kind == "sync" else ""
-    cells = [f"{slow:g}x", kind, f"{seconds:.2f}", generation, f"{median(steps, *stages(*TRAINING)):.2f}"]
-    cells.append(f"{seconds / longer:.2f}")
-    if kind == "async":
-        cells += [share(steps, "async/engine_idle_s"), share(steps, "time/wait_s")]
-        cells += [f"{median(steps, 'async/staleness_mean'):.2f}", f"{median(steps, 'async/groups_dropped'):g}"]
+def over_runs(values: list[float], digits: int = 2, unit: str = "") -> str:
+    """The median, and the range."""
+    middle = f"{statistics.median(values):.{digits}f}{unit}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def row(slow: float, driver: str, runs: list[Steps], sync: list[Steps]) -> str:
+    """Of runs that took turns with these synchronous ones."""
+    cells = [f"{slow:g}x", driver, over_runs([seconds(steps, "step") for steps in runs])]
+    ratios = [seconds(steps, "step") / longer_side(beside) for steps, beside in zip(runs, sync, strict=True)]
+    cells.append(over_runs(ratios))
+    cells.append("" if runs is not sync else over_runs([seconds(steps, *GENERATION) for steps in runs]))
+    cells.append(over_runs([seconds(steps, *TRAINING) for steps in runs]))
+    idle = ("async/engine_idle_s", "time/wait_s")
+    if runs is sync:  # each side waits while the other works
+        shares = [[seconds(steps, *side) / seconds(steps, "step") for steps in runs] for side in (TRAINING, GENERATION)]
+    else:
+        shares = [[mean(steps, name) / seconds(steps, "step") for steps in runs] for name in idle]
+    cells += [over_runs([100 * share for share in side], 1, "%") for side in shares]
+    cells.append(over_runs([mean(steps, "rollout/answer_tokens_mean") for steps in runs], 1))
+    if runs is not sync:
+        cells.append(over_runs([mean(steps, "async/staleness_mean") for steps in runs]))
+        cells.append(over_runs([mean(steps, "async/groups_dropped") for steps in runs], 1))
     return "| " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |"
 
 
@@ -96,7 +114,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/async"), help="folder of the runs")
     parser.add_argument("--steps", type=int, default=12, help=f"of each run, {WARM_UP} of them warm-up (default: 12)")
     parser.add_argument("--slow", type=float, nargs="+", default=[1.0, 2.0], help="generation / training")
-    parser.add_argument("--repeats", type=int, default=2, help="times that both drivers take turns (default: 2)")
+    parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2], help="rollout.max_staleness")
+    parser.add_argument("--repeats", type=int, default=2, help="times that all drivers take turns (default: 2)")
     parser.add_argument("--child", choices=("sync", "async"), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
@@ -106,16 +125,20 @@ def main() -> None:
     overrides = [*SETTINGS, f"train.steps={arguments.steps}", *arguments.overrides]
     out = arguments.out.resolve()
     free = run(out / "free", "sync", float("inf"), overrides)
-    training = median(free, *stages(*TRAINING))
-    tokens = statistics.median(step["rollout/answers"] * step["rollout/answer_tokens_mean"] for step in free)
+    training = seconds(free, *TRAINING)
+    tokens = mean(free, "rollout/answers") * mean(free, "rollout/answer_tokens_mean")
     lines = []
     for slow in arguments.slow:
-        steps: dict[str, list[dict[str, float]]] = {"sync": [], "async": []}
+        rate, sync = tokens / (slow * training), []
+        runs: dict[int, list[Steps]] = {staleness: [] for staleness in arguments.staleness}
         for repeat in range(arguments.repeats):
-            for kind, taken in steps.items():
-                taken += run(out / f"{slow:g}x_{kind}_{repeat}", kind, tokens / (slow * training), overrides)
-        longer = max(median(steps["sync"], *stages(*side)) for side in (GENERATION, TRAINING))
-        lines += [row(slow, kind, taken, longer) for kind, taken in steps.items()]
+            sync.append(run(out / f"{slow:g}x_sync_{repeat}", "sync", rate, overrides))
+            for staleness in runs:
+                settings = [*overrides, f"rollout.max_staleness={staleness}"]
+                folder = out / f"{slow:g}x_staleness_{staleness}_{repeat}"
+                runs[staleness].append(run(folder, "async", rate, settings))
+        lines.append(row(slow, "synchronous", sync, sync))
+        lines += [row(slow, f"staleness {staleness}", taken, sync) for staleness, taken in runs.items()]
     print(f"\nwithout slowing: training {training:.2f} s, {tokens:.0f} answer tokens a step")
     print("\n".join([f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS), *lines]))
 

@@ -154,9 +154,41 @@ def test_requests_that_no_engine_has_begun_age_with_the_weights():
     grade(queue, requests[:4], 0)
     queue.take(1)
     queue.synced(1, {4}, restarts=False)
-    grade(queue, ask(queue), 1)
+    grade(queue, [*requests[5:6], *ask(queue)], 1)
     _, late = queue.take(2)
     assert late == [4]
+
+
+def test_a_step_waits_for_a_group_in_time_in_place_of_each_that_it_would_drop():
+    queue = make_queue(1)
+    first = ask(queue)
+    grade(queue, first[:5], 0)
+    assert queue.take(1), "5, 6 and 7 are in time for the next step"
+    queue.trained()
+    queue.synced(1, {5, 6, 7}, restarts=False)
+    second = ask(queue)
+    assert len(second) == 4
+    grade(queue, second[:3], 1)
+    assert queue.num_ready == 4 and queue.take(2) is None, (
+        "three would be too old for step 3; one in time comes instead"
+    )
+    grade(queue, first[5:6], 0)
+    taken, late = queue.take(2)
+    assert ids(taken.groups) == [4, 5, 8, 9] and late == [6, 7] and queue.num_ready == 1
+
+
+def test_no_step_waits_for_late_groups_alone():
+    queue = make_queue(1)
+    first = ask(queue)
+    grade(queue, first[:4], 0)
+    queue.take(1)
+    queue.synced(1, {4, 5, 6, 7}, restarts=False)
+    second = ask(queue)
+    grade(queue, second[:3], 1)
+    assert queue.take(2) is None
+    grade(queue, second[3:], 1)
+    _, late = queue.take(2)
+    assert late == [4, 5, 6, 7], "all that is in time is ready"
 
 
 @pytest.mark.parametrize("max_staleness, patience", [(0, 3), (1, 3 * 16)])
