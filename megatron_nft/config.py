@@ -106,9 +106,10 @@ class RolloutConfig(Section):
     """Longest wait for the next finished group; then the engines that are late are started again."""
     max_restarts: int = Field(3, ge=0)
     """Engines that may die or hang, and be started again, in a run, before it stops."""
-    max_staleness: int = Field(1, ge=0)
+    max_staleness: int = Field(2, ge=0)
     """`megatron_nft.train_async`: most weight syncs between the policy that sampled a token and the one that trains on
-    it. 0: engines and trainer take turns, as in `megatron_nft.train`."""
+    it. 1: engines and trainer, as fast as each other, wait for each other a fifth of their time (benchmarks/async).
+    0: they take turns, as in `megatron_nft.train`."""
     on_sync: Literal["keep", "recompute", "restart"] = "keep"
     """`megatron_nft.train_async`: what a weight sync means for answers under way. "keep": they go on with the new
     weights and the old KV cache; "recompute": and with a new one; "restart": they begin again from their prompt."""

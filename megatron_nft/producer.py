@@ -83,7 +83,7 @@ class Producer:
                     return Taken(groups=taken.groups, graded=taken.graded, metrics=taken.metrics | self._idle())
                 if self._stream.needs_weights:
                     return None
-                on_progress(self._queue.num_ready, wanted)
+                on_progress(min(self._queue.num_ready, wanted), wanted)
                 self._changed.wait(1.0)
 
     def _idle(self) -> dict[str, float]:

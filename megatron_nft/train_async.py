@@ -1,6 +1,6 @@
 """THE OTHER STORY: the same run with engines that never wait for the trainer, nor the trainer for a long answer.
 
-    python -m megatron_nft.train_async launch/recipes/quickstart.toml [rollout.max_staleness=1 section.key=value ...]
+    python -m megatron_nft.train_async launch/recipes/quickstart.toml [rollout.max_staleness=2 section.key=value ...]
 
     producer (threads)                                          trainer (this driver)
 

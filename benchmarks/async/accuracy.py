@@ -1,9 +1,9 @@
 """Accuracy of the quickstart over seeds, synchronous and asynchronous, at equal updates: a table and the curves.
 
-    python benchmarks/async/accuracy.py [--seeds 5] [--page benchmarks/async] [section.key=value ...]
+    python benchmarks/async/accuracy.py [--seeds 5] [--jobs 1] [--page benchmarks/async] [section.key=value ...]
 
 Runs launch/recipes/quickstart.toml with each seed by megatron_nft.train, and by megatron_nft.train_async with staleness
-1 and 4, one after the other. A finished run is not done again, so an interrupted series goes on where it was. Writes
+1, 2 and 4. A finished run is not done again, so an interrupted series goes on where it was. Writes
 accuracy_DATE.md and accuracy_DATE.svg into --page.
 """
 
@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +21,12 @@ from pathlib import Path
 DRIVERS = {
     "synchronous": ("megatron_nft.train", []),
     "staleness 1": ("megatron_nft.train_async", ["rollout.max_staleness=1"]),
+    "staleness 2": ("megatron_nft.train_async", ["rollout.max_staleness=2"]),
     "staleness 4": ("megatron_nft.train_async", ["rollout.max_staleness=4"]),
 }
 SETTINGS = ["actor.tp=1", "evaluate.samples=0"]
 """Over the recipe's: the layout and sampled accuracy change nothing that is compared here, but cost time."""
-COLOURS = {"synchronous": "#555555", "staleness 1": "#0b6e4f", "staleness 4": "#c0392b"}
+COLOURS = {"synchronous": "#555555", "staleness 1": "#0b6e4f", "staleness 2": "#2266aa", "staleness 4": "#c0392b"}
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Number of seeds -> two-sided 95% point of Student's t with one degree of freedom less."""
 WIDTH, HEIGHT, LEFT, TOP = 560, 320, 50, 20
@@ -38,7 +40,10 @@ def run(folder: Path, module: str, overrides: list[str]) -> list[dict[str, float
     if not (folder / "hf").exists():
         places = [f"run.dir={folder.parent}", f"run.name={folder.name}"]
         recipe = "launch/recipes/quickstart.toml"
-        subprocess.run([sys.executable, "-m", module, recipe, *overrides, *places], check=True)
+        command = [sys.executable, "-m", module, recipe, *overrides, *places]
+        with folder.with_suffix(".log").open("w") as log:
+            subprocess.run(command, stdout=log, stderr=log, check=True)
+        print(f"{folder.name}: done", flush=True)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -113,8 +118,8 @@ def svg(runs: Runs) -> str:
         parts.append(f'<polygon points="{" ".join(upper + lower[::-1])}" fill="{colour}" opacity="0.15"/>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         at = y(0) + 52
-        parts.append(f'<rect x="{LEFT + 150 * place}" y="{at}" width="14" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + 20 + 150 * place}" y="{at + 7}">{driver}</text>')
+        parts.append(f'<rect x="{LEFT + 130 * place}" y="{at}" width="14" height="4" fill="{colour}"/>')
+        parts.append(f'<text x="{LEFT + 20 + 130 * place}" y="{at + 7}">{driver}</text>')
     height = TOP + HEIGHT + 76
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
@@ -126,14 +131,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/async_accuracy"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 .. N of every driver (default: 5)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 3 GB of memory each (default: 1)")
     parser.add_argument("--page", type=Path, default=Path("benchmarks/async"), help="folder of table and curves")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        begun = {}
+        for seed in range(1, arguments.seeds + 1):
+            for driver, (module, settings) in DRIVERS.items():
+                folder = arguments.out.resolve() / f"{driver.replace(' ', '_')}_seed_{seed}"
+                overrides = [*SETTINGS, f"run.seed={seed}", *settings, *arguments.overrides]
+                begun[driver, seed] = pool.submit(run, folder, module, overrides)
     runs: Runs = {driver: {} for driver in DRIVERS}
-    for seed in range(1, arguments.seeds + 1):
-        for driver, (module, settings) in DRIVERS.items():
-            folder = arguments.out.resolve() / f"{driver.replace(' ', '_')}_seed_{seed}"
-            runs[driver][seed] = run(folder, module, [*SETTINGS, f"run.seed={seed}", *settings, *arguments.overrides])
+    for (driver, seed), future in begun.items():
+        runs[driver][seed] = future.result()
     date = datetime.now(UTC).date().isoformat()
     arguments.page.mkdir(parents=True, exist_ok=True)
     (arguments.page / f"accuracy_{date}.svg").write_text(svg(runs))
