@@ -27,8 +27,8 @@ from megatron_nft.train_async import AsyncTraining
 
 SETTINGS = ["actor.tp=1", "optimizer.learning_rate=1e-12", "checkpoint.every=0", "data.held_out=[]",
             "train.groups_per_step=16", "train.updates_per_step=2"]  # fmt: skip
-WARM_UP = 2
-"""Steps that are left out: the first has nothing ready, the second an engine that was ahead of it."""
+WARM_UP, COOL_DOWN = 2, 3
+"""Steps that are left out: in the first nothing is ready, and in the last no later one is left to sample for."""
 GENERATION, TRAINING = ("rollout", "verdict"), ("pack", "score", "train", "sync")
 COLUMNS = ("generation", "driver", "step s", "step / longer side", "generation s", "training s", "engines idle",
            "trainer idle", "tokens an answer", "staleness", "groups dropped a step")  # fmt: skip
@@ -54,12 +54,12 @@ class SlowEngineProcess(workers._EngineProcess):
 
 
 def run(folder: Path, kind: str, rate: float, overrides: list[str]) -> Steps:
-    """One run in a process of its own; its steps after the warm-up."""
+    """One run in a process of its own; its steps without the first and last."""
     if not (folder / "hf").exists():
         command = [sys.executable, __file__, "--child", kind, f"run.dir={folder.parent}", f"run.name={folder.name}"]
         subprocess.run([*command, *overrides], env=os.environ | {"NFT_TOKENS_PER_S": repr(rate)}, check=True)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [record for record in records if record["kind"] == "step"][WARM_UP:]
+    return [record for record in records if record["kind"] == "step"][WARM_UP:-COOL_DOWN]
 
 
 def child(kind: str, overrides: list[str]) -> None:
@@ -112,7 +112,9 @@ def row(slow: float, driver: str, runs: list[Steps], sync: list[Steps]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/async"), help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=12, help=f"of each run, {WARM_UP} of them warm-up (default: 12)")
+    parser.add_argument(
+        "--steps", type=int, default=12, help=f"of each run, {WARM_UP + COOL_DOWN} of them left out (default: 12)"
+    )
     parser.add_argument("--slow", type=float, nargs="+", default=[1.0, 2.0], help="generation / training")
     parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2], help="rollout.max_staleness")
     parser.add_argument("--repeats", type=int, default=2, help="times that all drivers take turns (default: 2)")
