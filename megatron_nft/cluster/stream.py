@@ -18,8 +18,9 @@ from megatron_nft.cluster.workers import EngineGroup, Pending
 from megatron_nft.rollout.sample import Request
 from megatron_nft.types import RolloutGroup
 
-CALL_S = 0.05
-"""Of one `Engine.advance`: what a weight sync may have to wait for. A call costs about 1 ms."""
+CALL_S, CALL_S_PER_ENGINE = 0.05, 0.02
+"""Of one `Engine.advance`, at least, and for each engine: what a weight sync may have to wait for. A call costs the
+driver about 1 ms, so many engines are called less often each."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RequestStream:
 
     def __init__(self, engines: EngineGroup, *, requests_per_engine: int | None, timeout_s: float) -> None:
         self._engines, self._room, self._timeout_s = engines, requests_per_engine, timeout_s
+        self._call_s = max(CALL_S, CALL_S_PER_ENGINE * engines.num_engines)
         self._waiting: deque[Request] = deque()
         self._asked: dict[str, dict[int, Request]] = {name: {} for name in engines.names}
         self._dropped: dict[str, list[int]] = {name: [] for name in engines.names}
@@ -138,7 +140,7 @@ class RequestStream:
     def _call(self, name: str) -> None:
         if self._in_call(name) or name in self._starting or not (self._asked[name] or self._dropped[name]):
             return
-        arguments = (self._given[name], self._dropped[name], CALL_S)
+        arguments = (self._given[name], self._dropped[name], self._call_s)
         ref = self._handles[name].call.remote("advance", arguments, self._timeout_s)
         self._dropped[name] = []
         self._calls[ref] = _Call(name, time.monotonic() + self._timeout_s)

@@ -49,6 +49,15 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     @property
+    def asynchronous(self) -> tuple[float, float] | None:
+        """Seconds of an asynchronous step (train_async.py) on its engines and on its trainer, a sync included; the step
+        takes the longer. None where both are on the same devices."""
+        if self.config.is_colocated:
+            return None
+        seconds = {stage.name: stage.seconds for stage in self.stages}
+        return seconds["rollout"] + seconds["sync"], seconds["log-prob"] + seconds["train"] + seconds["sync"]
+
+    @property
     def bottleneck(self) -> str:
         """The longest stage, and what it goes into most."""
         longest = max(self.stages, key=lambda stage: stage.seconds)
@@ -73,6 +82,7 @@ class Plan:
             "layout": self.config.actor.layout,
             "placement": self.config.cluster.placement,
             "seconds": self.seconds,
+            "asynchronous_seconds": self.asynchronous and max(self.asynchronous),
             "bottleneck": self.bottleneck,
             "tokens_per_s_per_device": self.tokens_per_s,
             "stages": [{"name": s.name, "seconds": s.seconds, "parts": s.parts} for s in self.stages],

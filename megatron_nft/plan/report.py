@@ -81,6 +81,10 @@ def _times(plan: Plan) -> list[str]:
         shown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts if seconds >= 0.01 * stage.seconds)
         rows.append((stage.name, f"{stage.seconds:.1f}", shown))
     rows.append(("step", f"{plan.seconds:.1f}", f"{plan.tokens_per_s:,.0f} trained tokens/s per device"))
+    if plan.asynchronous is not None:
+        engines, trainer = plan.asynchronous
+        words = f"megatron_nft.train_async: engines {engines:.1f} beside trainer {trainer:.1f}"
+        rows.append(("async step", f"{max(engines, trainer):.1f}", words))
     return _table(rows, "<><")
 
 

@@ -7,7 +7,8 @@
     train      updates: forward and backward pass through the pipeline, reductions, optimizer
     sync       gather, broadcast and load of the weights
 
-Stages follow one another, as in train.py. Each is split into what it goes into, so that the largest part can be named.
+Stages follow one another, as in train.py (planner.py makes train_async.py's step of them, too). Each is split into what
+it goes into, so that the largest part can be named.
 """
 
 from dataclasses import dataclass

@@ -151,8 +151,19 @@ def run(capsys, *arguments):
 def test_the_command_prints_tables_and_json(capsys, models):
     status, out, _ = run(capsys, NFT_32B, "--model", models["32b"])
     assert status == 0 and out.rstrip().endswith("fits") and "bottleneck: rollout" in out
+    assert "async step" not in out, "colocated"
+    split = ["cluster.placement=split", "actor.dp=3", "rollout.engines=20"]
+    status, out, _ = run(capsys, NFT_32B, "--model", models["32b"], *split)
+    assert status == 0 and "async step" in out
+    status, out, _ = run(capsys, NFT_32B, "--model", models["32b"], *split, "--json")
+    plan = json.loads(out)
+    seconds = {stage["name"]: stage["seconds"] for stage in plan["stages"]}
+    trainer = seconds["log-prob"] + seconds["train"]
+    assert plan["asynchronous_seconds"] == pytest.approx(max(seconds["rollout"], trainer) + seconds["sync"])
+    assert plan["asynchronous_seconds"] < plan["seconds"]
     status, out, _ = run(capsys, NFT_32B, "--model", models["32b"], "actor.tp=4", "actor.pp=4", "--json", "--suggest")
     plan = json.loads(out)
+    assert plan["asynchronous_seconds"] is None
     assert status == 1 and not plan["fits"] and plan["devices"] == 128
     assert {"overrides": ["actor.recompute=full"]}.items() <= plan["suggestions"][0].items()
     phases = {use["phase"] for use in plan["memory"]}
