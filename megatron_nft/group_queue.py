@@ -147,7 +147,7 @@ class GroupQueue:
 
     def take(self, step: int) -> tuple[Taken, list[int]] | None:
         """The groups of a step, the oldest first, and the ids of requests under way that no later step can train on;
-        None: there are not enough groups yet."""
+        None: too few are ready yet, or too few to drop those."""
         oldest_of_next = step - self.max_staleness
         late = [key for key, version in self._versions.items() if version < oldest_of_next]
         in_their_place = min(len(late), len(self.under_way) - len(late)) if step < self.num_steps else 0
