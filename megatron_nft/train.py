@@ -73,6 +73,7 @@ class Training(Run):
         if trained["actor/nonfinite_updates"]:
             keep_nonfinite(step, batch, config, self.actors, report)
         self.progress = self.progress_after(step)
+        report.trained()
         with stop.interruptible():
             self.held_out.finish()
         if self.checkpoints.is_due(step):

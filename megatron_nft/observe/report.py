@@ -31,6 +31,7 @@ from megatron_nft.observe.html import replace_text, write_page
 from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
 from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
 from megatron_nft.observe.trackers import Trackers
+from megatron_nft.stop import StopRequested
 from megatron_nft.types import RolloutGroup, StepReport
 
 FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
@@ -60,6 +61,7 @@ class Report:
         self._step_ends: deque[float] = deque(maxlen=ETA_STEPS + 1)
         self._metrics: dict[str, float] | None = None  # of the open step
         self._groups: list[RolloutGroup] = []  # of the open step
+        self._is_trained = False  # the open step
         self._loose: dict[str, float] = {}  # stage times outside a step, for the next evaluation's record
         self._progress: Progress | None = None
         self._closed = False
@@ -103,30 +105,42 @@ class Report:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Times one step; at its end prints the step line and appends its record. If it raises, there is no record."""
+        """Times one step; at its end prints the step line and appends its record. If it raises, there is no record: but
+        a stop, which saves what has been trained, leaves one of a step that was."""
         if self._metrics is not None:
             raise RuntimeError(f"step {step} begins inside another step")
-        self._metrics, self._groups = {}, []
+        self._metrics, self._groups, self._is_trained = {}, [], False
         start = time.perf_counter()
         if not self._step_ends:
             self._step_ends.append(start)
         try:
-            yield
-            end = time.perf_counter()
-            self._step_ends.append(end)
-            if self._groups:
-                self.add(rollout_metrics(self._groups))
-            self.add({"time/step_s": end - start, "train/step": step, "train/updates": self._count_updates(step)})
-            self._add_throughput()
-            rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
-            self._write_record(step, "step", self._metrics, groups_by_correct_rate=rates)
-            self.announce(step_line(step, self._config.train, self._metrics, self._eta_s(step)))
+            try:
+                yield
+            except StopRequested:
+                if self._is_trained:
+                    self._end_step(step, time.perf_counter() - start)
+                raise
+            self._end_step(step, time.perf_counter() - start)
         finally:
             # A step that failed is the one whose answers somebody will want to read.
             self._write_answers(step, "train", self._groups)
             self._metrics, self._groups = None, []
         if time.perf_counter() - self._page_written > PAGE_EVERY_S:
             self._write_page("running")
+
+    def trained(self) -> None:
+        """The open step has changed the actor: from here on a stop saves this step, not the one before."""
+        self._is_trained = True
+
+    def _end_step(self, step: int, seconds: float) -> None:
+        self._step_ends.append(time.perf_counter())
+        if self._groups:
+            self.add(rollout_metrics(self._groups))
+        self.add({"time/step_s": seconds, "train/step": step, "train/updates": self._count_updates(step)})
+        self._add_throughput()
+        rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
+        self._write_record(step, "step", self._metrics, groups_by_correct_rate=rates)
+        self.announce(step_line(step, self._config.train, self._metrics, self._eta_s(step)))
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Progress]:

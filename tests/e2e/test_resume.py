@@ -75,10 +75,13 @@ def test_three_steps_and_a_kill_and_three_steps_are_six_steps(straight, tmp_path
     assert os.readlink(run / "checkpoints" / "latest") == "step_6"
 
 
-def test_usr1_saves_the_last_whole_step_and_the_run_goes_on_in_another_layout(straight, tmp_path):
+def test_usr1_while_a_step_trains_saves_it_and_the_run_goes_on_in_another_layout(straight, tmp_path):
     process, mark = start(tmp_path, *RUN, "train.steps=6")
     wait_for(process, "step 4/")
-    time.sleep(0.3)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "quickstart" / "batches" / "step_5.npz").exists():  # written just before
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -88,7 +91,7 @@ def test_usr1_saves_the_last_whole_step_and_the_run_goes_on_in_another_layout(st
     assert_no_survivors(mark)
     run = tmp_path / "quickstart"
     saved = int(os.readlink(run / "checkpoints" / "latest").removeprefix("step_"))
-    assert saved in (4, 5), "not a due one"
+    assert saved == 5 == records(run)[-1]["step"], "not a due one"
     process, mark = start(tmp_path, *RUN, "train.steps=6", "actor.tp=1", "actor.pp=2", "checkpoint.keep_last=3")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

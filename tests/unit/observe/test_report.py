@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import signal
 import tomllib
 
 import numpy as np
@@ -15,6 +16,7 @@ from megatron_nft.observe import terminal
 from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
 from megatron_nft.observe.report import Report, read_step_reports
+from megatron_nft.stop import StopRequested
 
 
 class Terminal(io.StringIO):
@@ -113,6 +115,21 @@ def test_a_failed_step_leaves_no_record_but_its_answers(opened, make_group):
         raise KeyError("actor died")
     assert read_jsonl(folder / "metrics.jsonl") == [] and stream.getvalue() == ""
     assert len(read_jsonl(folder / "rollouts.jsonl")) == 2
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_stop_leaves_a_record_of_a_step_that_was_trained(opened, make_group, is_trained):
+    report, stream, folder = opened
+    with pytest.raises(StopRequested), report.step(1):
+        report.add_rollouts([make_group("right", "wrong")])
+        if is_trained:
+            report.trained()
+        raise StopRequested(signal.SIGUSR1)
+    assert [record["step"] for record in read_jsonl(folder / "metrics.jsonl")] == [1] * is_trained
+    assert stream.getvalue().startswith("step 1/") == is_trained
+    with pytest.raises(StopRequested), report.step(2):
+        raise StopRequested(signal.SIGUSR1)
+    assert len(read_jsonl(folder / "metrics.jsonl")) == is_trained
 
 
 def test_answers_are_written_with_what_a_reader_needs(opened, make_group):
