@@ -66,7 +66,12 @@ class Checkpoints:
         return bool(every) and (step % every == 0 or step == self._config.train.steps)
 
     def begin(self, progress: Progress) -> None:
-        """Copies the actor's state and begins to write it. A checkpoint that can't be written is said, and no error."""
+        """Copies the actor's state and begins to write it. A checkpoint that can't be written is said, and no error.
+
+        It is never published here, not even if it is written meanwhile (checkpoint.in_background = false): a process
+        that is lost before the step ends takes the run back to a checkpoint, and all steps up to that must have their
+        record.
+        """
         self.finish()
         folder = checkpoint_folder.step_folder(self._config.run_dir, progress.step)
         try:
@@ -79,7 +84,7 @@ class Checkpoints:
         self._actors.begin_save(folder, progress.step, progress.policy_version)
         self._under_way = (progress, folder)
         if not self._config.checkpoint.in_background:
-            self.finish()
+            self._wait()
 
     def poll(self) -> None:
         """Publishes the checkpoint under way, if all ranks have written it. To be called now and then."""
@@ -101,13 +106,22 @@ class Checkpoints:
         Raises:
             CheckpointError: it is not written within actor.timeout_s.
         """
+        self._wait()
+        self.poll()
+
+    def _wait(self) -> None:
         timeout_s = self._config.actor.timeout_s
         deadline = time.monotonic() + timeout_s
-        while self._under_way is not None:
+        while self._under_way is not None and not self._is_over():
             if time.monotonic() > deadline:
                 raise CheckpointError(f"{self._under_way[1]}: not written within actor.timeout_s = {timeout_s:g} s")
-            self.poll()
             time.sleep(POLL_S)
+
+    def _is_over(self) -> bool:
+        try:
+            return self._actors.is_saved()
+        except CheckpointError:  # `poll` says it
+            return True
 
     def abandon(self) -> None:
         """Gives the checkpoint under way up: ranks that were writing it are lost."""
