@@ -3,8 +3,9 @@
     python benchmarks/async/accuracy.py [--seeds 5] [--jobs 1] [--page benchmarks/async] [section.key=value ...]
 
 Runs launch/recipes/quickstart.toml with each seed by megatron_nft.train, and by megatron_nft.train_async with staleness
-1, 2 and 4. A finished run is not done again, so an interrupted series goes on where it was. Writes
-accuracy_DATE.md and accuracy_DATE.svg into --page.
+1, 2 and 4; with 4 also corrected for the policy that sampled ("capped"), and with the ratio held to that policy
+("engine"). A finished run is not done again, so an interrupted series goes on where it was. Writes accuracy_DATE.md and
+accuracy_DATE.svg into --page.
 """
 
 import argparse
@@ -23,10 +24,12 @@ DRIVERS = {
     "staleness 1": ("megatron_nft.train_async", ["rollout.max_staleness=1"]),
     "staleness 2": ("megatron_nft.train_async", ["rollout.max_staleness=2"]),
     "staleness 4": ("megatron_nft.train_async", ["rollout.max_staleness=4"]),
+    "staleness 4, capped": ("megatron_nft.train_async", ["rollout.max_staleness=4", "algorithm.importance_cap=2"]),
+    "staleness 4, engine": ("megatron_nft.train_async", ["rollout.max_staleness=4", "algorithm.old_logprobs=engine"]),
 }
 SETTINGS = ["actor.tp=1", "evaluate.samples=0"]
 """Over the recipe's: the layout and sampled accuracy change nothing that is compared here, but cost time."""
-COLOURS = {"synchronous": "#555555", "staleness 1": "#0b6e4f", "staleness 2": "#2266aa", "staleness 4": "#c0392b"}
+COLOURS = dict(zip(DRIVERS, ("#555555", "#0b6e4f", "#2266aa", "#c0392b", "#e08e0b", "#7d3c98"), strict=True))
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Number of seeds -> two-sided 95% point of Student's t with one degree of freedom less."""
 WIDTH, HEIGHT, LEFT, TOP = 560, 320, 50, 20
@@ -117,10 +120,10 @@ def svg(runs: Runs) -> str:
         colour = COLOURS[driver]
         parts.append(f'<polygon points="{" ".join(upper + lower[::-1])}" fill="{colour}" opacity="0.15"/>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        at = y(0) + 52
-        parts.append(f'<rect x="{LEFT + 130 * place}" y="{at}" width="14" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + 20 + 130 * place}" y="{at + 7}">{driver}</text>')
-    height = TOP + HEIGHT + 76
+        left, at = LEFT + 165 * (place % 3), y(0) + 54 + 20 * (place // 3)
+        parts.append(f'<rect x="{left}" y="{at}" width="14" height="4" fill="{colour}"/>')
+        parts.append(f'<text x="{left + 20}" y="{at + 7}">{driver}</text>')
+    height = TOP + HEIGHT + 96
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
         f'font-size="12">\n<rect width="{WIDTH}" height="{height}" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
@@ -140,7 +143,7 @@ def main() -> None:
         begun = {}
         for seed in range(1, arguments.seeds + 1):
             for driver, (module, settings) in DRIVERS.items():
-                folder = arguments.out.resolve() / f"{driver.replace(' ', '_')}_seed_{seed}"
+                folder = arguments.out.resolve() / f"{'_'.join(driver.replace(',', '').split())}_seed_{seed}"
                 overrides = [*SETTINGS, f"run.seed={seed}", *settings, *arguments.overrides]
                 begun[driver, seed] = pool.submit(run, folder, module, overrides)
     runs: Runs = {driver: {} for driver in DRIVERS}
