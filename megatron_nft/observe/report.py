@@ -114,13 +114,12 @@ class Report:
         if not self._step_ends:
             self._step_ends.append(start)
         try:
-            try:
-                yield
-            except StopRequested:
-                if self._is_trained:
-                    self._end_step(step, time.perf_counter() - start)
-                raise
-            self._end_step(step, time.perf_counter() - start)
+            yield
+            self._end_step(step, start)
+        except StopRequested:
+            if self._is_trained:
+                self._end_step(step, start)
+            raise
         finally:
             # A step that failed is the one whose answers somebody will want to read.
             self._write_answers(step, "train", self._groups)
@@ -132,11 +131,12 @@ class Report:
         """The open step has changed the actor: from here on a stop saves this step, not the one before."""
         self._is_trained = True
 
-    def _end_step(self, step: int, seconds: float) -> None:
-        self._step_ends.append(time.perf_counter())
+    def _end_step(self, step: int, start: float) -> None:
+        end = time.perf_counter()
+        self._step_ends.append(end)
         if self._groups:
             self.add(rollout_metrics(self._groups))
-        self.add({"time/step_s": seconds, "train/step": step, "train/updates": self._count_updates(step)})
+        self.add({"time/step_s": end - start, "train/step": step, "train/updates": self._count_updates(step)})
         self._add_throughput()
         rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
         self._write_record(step, "step", self._metrics, groups_by_correct_rate=rates)
