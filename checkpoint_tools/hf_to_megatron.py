@@ -18,7 +18,7 @@ from torch import Tensor
 from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
 from checkpoint_tools.megatron_writer import Chunk, write_checkpoint
 from checkpoint_tools.safetensors_writer import cast
-from megatron_nft.hf_config import SIDE_FILES, HFConfig, ModelFolderError, read_hf_config
+from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, ModelFolderError, read_hf_config
 from megatron_nft.weights.export import copy_side_files
 from megatron_nft.weights.hf_tensors import HFTensors
 from megatron_nft.weights.parameters import Parameter, parameters

@@ -19,7 +19,7 @@ import torch
 from checkpoint_tools import hf_to_megatron, megatron_to_hf
 from checkpoint_tools.command import Progress, UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.weights.hf_tensors import HFTensors
 from megatron_nft.weights.parameters import parameters
 

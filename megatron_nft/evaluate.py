@@ -35,12 +35,12 @@ from megatron_nft.evaluation.page import render_evaluation
 from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
 from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, average, score
 from megatron_nft.evaluation.table import text_tables
-from megatron_nft.held_out import evaluation_sampling
-from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
-from megatron_nft.rollout.engine import EngineError
-from megatron_nft.rollout.sample import stream_groups
+from megatron_nft.rollout.api import stream_groups
+from megatron_nft.rollout.vllm.engine import EngineError
+from megatron_nft.run.held_out import evaluation_sampling
 from megatron_nft.types import Prompt
 from megatron_nft.verdict.graders import grader_of
 from megatron_nft.verdict.judge import Judge, JudgeError

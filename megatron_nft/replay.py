@@ -25,16 +25,16 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_nft import checkpoint_folder
-from megatron_nft.checkpoint_folder import CheckpointError
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, ClusterError
 from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.packing import pack
-from megatron_nft.hf_config import ModelFolderError, read_hf_config
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.observe.batches import BatchError, load_batch
 from megatron_nft.observe.metrics import METRICS
 from megatron_nft.observe.report import read_step_reports
+from megatron_nft.run import checkpoint_folder
+from megatron_nft.run.checkpoint_folder import CheckpointError
 from megatron_nft.types import TrainBatch, TrainSequence
 
 SAME_RELATIVE, SAME_ABSOLUTE = 1e-4, 1e-6

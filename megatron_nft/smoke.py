@@ -39,7 +39,7 @@ from megatron_nft.config import (
     check_layout,
 )
 from megatron_nft.data.packing import pack
-from megatron_nft.hf_config import HFConfig, ModelFolderError, read_hf_config
+from megatron_nft.families.hf_config import HFConfig, ModelFolderError, read_hf_config
 from megatron_nft.observe.batches import load_batch
 from megatron_nft.types import TrainSequence
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from megatron_nft.canary import check_canary
-from megatron_nft.command_line import main
 from megatron_nft.data.packing import pack
 from megatron_nft.nft.groups import to_sequences
-from megatron_nft.nonfinite import keep_nonfinite
 from megatron_nft.observe.batches import logprob_gap, save_batch
-from megatron_nft.run import Run
-from megatron_nft.stop import Stop
+from megatron_nft.run.canary import check_canary
+from megatron_nft.run.command_line import main
+from megatron_nft.run.nonfinite import keep_nonfinite
+from megatron_nft.run.stop import Stop
+from megatron_nft.run.survival import Run
 from megatron_nft.types import RolloutGroup, TrainBatch
 from megatron_nft.weights.sync import sync_weights
 

@@ -23,14 +23,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from megatron_nft.cluster.processes import ProcessLost
-from megatron_nft.command_line import main
 from megatron_nft.config import Config, RecipeError
 from megatron_nft.data.prompts import PromptStream
-from megatron_nft.group_queue import Taken
+from megatron_nft.groups.queue import Taken
+from megatron_nft.groups.source import Producer
 from megatron_nft.observe.report import Report
-from megatron_nft.producer import Producer
-from megatron_nft.resume import Progress, read_groups
-from megatron_nft.stop import Stop
+from megatron_nft.run.checkpoints import Progress, read_groups
+from megatron_nft.run.command_line import main
+from megatron_nft.run.stop import Stop
 from megatron_nft.train import Training
 
 

@@ -22,7 +22,7 @@ from cells import Cell, all_cells
 from page import write_page
 from task import write_problems
 
-from megatron_nft.run import run_recipe
+from megatron_nft.run.survival import run_recipe
 from megatron_nft.train import Training
 
 

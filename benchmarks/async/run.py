@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_nft.cluster import workers
 from megatron_nft.config import load_config
-from megatron_nft.run import run_recipe
+from megatron_nft.run.survival import run_recipe
 from megatron_nft.train import Training
 from megatron_nft.train_async import AsyncTraining
 

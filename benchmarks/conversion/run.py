@@ -44,7 +44,7 @@ def make_model(folder: Path, config: dict) -> None:
     import torch
 
     from checkpoint_tools.safetensors_writer import SafetensorsWriter
-    from megatron_nft.hf_config import read_hf_config
+    from megatron_nft.families.hf_config import read_hf_config
     from megatron_nft.weights.export import finish_hf_folder
     from megatron_nft.weights.parameters import parameters
 

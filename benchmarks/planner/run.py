@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.planner.rows import COMMON, MODELS, NOT_PLANNED, ROWS, Row
 from megatron_nft.config import Config
-from megatron_nft.hf_config import HFConfig, read_hf_config
+from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
 from megatron_nft.plan.workload import Assumptions

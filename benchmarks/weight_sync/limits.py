@@ -63,7 +63,7 @@ def mbridge(rank: int, master: str, num_bytes: int, model: str) -> dict[str, flo
     from megatron_nft.actor.model import build_chunks
     from megatron_nft.actor.topology import init_topology
     from megatron_nft.config import ActorConfig
-    from megatron_nft.hf_config import read_hf_config
+    from megatron_nft.families.hf_config import read_hf_config
 
     torch.set_num_threads(1)
     actor, hf = ActorConfig(tp=2, precision="bf16"), read_hf_config(model)

@@ -13,7 +13,7 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
 from megatron_nft.actor.topology import Topology
-from megatron_nft.hf_config import HFConfig, ModelFolderError
+from megatron_nft.families.hf_config import HFConfig, ModelFolderError
 from megatron_nft.weights.hf_tensors import HFTensors
 from megatron_nft.weights.mapping import find_rule
 

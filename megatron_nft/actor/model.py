@@ -25,7 +25,7 @@ from megatron_nft.actor.performance import ddp_config, start_user_buffers, trans
 from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import ActorConfig
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.weights.mapping import padded_vocab_size
 
 RECOMPUTE = {

@@ -11,7 +11,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 
 from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.config import ActorConfig, OptimizerConfig
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 
 
 def transformer_arguments(actor: ActorConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from megatron_nft.actor.model import output_weight
 from megatron_nft.actor.packed import PackedTokens, pack_tokens
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import AlgorithmConfig, RolloutConfig
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.nft.loss import (
     clipped_loss,
     importance_weights,

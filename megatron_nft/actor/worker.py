@@ -22,10 +22,10 @@ from megatron_nft.actor.performance import finish_param_gather, hold_back_reduct
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
 from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
-from megatron_nft.checkpoint_folder import FileRecord, damages, read_manifest
 from megatron_nft.config import Config
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.observe.metrics import reduce_metrics
+from megatron_nft.run.checkpoint_folder import FileRecord, damages, read_manifest
 from megatron_nft.types import MicroBatch
 from megatron_nft.weights.carriers import make_sender
 from megatron_nft.weights.gather import gather_bucket

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from megatron_nft.cluster.workers import EngineGroup, Pending
-from megatron_nft.rollout.sample import Request
+from megatron_nft.rollout.api import Request
 from megatron_nft.types import RolloutGroup
 
 CALL_S, CALL_S_PER_ENGINE = 0.05, 0.02

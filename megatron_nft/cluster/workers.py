@@ -16,13 +16,13 @@ import ray
 from ray.exceptions import RayActorError
 
 from megatron_nft.actor.topology import data_parallel_rank
-from megatron_nft.checkpoint_folder import CheckpointError, FileRecord, read_manifest, shares
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, dead_of, log_of, lost_of, watchdog
 from megatron_nft.config import Config
-from megatron_nft.rollout.engine import engine_environment
-from megatron_nft.rollout.sample import Sampling
+from megatron_nft.rollout.api import Sampling
+from megatron_nft.rollout.vllm.engine import engine_environment
+from megatron_nft.run.checkpoint_folder import CheckpointError, FileRecord, read_manifest, shares
 from megatron_nft.types import Prompt, RolloutGroup, TrainBatch
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
@@ -227,7 +227,7 @@ class _EngineProcess(Process):
     """Runs in the engine's own process."""
 
     def build(self, config: Config, index: int, starts_empty: bool) -> None:
-        from megatron_nft.rollout.engine import Engine
+        from megatron_nft.rollout.vllm.engine import Engine
 
         with watchdog(config.cluster.start_timeout_s):
             self.engine = Engine(

@@ -19,7 +19,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
     """All of it."""
     try:
         from megatron_nft.config import RecipeError, load_config
-        from megatron_nft.hf_config import ModelFolderError
+        from megatron_nft.families.hf_config import ModelFolderError
     except ImportError as error:
         yield fail("recipe", recipe, f"it can't be read: {error}", "install the requirements first")
         return

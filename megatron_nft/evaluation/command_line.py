@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_nft.config import Config, RecipeError, load_config
-from megatron_nft.hf_config import is_megatron_folder
+from megatron_nft.families.hf_config import is_megatron_folder
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -24,14 +24,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_nft.checkpoint_folder import delete_all, published
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
 from megatron_nft.observe.html import replace_text, write_page
 from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
 from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
 from megatron_nft.observe.trackers import Trackers
-from megatron_nft.stop import StopRequested
+from megatron_nft.run.checkpoint_folder import delete_all, published
+from megatron_nft.run.stop import StopRequested
 from megatron_nft.types import RolloutGroup, StepReport
 
 FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")

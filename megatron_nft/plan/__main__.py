@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_nft.config import RecipeError, load_config
-from megatron_nft.hf_config import ModelFolderError, read_hf_config
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.plan.hardware import HardwareError, Machine, load_machine
 from megatron_nft.plan.planner import make_plan, suggest
 from megatron_nft.plan.report import render, render_suggestions

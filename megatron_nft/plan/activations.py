@@ -13,7 +13,7 @@ parallelism, the others by tensor parallelism.
 from dataclasses import dataclass
 
 from megatron_nft.config import ActorConfig
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 
 
 @dataclass(frozen=True)

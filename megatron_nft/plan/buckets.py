@@ -6,7 +6,7 @@ The same rule without tensors, so that it needs no torch; tests/parallel/test_pl
 from functools import lru_cache
 
 from megatron_nft.config import Config
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.plan.parameters import layers_of_rank
 
 AUTOMATIC_BUCKETS = 16

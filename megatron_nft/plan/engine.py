@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megatron_nft.config import RolloutConfig
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.plan.hardware import GIB, Machine
 
 GOLDEN = 0.6180339887498949

@@ -12,7 +12,7 @@ Phases, in the order of a step:
 from dataclasses import dataclass, field
 
 from megatron_nft.config import Config
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.plan.activations import Shape, activations, layer_tensors
 from megatron_nft.plan.buckets import largest_bucket_bytes
 from megatron_nft.plan.engine import Engine

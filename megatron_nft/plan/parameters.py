@@ -13,7 +13,7 @@ from functools import lru_cache
 from math import lcm
 
 from megatron_nft.config import ActorConfig
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 
 VOCAB_MULTIPLE = 64
 """As weights/mapping.py pads the vocabulary: to a multiple of this times tp."""

@@ -10,7 +10,7 @@ from math import inf, log2
 from typing import Any
 
 from megatron_nft.config import Config, RecipeError, check_layout
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.plan.engine import Engine, engine_of
 from megatron_nft.plan.hardware import Machine
 from megatron_nft.plan.memory import Memory, plan_memory

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from megatron_nft.config import Config
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.plan.buckets import bucket_bytes, num_tensors
 from megatron_nft.plan.engine import Engine, generate
 from megatron_nft.plan.hardware import Machine

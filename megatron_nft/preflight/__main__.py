@@ -22,7 +22,7 @@ from megatron_nft.cluster.placement import check_room as check_job
 from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.doctor.__main__ import render
 from megatron_nft.doctor.findings import Finding, fail, ok
-from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.preflight import bandwidth, checks
 from megatron_nft.preflight.facts import Facts, gather_facts
 

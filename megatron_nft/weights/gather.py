@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.weights.plan import Bucket, Shard
 
 

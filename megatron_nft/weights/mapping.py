@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 
 VOCAB_MULTIPLE = 64
 """Rows of the embedding are padded to a multiple of this times tp: whole tiles for the GPU's matrix kernels."""

@@ -9,7 +9,7 @@ translates its local layers' to them.
 from dataclasses import dataclass
 from math import prod
 
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.weights.mapping import TABLES, VOCAB, WHOLE, Rule, padded_vocab_size
 
 LAYER = "decoder.layers.{layer}."

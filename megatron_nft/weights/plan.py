@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.weights.mapping import Part, Rule, find_rule
 from megatron_nft.weights.wire import TensorSpec, lay_out
 

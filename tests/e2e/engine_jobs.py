@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from vllm import LLM  # noqa: F401
 
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.engine import Engine, EngineError
-from megatron_nft.rollout.sample import Request, Sampling, sample_groups
+from megatron_nft.rollout.api import Request, Sampling, sample_groups
+from megatron_nft.rollout.vllm.engine import Engine, EngineError
 from megatron_nft.types import Prompt
 from tests.buckets import Buckets
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 from megatron_nft import evaluate
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
-from megatron_nft.rollout.engine import Engine
+from megatron_nft.rollout.vllm.engine import Engine
 
 
 class Interrupted(Exception):

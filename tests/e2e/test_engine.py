@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from megatron_nft.rollout.engine import engine_environment
+from megatron_nft.rollout.vllm.engine import engine_environment
 from tests.parallel.families import save_tokenizer
 
 pytestmark = pytest.mark.e2e

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_nft.rollout.engine import engine_environment
+from megatron_nft.rollout.vllm.engine import engine_environment
 from tests.e2e.test_train import assert_no_survivors
 
 pytestmark = pytest.mark.e2e

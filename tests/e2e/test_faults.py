@@ -14,15 +14,15 @@ import psutil
 import pytest
 import torch
 
-from megatron_nft.canary import CanaryError, check_canary
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.observe.batches import load_batch
-from megatron_nft.rollout.engine import EngineError
-from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.rollout.api import Sampling, sample_groups
+from megatron_nft.rollout.vllm.engine import EngineError
+from megatron_nft.run.canary import CanaryError, check_canary
 from megatron_nft.weights.sync import sync_weights
 
 pytestmark = pytest.mark.e2e

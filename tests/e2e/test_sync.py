@@ -14,7 +14,7 @@ from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.nft.groups import to_sequences
 from megatron_nft.observe.batches import load_batch, logprob_gap
-from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.rollout.api import Sampling, sample_groups
 from megatron_nft.types import Verdict
 from megatron_nft.weights.sync import sync_weights
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_nft import checkpoint_folder
+from megatron_nft.run import checkpoint_folder
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import stored_sequences
 
@@ -59,7 +59,7 @@ def recipe(folder, *overrides):
 
 
 def progress(step):
-    from megatron_nft.resume import Progress
+    from megatron_nft.run.checkpoints import Progress
 
     return Progress(step=step, policy_version=step, sampling={"mixed_share": 0.5}, minutes=0.0)
 
@@ -71,7 +71,7 @@ def write_whole(path, text):
 
 def save_for_ever(folder, master):
     """Goes on from the newest checkpoint, and saves step after step; each has as many updates as its number says."""
-    from megatron_nft.resume import Checkpoints
+    from megatron_nft.run.checkpoints import Checkpoints
 
     torch.set_num_threads(1)
     config = recipe(folder)
@@ -147,7 +147,7 @@ def test_killed_at_twenty_moments_of_a_save(tmp_path):
 def damage_every_file(rank, master, folder):
     """Of each file of the newest checkpoint, damaged: what was announced, and the step that was gone back to."""
     torch.set_num_threads(1)
-    from megatron_nft.resume import Checkpoints
+    from megatron_nft.run.checkpoints import Checkpoints
 
     folder, lines, found = Path(folder), [], {}
     config = recipe(folder)
@@ -199,7 +199,7 @@ def test_damage_to_any_file_is_named_and_the_checkpoint_before_it_used(tmp_path)
 def fill_the_disk(rank, master, folder):
     """A save whose files can't be written to their end, between two that can."""
     torch.set_num_threads(1)
-    from megatron_nft.resume import Checkpoints
+    from megatron_nft.run.checkpoints import Checkpoints
 
     lines, config, there = [], recipe(folder), []
     actors = OneRank(config, master)
@@ -223,7 +223,7 @@ def test_a_disk_that_takes_no_more_costs_a_checkpoint_and_not_the_run(tmp_path):
 def wait_for_a_save(rank, master, folder):
     """What is published after `begin`, and after the step's end."""
     torch.set_num_threads(1)
-    from megatron_nft.resume import Checkpoints
+    from megatron_nft.run.checkpoints import Checkpoints
 
     config = recipe(folder, "checkpoint.in_background=false")
     actors = OneRank(config, master)

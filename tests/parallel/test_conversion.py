@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from checkpoint_tools import hf_to_megatron, megatron_to_hf, verify
-from checkpoint_tools.inspect import describe
+from checkpoint_tools.show import describe
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.hf_tensors import HFTensors
 from tests.parallel.families import DIMENSIONS, FAMILIES, make_folder
@@ -54,7 +54,7 @@ def weights_of_rank(rank, master, folder, megatron, overrides):
     from megatron_nft.actor.model import build_chunks
     from megatron_nft.actor.topology import init_topology
     from megatron_nft.config import load_config
-    from megatron_nft.hf_config import read_hf_config
+    from megatron_nft.families.hf_config import read_hf_config
 
     config = load_config("launch/recipes/quickstart.toml", [f"model.path={json.dumps(folder)}", *SHORT, *overrides])
     topology = init_topology(config.actor, rank=rank, master=master, device="cpu", seed=0)

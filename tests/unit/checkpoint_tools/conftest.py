@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoint_tools import hf_to_megatron
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.weights.parameters import parameters
 
 CONFIG = {

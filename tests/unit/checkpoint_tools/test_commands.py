@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoint_tools import command, hf_to_megatron, megatron_to_hf, verify
-from checkpoint_tools.inspect import main as inspect
 from checkpoint_tools.megatron_folder import MegatronFolder
+from checkpoint_tools.show import main as inspect
 from megatron_nft.weights.hf_tensors import HFTensors
 from tests.unit.checkpoint_tools.conftest import make_hf
 

@@ -9,10 +9,10 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from checkpoint_tools import megatron_to_hf
-from checkpoint_tools.inspect import describe
 from checkpoint_tools.megatron_folder import COMMON, FileSlice, MegatronFolder
+from checkpoint_tools.show import describe
 from megatron_nft.actor.checkpoint_metadata import read_metadata
-from megatron_nft.checkpoint_folder import CheckpointError
+from megatron_nft.run.checkpoint_folder import CheckpointError
 
 KEY = "decoder.layers.mlp.linear_fc2.weight"
 

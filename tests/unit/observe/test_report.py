@@ -16,7 +16,7 @@ from megatron_nft.observe import terminal
 from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
 from megatron_nft.observe.report import Report, read_step_reports
-from megatron_nft.stop import StopRequested
+from megatron_nft.run.stop import StopRequested
 
 
 class Terminal(io.StringIO):

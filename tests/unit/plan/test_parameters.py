@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_nft.config import ActorConfig
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.plan.buckets import AUTOMATIC_BUCKETS, LARGEST_BUCKET_BYTES, SMALLEST_BUCKET_BYTES, TENSOR_ALIGNMENT
 from megatron_nft.plan.parameters import (
     VOCAB_MULTIPLE,

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.planner.rows import ROWS
 from benchmarks.planner.run import WITHIN, figure, plan_row
 from megatron_nft.config import load_config
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.plan.__main__ import main
 from megatron_nft.plan.hardware import GIB, HardwareError, load_machine
 from megatron_nft.plan.planner import make_plan, suggest

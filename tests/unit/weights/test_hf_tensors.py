@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.weights.hf_tensors import HFTensors
 
 TENSORS = {"a": torch.arange(12.0).view(4, 3), "b": torch.ones(2, dtype=torch.bfloat16)}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_nft.hf_config import HFConfig
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.weights.mapping import TABLES, MappingError, find_rule, padded_vocab_size
 
 HF = HFConfig(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from megatron_nft.hf_config import FAMILIES, read_hf_config
+from megatron_nft.families.hf_config import FAMILIES, read_hf_config
 from megatron_nft.weights.parameters import parameters
 from tests.unit.checkpoint_tools.conftest import CONFIG
 

@@ -10,7 +10,7 @@ from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
 from megatron_nft.nft.groups import keep_mixed
 from megatron_nft.observe.report import Report
-from megatron_nft.rollout.sample import Sampling, sample_groups, sampling_seed
+from megatron_nft.rollout.api import Sampling, sample_groups, sampling_seed
 from megatron_nft.types import RolloutGroup
 from megatron_nft.verdict.judge import Judge
 

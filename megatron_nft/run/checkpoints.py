@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_nft import checkpoint_folder
-from megatron_nft.checkpoint_folder import CheckpointError, FileRecord
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.workers import Actors
 from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
-from megatron_nft.group_file import load_groups, save_groups
-from megatron_nft.group_queue import Kept
-from megatron_nft.hf_config import SIDE_FILES, read_hf_config
+from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
+from megatron_nft.groups.file import load_groups, save_groups
+from megatron_nft.groups.queue import Kept
+from megatron_nft.run import checkpoint_folder
+from megatron_nft.run.checkpoint_folder import CheckpointError, FileRecord
 from megatron_nft.types import Prompt
 from megatron_nft.weights.export import copy_side_files
 

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.processes import ProcessLost
-from megatron_nft.resume import Restarts
+from megatron_nft.run.checkpoints import Restarts
 
 LOST = ProcessLost("train_step: actor rank 1 died")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_nft.hf_config import ModelFolderError, read_hf_config
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 
 DIMENSIONS = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,

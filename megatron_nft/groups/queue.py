@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_nft.rollout.sample import Request, Sampling, with_unique_ids
-from megatron_nft.sampling import MIN_MIXED_SHARE, no_mixed_groups
+from megatron_nft.groups.sampling import MIN_MIXED_SHARE, no_mixed_groups
+from megatron_nft.rollout.api import Request, Sampling, with_unique_ids
 from megatron_nft.types import Prompt, RolloutGroup
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from megatron_nft.config import Config
 from megatron_nft.evaluation.accuracy import bootstrap_means, interval, wilson_interval
 from megatron_nft.observe.report import Report
-from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.rollout.api import Sampling, sample_groups
 from megatron_nft.types import Prompt, RolloutGroup
 from megatron_nft.verdict.judge import Judge
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from megatron_nft.hf_config import HFConfig, hf_side, is_megatron_folder, read_hf_config
+from megatron_nft.families.hf_config import HFConfig, hf_side, is_megatron_folder, read_hf_config
 
 CUDA_ONLY = (
     "actor.gradient_accumulation_fusion",

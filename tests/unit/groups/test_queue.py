@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from megatron_nft.group_file import load_groups, save_groups
-from megatron_nft.group_queue import GroupQueue, staleness_metrics
-from megatron_nft.rollout.sample import Request, Sampling
-from megatron_nft.sampling import NoMixedGroups
+from megatron_nft.groups.file import load_groups, save_groups
+from megatron_nft.groups.queue import GroupQueue, staleness_metrics
+from megatron_nft.groups.sampling import NoMixedGroups
+from megatron_nft.rollout.api import Request, Sampling
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_answer_tokens=8, seed=5)

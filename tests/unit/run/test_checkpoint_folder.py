@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from megatron_nft import checkpoint_folder
-from megatron_nft.checkpoint_folder import CheckpointError, FileRecord
+from megatron_nft.run import checkpoint_folder
+from megatron_nft.run.checkpoint_folder import CheckpointError, FileRecord
 
 
 def save(run_dir, step, text="weights", sub="hf"):

@@ -4,19 +4,19 @@ import argparse
 import signal
 import sys
 
-from megatron_nft.canary import CanaryError
-from megatron_nft.checkpoint_folder import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.config import RecipeError, load_config
 from megatron_nft.data.prompts import DataError
-from megatron_nft.hf_config import ModelFolderError
-from megatron_nft.nonfinite import NonFiniteUpdate
+from megatron_nft.families.hf_config import ModelFolderError
+from megatron_nft.groups.sampling import NoMixedGroups
 from megatron_nft.observe.batches import BatchError
 from megatron_nft.replay import replay_step
-from megatron_nft.rollout.engine import EngineError
-from megatron_nft.run import Run, run_recipe
-from megatron_nft.sampling import NoMixedGroups
-from megatron_nft.stop import StopRequested
+from megatron_nft.rollout.vllm.engine import EngineError
+from megatron_nft.run.canary import CanaryError
+from megatron_nft.run.checkpoint_folder import CheckpointError
+from megatron_nft.run.nonfinite import NonFiniteUpdate
+from megatron_nft.run.stop import StopRequested
+from megatron_nft.run.survival import Run, run_recipe
 from megatron_nft.verdict.pool import JudgeError
 
 INTERRUPTED, GO_ON = 130, 75

@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_nft.config import Config
 from megatron_nft.data.packing import pack
-from megatron_nft.rollout.sample import Sampling
+from megatron_nft.rollout.api import Sampling
 from megatron_nft.types import Prompt, Rollout, TrainSequence
 
 ANSWER_TOKENS = 64

@@ -29,7 +29,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.weights.carriers import make_receiver
 from megatron_nft.weights.parameters import parameters
 from megatron_nft.weights.wire import BucketManifest, Receiver

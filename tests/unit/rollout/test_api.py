@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from megatron_nft.rollout.sample import Sampling, sample_groups
+from megatron_nft.rollout.api import Sampling, sample_groups
 from megatron_nft.types import Prompt, RolloutGroup
 
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_answer_tokens=8, seed=1)

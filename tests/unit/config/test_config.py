@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from megatron_nft.config import RecipeError, load_config, to_toml
-from megatron_nft.hf_config import ModelFolderError
+from megatron_nft.families.hf_config import ModelFolderError
 
 MODEL = {
     "model_type": "qwen2", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,

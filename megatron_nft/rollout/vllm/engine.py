@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.sample import Request, Sampling
+from megatron_nft.rollout.api import Request, Sampling
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
@@ -87,7 +87,7 @@ class Engine:
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
-        from megatron_nft.rollout import receive
+        from megatron_nft.rollout.vllm import receive
 
         logging.getLogger("vllm").setLevel(logging.WARNING)
         on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}

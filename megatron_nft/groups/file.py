@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_nft.group_queue import Kept
+from megatron_nft.groups.queue import Kept
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
 

@@ -14,12 +14,12 @@ from megatron_nft.cluster.processes import ProcessLost, new_attempt
 from megatron_nft.cluster.workers import Actors, EngineGroup, begin_start
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
-from megatron_nft.held_out import HeldOutEvaluation
-from megatron_nft.hf_config import read_hf_config
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.groups.sampling import GroupSampler, NoMixedGroups
 from megatron_nft.observe.report import Report
-from megatron_nft.resume import Checkpoints, Progress, Restarts, checkpoints_to_resume, progress_to_resume
-from megatron_nft.sampling import GroupSampler, NoMixedGroups
-from megatron_nft.stop import Stop, StopRequested
+from megatron_nft.run.checkpoints import Checkpoints, Progress, Restarts, checkpoints_to_resume, progress_to_resume
+from megatron_nft.run.held_out import HeldOutEvaluation
+from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.verdict.judge import Judge
 
 

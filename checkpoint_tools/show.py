@@ -1,6 +1,6 @@
 """What is in a Megatron checkpoint: layout, step, policy version, sizes, number formats. Reads no tensor.
 
-    python -m checkpoint_tools.inspect DIR [--json] [--tensors]
+    python -m checkpoint_tools.show DIR [--json] [--tensors]
 
 The layout of another program's checkpoint is written down nowhere: it is read off the chunks (how a matrix is cut: tp;
 whose files hold which layers: pp and its virtual stages).
@@ -18,7 +18,7 @@ from typing import Any
 
 from checkpoint_tools.command import UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredTensor
-from megatron_nft.hf_config import SIDE_FILES, read_hf_config
+from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
 """In every layer, and cut along its second axis by tensor parallelism."""

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from megatron_nft.stop import Stop, StopRequested
+from megatron_nft.run.stop import Stop, StopRequested
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from megatron_nft.cluster.stream import RequestStream
 from megatron_nft.cluster.workers import EngineGroup
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
-from megatron_nft.group_queue import GroupQueue, Kept, Taken
-from megatron_nft.rollout.sample import Request, Sampling, sampling_seed
+from megatron_nft.groups.queue import GroupQueue, Kept, Taken
+from megatron_nft.rollout.api import Request, Sampling, sampling_seed
 from megatron_nft.types import Prompt, RolloutGroup
 from megatron_nft.verdict.judge import Judge
 
