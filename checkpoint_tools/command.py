@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 
 from checkpoint_tools.safetensors_writer import CastError
+from megatron_nft.actor.manifest import CheckpointError, to_disk
 from megatron_nft.families.hf_config import ModelFolderError
-from megatron_nft.run.checkpoint_folder import CheckpointError, to_disk
 from megatron_nft.weights.export import hf_folder_in_progress
 
 CASTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata, read_weights_only
-from megatron_nft.run.checkpoint_folder import CheckpointError
+from megatron_nft.actor.manifest import CheckpointError
 
 OPTIMIZER = "optimizer."
 """Keys of the optimizer's state begin so."""

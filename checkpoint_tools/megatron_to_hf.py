@@ -19,8 +19,8 @@ from torch import Tensor
 from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredChunk, StoredTensor
 from checkpoint_tools.safetensors_writer import SHARD_BYTES, SafetensorsWriter
+from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
-from megatron_nft.run.checkpoint_folder import CheckpointError
 from megatron_nft.weights.export import finish_hf_folder
 from megatron_nft.weights.parameters import Parameter, parameters
 

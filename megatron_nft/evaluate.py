@@ -13,7 +13,7 @@ evaluation goes on where it was: answers are kept as they come. Written to --out
     report.html       the tables, and answers to read
     recipe.toml       the resolved settings
 
-A run's own evaluations, with its engines, are held_out.py's.
+A run's own evaluations, with its engines, are run/held_out.py's.
 """
 
 import json
@@ -25,8 +25,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.workers import ClusterError, EngineGroup
+from megatron_nft.cluster.stream import stream_groups
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
 from megatron_nft.data.prompts import DataError, load_tokenizer
@@ -38,8 +40,7 @@ from megatron_nft.evaluation.table import text_tables
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
-from megatron_nft.rollout.api import stream_groups
-from megatron_nft.rollout.vllm.engine import EngineError
+from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.held_out import evaluation_sampling
 from megatron_nft.types import Prompt
 from megatron_nft.verdict.graders import grader_of
@@ -143,18 +144,18 @@ def sample_with_engines(config: Config, missing: dict[int, list[Prompt]], sample
     rollout = config.rollout
     _say(f"{rollout.engines} vLLM engines (tp {rollout.tp}, {rollout.dtype}, {config.cluster.device}) | starting ...")
     with ray_cluster(config, with_actors=False) as placement:
-        engines = EngineGroup(config, placement)
+        engines = Fleet(config, placement)
         engines.begin_build().wait()
         sample(engines, config, missing, samples)
 
 
-def sample(engines: Any, config: Config, missing: dict[int, list[Prompt]], samples: SamplesFile) -> None:
+def sample(engines: Fleet, config: Config, missing: dict[int, list[Prompt]], samples: SamplesFile) -> None:
     """Has the engines answer the prompts; keeps each one's answers as soon as they are whole."""
     progress = Progress(sys.stdout, "sampling", sum(map(len, missing.values())), "prompts")
     done = 0
     # Many answers first: the engines are then never left with a few prompts and much to do.
     for count, prompts in sorted(missing.items(), reverse=True):
-        for group in stream_groups(engines, prompts, evaluation_sampling(config, count)):
+        for _, group in stream_groups(engines, prompts, evaluation_sampling(config, count), config.rollout):
             samples.append(group)
             done += 1
             progress.update(done)

@@ -1,4 +1,4 @@
-"""megatron_nft's actor: one rank's Worker, as cluster/workers.py runs it, without Ray."""
+"""megatron_nft's actor: one rank's Worker, as cluster/ranks.py runs it, without Ray."""
 
 from collections.abc import Callable, Sequence
 

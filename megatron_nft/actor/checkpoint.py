@@ -28,8 +28,8 @@ from megatron.core.utils import unwrap_model
 from torch import nn
 
 from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata
+from megatron_nft.actor.manifest import FileRecord, record
 from megatron_nft.actor.topology import Topology
-from megatron_nft.run.checkpoint_folder import FileRecord, record
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 """Optimizer state by parameter, not by data-parallel shard: a resume may have another layout."""

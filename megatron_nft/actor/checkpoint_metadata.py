@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_nft.run.checkpoint_folder import CheckpointError
+from megatron_nft.actor.manifest import CheckpointError
 
 FORMAT = {
     "sharded_backend": "torch_dist",

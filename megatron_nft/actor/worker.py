@@ -1,7 +1,7 @@
 """One rank's verbs: score, train_step, send_bucket, save_hf, begin_save, finish_save, load, offload, reload.
 
 Microbatches come in, log-probs and metrics go out. Every verb is a collective: all ranks call it in the same order, and
-the ranks that have something to say return it, the others None. cluster/workers.py runs one Worker per process.
+the ranks that have something to say return it, the others None. cluster/ranks.py runs one Worker per process.
 """
 
 import gc
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from megatron_nft.actor.checkpoint import Save, begin_save, load_checkpoint, load_weights
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
+from megatron_nft.actor.manifest import FileRecord, damages, read_manifest
 from megatron_nft.actor.model import build_chunks, build_model
 from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.performance import finish_param_gather, hold_back_reductions, tokens_of_a_pass
@@ -25,7 +26,6 @@ from megatron_nft.actor.topology import address_toward, destroy_topology, init_t
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.observe.metrics import reduce_metrics
-from megatron_nft.run.checkpoint_folder import FileRecord, damages, read_manifest
 from megatron_nft.types import MicroBatch
 from megatron_nft.weights.carriers import make_sender
 from megatron_nft.weights.gather import gather_bucket

@@ -2,7 +2,7 @@
 
 On CPUs a rank or an engine is one of Ray's CPU slots. On GPUs actors and engines have GPUs of their own (split
 placement), or take turns on the actor's (colocated). A tensor-parallel group, of the actor or of an engine, lies on one
-node; ranks that follow each other lie on the same node or on neighbours. Called by train.py and cluster/workers.py.
+node; ranks that follow each other lie on the same node or on neighbours. Called by run/parts.py, ranks.py and fleet.py.
 """
 
 import os

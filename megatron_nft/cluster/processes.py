@@ -2,7 +2,7 @@
 
 Each process writes RUN/logs/attempt_N/<its name>.log: what it prints, and its threads' stacks when it crashes, when a
 verb takes nearly as long as the driver waits for it (the watchdog: a thread of faulthandler's, which needs neither
-Python's lock nor Ray), and when somebody sends it SIGUSR2. Used by cluster/workers.py.
+Python's lock nor Ray), and when somebody sends it SIGUSR2. Used by cluster/ranks.py and cluster/fleet.py.
 """
 
 import faulthandler
@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,15 @@ class Pending:
     timeout_s: float
     processes: dict[str, Any]  # process name -> Ray's handle; whose deaths explain an error
     logs: Path | None = None
+    begun: float = field(default_factory=time.monotonic)
+
+    def is_done(self) -> bool:
+        """Whether every process has answered, or is gone, or all are late: `wait` keeps nobody."""
+        _, waiting = ray.wait(list(self.refs.values()), num_returns=len(self.refs), timeout=0)
+        return not waiting or self._is_late()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self.begun + self.timeout_s
 
     def wait(self) -> list[Any]:
         """What each process returned, in their order.
@@ -91,7 +100,7 @@ class Pending:
             Exception: whatever a process raised, with all processes alive.
         """
         names = {ref: name for name, ref in self.refs.items()}
-        waiting, deadline = list(names), time.monotonic() + self.timeout_s
+        waiting, deadline = list(names), time.monotonic() + (0.0 if self._is_late() else self.timeout_s)
         while waiting:
             done, waiting = ray.wait(waiting, timeout=max(deadline - time.monotonic(), 0.0))
             if not done:

@@ -1,26 +1,35 @@
 """Requests that stay under way on the engines: asked at any time, answered in any order, kept over weight syncs.
 
-The producer (producer.py) submits requests and polls for groups. Each engine that has work is always in one short call
-of `Engine.advance`, so that a weight sync, whose verbs queue behind that call, comes in between two decode steps. An
-engine that dies is started again; its requests go to the others, or wait for its weights.
+Whoever wants answers submits requests and polls for groups: the source of a run's groups (groups/source.py), and
+`sample_groups` for an evaluation. All engines share one queue: none idles while another has prompts waiting. Each
+engine that has work is always in one short call of `Engine.advance`, so that a weight sync, whose verbs queue behind
+that call, comes in between two decode steps. An engine that dies is started again (cluster/fleet.py); its requests go
+back to the queue, for the others or for itself once it has weights.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
-from megatron_nft.cluster.workers import EngineGroup, Pending
-from megatron_nft.rollout.api import Request
-from megatron_nft.types import RolloutGroup
+from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.config import RolloutConfig
+from megatron_nft.rollout.api import Request, Sampling, requests_of
+from megatron_nft.types import Prompt, RolloutGroup
 
 CALL_S, CALL_S_PER_ENGINE = 0.05, 0.02
 """Of one `Engine.advance`, at least, and for each engine: what a weight sync may have to wait for. A call costs the
 driver about 1 ms, so many engines are called less often each."""
+WAIT_S = 0.5
+"""Of one look at the engines by `sample_groups`."""
+
+
+class EnginesEmpty(RuntimeError):
+    """No engine has weights, and whoever asks has none to give."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +42,24 @@ class RequestStream:
     """Used by one thread at a time.
 
     Args:
+        name: of the stream, one of its kind at a time: engines tell streams apart by it.
         requests_per_engine: that an engine is given at a time; the others wait for whichever engine has room next, so
             that a slow one holds up few. None: all at once.
-        timeout_s: longest wait for one `Engine.advance`.
 
     Attributes:
         busy_s: seconds that the engines have spent on requests, all together.
     """
 
-    def __init__(self, engines: EngineGroup, *, requests_per_engine: int | None, timeout_s: float) -> None:
-        self._engines, self._room, self._timeout_s = engines, requests_per_engine, timeout_s
-        self._call_s = max(CALL_S, CALL_S_PER_ENGINE * engines.num_engines)
+    def __init__(self, fleet: Fleet, name: str, *, requests_per_engine: int | None) -> None:
+        self._fleet, self._name, self._room = fleet, name, requests_per_engine
+        self._timeout_s = fleet.answer_timeout_s
+        self._call_s = max(CALL_S, CALL_S_PER_ENGINE * len(fleet.names))
         self._waiting: deque[Request] = deque()
-        self._asked: dict[str, dict[int, Request]] = {name: {} for name in engines.names}
-        self._dropped: dict[str, list[int]] = {name: [] for name in engines.names}
-        self._handles = {name: engines.handle(name) for name in engines.names}
+        self._asked: dict[str, dict[int, Request]] = {name: {} for name in fleet.names}
+        self._dropped: dict[str, list[int]] = {name: [] for name in fleet.names}
+        self._handles = {name: fleet.handle(name) for name in fleet.names}
         self._calls: dict[Any, _Call] = {}
-        self._starting: dict[str, Pending] = {}  # engines without weights
         self.busy_s = 0.0
-
-    @property
-    def needs_weights(self) -> bool:
-        """An engine has died and started again: it answers nothing before the next weight sync."""
-        return bool(self._starting)
 
     @property
     def is_working(self) -> bool:
@@ -63,10 +67,15 @@ class RequestStream:
         return bool(self._calls)
 
     @property
+    def num_requests(self) -> int:
+        """That are not answered yet."""
+        return len(self._waiting) + sum(len(asked) for asked in self._asked.values())
+
+    @property
     def has_work(self) -> bool:
         """A `poll` has something to do, or to wait for."""
-        idle = self._asked.keys() - self._starting.keys()
-        return self.is_working or any(self._waiting or self._asked[name] or self._dropped[name] for name in idle)
+        ready = [name for name in self._asked if self._fleet.is_ready(name)]
+        return self.is_working or any(self._waiting or self._asked[name] or self._dropped[name] for name in ready)
 
     @property
     def begun(self) -> set[int]:
@@ -85,6 +94,10 @@ class RequestStream:
             self._dropped[name] += asked.keys() & unwanted
             self._asked[name] = {key: request for key, request in asked.items() if key not in unwanted}
 
+    def drop_all(self) -> None:
+        """Forgets all requests."""
+        self.drop([*self.begun, *(request.request_id for request in self._waiting)])
+
     def poll(self, wait_s: float) -> list[tuple[int, RolloutGroup]]:
         """The groups that have got ready, with their request's id; waits for the first engine to say something.
 
@@ -92,9 +105,10 @@ class RequestStream:
             ClusterError: engines died, or did not answer, more often than rollout.max_restarts.
             EngineError: an engine refuses a request.
         """
-        self._hand_out()
+        self.take_back_lost()
+        given = self._hand_out()
         for name in self._asked:
-            self._call(name)
+            self._call(name, given[name])
         return self._collect(wait_s)
 
     def settle(self) -> list[tuple[int, RolloutGroup]]:
@@ -104,43 +118,35 @@ class RequestStream:
             finished += self._collect(self._timeout_s)
         return finished
 
-    def wait_for_starts(self) -> None:
-        """Waits until engines that were started again can take weights. To be called before a weight sync."""
-        for pending in self._starting.values():
-            pending.wait()
-
-    def synced(self) -> None:
-        """All engines have weights. Those that died during the sync, and were replaced in it, have lost their requests;
-        to be called after a weight sync, in between `settle` and the next `poll`."""
-        self._starting.clear()
+    def take_back_lost(self) -> None:
+        """Puts the requests of engines that have been replaced, here or elsewhere, back into the queue."""
         for name, handle in self._handles.items():
-            if self._engines.handle(name) is not handle:
-                self._take_back(name)
+            if self._fleet.handle(name) is not handle:
+                self._waiting.extendleft(reversed(self._asked[name].values()))
+                self._asked[name], self._dropped[name] = {}, []
+                self._calls = {ref: call for ref, call in self._calls.items() if call.engine != name}
+                self._handles[name] = self._fleet.handle(name)
 
-    def abandon(self) -> None:
-        """Drops all requests, and waits for no engine any more: a weight sync will find out which of them are there."""
-        self._starting.clear()
-        self.drop([key for asked in self._asked.values() for key in asked] + [r.request_id for r in self._waiting])
-
-    def _hand_out(self) -> None:
-        """Gives requests that wait to the engines that have fewest: to idle ones in turn, as sample_groups does."""
-        self._given: dict[str, list[Request]] = {name: [] for name in self._asked}
-        names = [name for name in self._asked if name not in self._starting and not self._in_call(name)]
+    def _hand_out(self) -> dict[str, list[Request]]:
+        """Gives requests that wait to the engines that have fewest: to idle ones in turn."""
+        given: dict[str, list[Request]] = {name: [] for name in self._asked}
+        names = [name for name in self._asked if self._may_be_called(name)]
         while self._waiting and names:
             name = min(names, key=lambda name: len(self._asked[name]))
             if self._room is not None and len(self._asked[name]) >= self._room:
                 break
             request = self._waiting.popleft()
             self._asked[name][request.request_id] = request
-            self._given[name].append(request)
+            given[name].append(request)
+        return given
 
-    def _in_call(self, name: str) -> bool:
-        return any(call.engine == name for call in self._calls.values())
+    def _may_be_called(self, name: str) -> bool:
+        return self._fleet.is_ready(name) and all(call.engine != name for call in self._calls.values())
 
-    def _call(self, name: str) -> None:
-        if self._in_call(name) or name in self._starting or not (self._asked[name] or self._dropped[name]):
+    def _call(self, name: str, given: list[Request]) -> None:
+        if not self._may_be_called(name) or not (self._asked[name] or self._dropped[name]):
             return
-        arguments = (self._given[name], self._dropped[name], self._call_s)
+        arguments = (self._name, given, self._dropped[name], self._call_s)
         ref = self._handles[name].call.remote("advance", arguments, self._timeout_s)
         self._dropped[name] = []
         self._calls[ref] = _Call(name, time.monotonic() + self._timeout_s)
@@ -162,17 +168,86 @@ class RequestStream:
             for request_id, group in groups:
                 if self._asked[name].pop(request_id, None) is not None:  # else it has been dropped meanwhile
                     finished.append((request_id, group))
-        for ref, call in list(self._calls.items()):
+        for call in list(self._calls.values()):
             if time.monotonic() > call.deadline:
-                del self._calls[ref]
                 self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")
         return finished
 
     def _replace(self, name: str, why: str) -> None:
-        self._starting[name] = self._engines.replace([name], why)
-        self._take_back(name)
+        if self._fleet.handle(name) is self._handles[name]:  # else somebody else has noticed
+            self._fleet.replace([name], why)
+        self.take_back_lost()
 
-    def _take_back(self, name: str) -> None:
-        self._waiting.extendleft(reversed(self._asked[name].values()))
-        self._asked[name], self._dropped[name] = {}, []
-        self._handles[name] = self._engines.handle(name)
+
+def room_of(rollout: RolloutConfig, num_engines: int, group_size: int) -> int | None:
+    """Requests that each of several engines is given at a time: one more than it works on, so that it never waits for
+    the next. A single engine has none to share with: it gets all at once, and so in the same order in every run."""
+    return -(-rollout.max_concurrent // group_size) + 1 if num_engines > 1 else None
+
+
+def stream_groups(
+    fleet: Fleet,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    rollout: RolloutConfig,
+    *,
+    refill: Callable[[], Any] | None = None,
+) -> Iterator[tuple[int, RolloutGroup]]:
+    """Samples `sampling.group_size` answers to each prompt; yields the groups as they get ready, each with its prompt's
+    place. Beside other requests under way, which go on.
+
+    Args:
+        refill: gives engines that were started again the weights, so that they answer, too. None: the others do it.
+
+    Raises:
+        EnginesEmpty: none is left that has weights.
+        ClusterError, EngineError: as `RequestStream.poll`.
+    """
+    stream = RequestStream(
+        fleet, "evaluation", requests_per_engine=room_of(rollout, len(fleet.names), sampling.group_size)
+    )
+    stream.submit(requests_of(prompts, sampling))
+    while stream.num_requests:
+        if fleet.wants_weights and refill is not None:
+            yield from stream.settle()
+            refill()
+        elif fleet.is_empty:
+            raise EnginesEmpty("all engines had to be started again, and have no weights")
+        elif not stream.has_work:
+            time.sleep(WAIT_S)  # they are being started
+        yield from stream.poll(WAIT_S)
+
+
+def sample_groups(
+    fleet: Fleet,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    rollout: RolloutConfig,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    refill: Callable[[], Any] | None = None,
+) -> list[RolloutGroup]:
+    """As `stream_groups`, all of them, in the prompts' order.
+
+    Args:
+        on_progress: called after every group with the groups done and the groups in all.
+    """
+    groups: dict[int, RolloutGroup] = {}
+    for place, group in stream_groups(fleet, prompts, sampling, rollout, refill=refill):
+        groups[place] = group
+        if on_progress:
+            on_progress(len(groups), len(prompts))
+    return [groups[place] for place in range(len(prompts))]
+
+
+def one_answer_each(fleet: Fleet, prompt: Prompt, sampling: Sampling) -> dict[str, RolloutGroup]:
+    """Every engine's own answers to one prompt."""
+    (request,) = requests_of([prompt], sampling)
+    answers: dict[str, RolloutGroup] = {}
+    new = [request]
+    while len(answers) < len(fleet.names):
+        for name, (groups, _) in zip(fleet.names, fleet.call("advance", "canary", new, [], CALL_S), strict=True):
+            if groups:
+                ((_, answers[name]),) = groups
+        new = []
+    return answers

@@ -1,14 +1,16 @@
-"""Which groups are to be sampled, which are ready to be trained on, and which have become too old: asynchronous
-rollouts' bookkeeping, without threads, engines or clocks.
+"""Which groups are to be sampled, which are ready to be trained on, and which have become too old: the source's
+bookkeeping, without threads, engines or clocks.
 
 A policy_version is the number of steps trained before. Step s trains policy s - 1, on tokens that policy v sampled:
 their staleness is (s - 1) - v, at most max_staleness. So no more groups are ready or expected (by the share of sampled
 ones that were mixed) than steps can take until then, and what others overtake until it is too old is dropped. That
 would favour short answers: so a step waits for one more group that is in time in place of each that it would drop,
-but never for those alone. With max_staleness = 0 a round of prompts is whole before the next is asked for, and all
-follow sampling.py's rules: the groups are those of the synchronous run.
+but never for those alone.
 
-Called by producer.py, under its lock.
+With max_staleness = 0, a synchronous run, sampling goes in rounds: a round of prompts is whole before the next is asked
+for, and a step begins with none. What a step has no use for is dropped, since the next step's policy is another.
+
+Called by source.py, under its lock.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -18,9 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from megatron_nft.groups.sampling import MIN_MIXED_SHARE, no_mixed_groups
-from megatron_nft.rollout.api import Request, Sampling, with_unique_ids
+from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
+
+MIN_MIXED_SHARE = 0.25
+"""At most 4 prompts are asked for per missing group, however few were mixed of those before."""
+
+
+class NoMixedGroups(RuntimeError):
+    """Sampling did not bring enough groups with right and wrong answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,7 @@ class _Counts:
     """Since the last `take`."""
 
     rounds: int = 0
+    asked: int = 0
     graded: int = 0
     mixed: int = 0
     dropped: int = 0
@@ -81,6 +90,11 @@ class GroupQueue:
         return len(self._ready)
 
     @property
+    def num_asked(self) -> int:
+        """Prompts asked for since the last `take`."""
+        return self._counts.asked
+
+    @property
     def capacity(self) -> int:
         """Mixed groups that may be ready or expected now."""
         last_step = min(self.version + self.max_staleness + 1, self.num_steps)
@@ -102,7 +116,7 @@ class GroupQueue:
 
     @property
     def _is_in_round(self) -> bool:
-        """Without staleness a round is whole before anything else happens, as in sampling.py."""
+        """Without staleness a round is whole before anything else happens."""
         return self.max_staleness == 0 and bool(self.under_way)
 
     def _check_patience(self) -> None:
@@ -112,18 +126,19 @@ class GroupQueue:
         else:
             is_over = counts.graded >= self.max_rounds * ceil(wanted / MIN_MIXED_SHARE)
         if is_over and len(self._ready) < wanted:
-            raise no_mixed_groups(self.num_taken + 1, len(self._ready), counts.graded, wanted, self.max_rounds)
+            raise NoMixedGroups(
+                f"step {self.num_taken + 1}: {len(self._ready)} of {counts.graded} groups had right and wrong answers "
+                f"after {self.max_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of another "
+                "difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
+            )
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Request]:
         """A round of prompts is under way from now on, as these requests."""
-        unique = with_unique_ids(prompts)
-        requests = [
-            Request(request_id=self._next_id + i, prompt=prompt, seed_id=unique[i].prompt_id, sampling=sampling)
-            for i, prompt in enumerate(prompts)
-        ]
+        requests = requests_of(prompts, sampling, self._next_id)
         self._next_id += len(requests)
         self.round += 1
         self._counts.rounds += 1
+        self._counts.asked += len(requests)
         self._add(requests)
         return requests
 
@@ -167,15 +182,15 @@ class GroupQueue:
             del self.under_way[key], self._versions[key]
         counts, self._counts = self._counts, _Counts()
         self._unreported, self.num_taken = {}, step
-        metrics = {
-            "rollout/rounds": counts.rounds,
-            "rollout/groups_surplus": surplus,
-            "async/queue_groups": len(self._ready),
-            "async/groups_under_way": len(self.under_way),
-            "async/groups_dropped": len(late) + len(too_old),
-            "async/groups_restarted": counts.restarted,
-        }
-        return Taken(groups=groups, graded=graded, metrics=metrics | staleness_metrics(groups, step)), late
+        metrics = {"rollout/rounds": counts.rounds, "rollout/groups_surplus": surplus}
+        if self.max_staleness:
+            metrics |= staleness_metrics(groups, step) | {
+                "async/queue_groups": len(self._ready),
+                "async/groups_under_way": len(self.under_way),
+                "async/groups_dropped": counts.dropped + len(late) + len(too_old),
+                "async/groups_restarted": counts.restarted,
+            }
+        return Taken(groups=groups, graded=graded, metrics=metrics), late
 
     def trained(self) -> None:
         """The groups that were taken last have been trained on: a checkpoint holds them no more."""
@@ -237,6 +252,10 @@ class GroupQueue:
         self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}
         self._counts.graded = len(self._unreported)
         self._counts.mixed = sum(group.is_mixed for group in self._unreported.values())
+        oldest = self.num_taken - self.max_staleness  # for the next step; the saved run may have allowed older ones
+        for key in [key for key, group in self._ready.items() if oldest_version(group) < oldest]:
+            del self._ready[key]
+            self._counts.dropped += 1
         self._add(requests)
 
 

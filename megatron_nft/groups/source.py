@@ -1,103 +1,120 @@
-"""The producer of asynchronous rollouts: keeps the engines at work and grades their answers, in threads of its own.
+"""Where a run's groups come from: keeps the engines at work and grades their answers, in threads of its own.
 
     prompts --> requests on the engines --> answers --> verdicts --> GroupQueue --> take(step), by the trainer
-                (cluster/stream.py)                    (verdict/)   (group_queue.py)
+                (cluster/stream.py)                    (verdict/)   (queue.py)
 
-It stands in GroupSampler's place: the trainer (train_async.py) takes a step's groups, and pauses it around a weight
-sync. What it knows between steps goes into the checkpoint, graded groups and requests under way with it.
+A run that may not be ahead (max_staleness = 0) asks for a round of prompts when a step begins, and for nothing more
+until the next; one that may goes on while the actor trains. Answers are graded as they come, beside the sampling. What
+the source knows between steps goes into the checkpoint, graded groups and requests under way with it. Used by train.py.
 """
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from threading import Condition, Thread
 from typing import Any
 
-from megatron_nft.cluster.stream import RequestStream
-from megatron_nft.cluster.workers import EngineGroup
+from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.stream import RequestStream, room_of
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
 from megatron_nft.groups.queue import GroupQueue, Kept, Taken
-from megatron_nft.rollout.api import Request, Sampling, sampling_seed
+from megatron_nft.groups.seeds import sampling_seed
+from megatron_nft.observe.report import Report
+from megatron_nft.rollout.api import Request, Sampling
 from megatron_nft.types import Prompt, RolloutGroup
 from megatron_nft.verdict.judge import Judge
 
 WAIT_S = 0.02
 """Of one look for what engines and graders have done."""
 JOIN_S = 10.0
+State = tuple[dict[str, Any], tuple[Kept, ...]]
+"""What a checkpoint holds of a source: plain values, and graded groups."""
 
 
-class Producer:
-    """A run's source of mixed groups, ahead of the trainer by up to rollout.max_staleness steps.
+class GroupSource:
+    """A run's source of mixed groups, ahead of the trainer by up to `max_staleness` steps.
 
-    All methods are the trainer's. An error of the producer is raised by the next `take` or `pause`.
+    All methods are the trainer's. It begins paused. An error in its threads is raised by the next `take` or `pause`.
     """
 
-    def __init__(self, config: Config, prompts: PromptStream, engines: EngineGroup, judge: Judge) -> None:
+    def __init__(self, config: Config, prompts: PromptStream, fleet: Fleet, judge: Judge, max_staleness: int) -> None:
         rollout = config.rollout
-        self._config, self._prompts, self._judge = config, prompts, judge
+        self._config, self._prompts, self._fleet, self._judge = config, prompts, fleet, judge
+        self._is_ahead = max_staleness > 0
         self._queue = GroupQueue(
             groups_per_step=config.train.groups_per_step,
-            max_staleness=rollout.max_staleness,
+            max_staleness=max_staleness,
             max_rounds=rollout.max_sampling_rounds,
             num_steps=config.train.steps,
         )
-        # One more than an engine works on, so that none waits for the next; a whole round if nothing may be overtaken.
-        room = -(-rollout.max_concurrent // rollout.group_size) + 1 if rollout.max_staleness else None
-        self._stream = RequestStream(engines, requests_per_engine=room, timeout_s=rollout.timeout_s)
-        self._num_engines = engines.num_engines
+        # Ahead, one engine too is given little at a time: what it has not begun is sampled by newer weights.
+        num_engines = max(len(fleet.names), 2) if self._is_ahead else len(fleet.names)
+        room = room_of(rollout, num_engines, rollout.group_size)
+        self._stream = RequestStream(fleet, "rollouts", requests_per_engine=room)
         self._ungraded: list[tuple[int, RolloutGroup]] = []
         self._grader = ThreadPoolExecutor(1, "grader")
         self._grading: tuple[list[int], Future[list[RolloutGroup]]] | None = None
         self._changed = Condition()  # guards all of the above but the stream, which is the thread's unless it is paused
         self._pausing, self._paused, self._closing = True, True, False
+        self._is_sampling = False  # engines are at work on this round, or about to be
         self._late: list[int] = []  # requests under way that the engines may forget
         self._error: BaseException | None = None
         self._resumed_at = self._unpaused_s = self._busy_s = 0.0
-        self._thread = Thread(target=self._run, name="producer", daemon=True)
+        self._at_rest: State = self._kept()
+        self._thread = Thread(target=self._run, name="group source", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends the threads; requests under way stay where they are."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(JOIN_S)
-        self._grader.shutdown(wait=False, cancel_futures=True)
+    # --- the trainer's verbs
 
-    def take(self, step: int, on_progress: Callable[[int, int], None]) -> Taken | None:
-        """Waits for a step's groups. None: an engine has died and started again; sync the weights, and call again.
+    def begin(self, step: int, state: dict[str, Any], kept: tuple[Kept, ...] = ()) -> None:
+        """Goes on where a saved source stopped, after this step; requests that were under way begin again, with their
+        seeds. To be called while it is paused.
+
+        Raises:
+            DataError: the state belongs to other prompts.
+        """
+        with self._changed:
+            assert self._paused, "pause first"
+            self._prompts.load_state_dict(state["prompts"])
+            self._stream.drop_all()
+            self._ungraded, self._grading, self._late = [], None, []
+            empty = {"num_taken": step, "version": step, "round": 0, "next_id": 0, "under_way": []}
+            queue = state.get("queue", empty | {"mixed_share": state["mixed_share"]})
+            prompts = self.prompts
+            requests = [
+                Request(request_id=key, prompt=prompts[name], seed_id=seed_id, sampling=self._sampling(seed))
+                for key, name, seed_id, seed in queue["under_way"]
+            ]
+            self._queue.restore(queue, kept, requests)
+            self._stream.submit(requests)
+            self._at_rest = self._kept()
+
+    def take(self, step: int, report: Report) -> Taken | None:
+        """Waits for a step's groups, in stages that the report shows. None: an engine has died and started again;
+        pause, sync the weights, resume, and call again.
 
         Raises:
             NoMixedGroups: too few of the sampled groups had right and wrong answers.
             ClusterError: engines don't answer, or died too often.
         """
-        wanted = self._config.train.groups_per_step
-        with self._changed:
-            while True:
-                self._raise_error()
-                if (found := self._queue.take(step)) is not None:
-                    taken, late = found
-                    self._late += late
-                    self._changed.notify_all()
-                    return Taken(groups=taken.groups, graded=taken.graded, metrics=taken.metrics | self._idle())
-                if self._stream.needs_weights:
-                    return None
-                on_progress(min(self._queue.num_ready, wanted), wanted)
-                self._changed.wait(1.0)
-
-    def _idle(self) -> dict[str, float]:
-        """Seconds since the last time in which engines had nothing to do; syncs and evaluations are not counted."""
-        now, all_busy_s = time.perf_counter(), self._stream.busy_s
-        unpaused_s = self._unpaused_s + now - self._resumed_at
-        busy_s = (all_busy_s - self._busy_s) / self._num_engines
-        self._resumed_at, self._unpaused_s, self._busy_s = now, 0.0, all_busy_s
-        return {"async/engine_idle_s": max(unpaused_s - busy_s, 0.0)}
+        while True:
+            stage = self._stage()
+            with report.stage(stage, unit="groups") as progress, self._changed:
+                while self._stage() == stage:
+                    self._raise_error()
+                    if (found := self._queue.take(step)) is not None:
+                        return self._hand_over(*found)
+                    if self._fleet.wants_weights:
+                        return None
+                    progress.update(*self._done())
+                    self._changed.wait(1.0)
 
     def trained(self) -> None:
         """The groups that were taken last have been trained on."""
         with self._changed:
             self._queue.trained()
+            self._at_rest = self._kept()
 
     def pause(self) -> None:
         """Waits until no engine works: requests under way stand still between two decode steps."""
@@ -111,62 +128,86 @@ class Producer:
                 self._changed.wait(1.0)
             self._raise_error()
 
-    def wait_for_engines(self) -> None:
-        """Waits until engines that were started again can take weights. To be called while paused."""
-        self._stream.wait_for_starts()
-
-    def abandon(self) -> None:
-        """Drops all requests under way, and engines that are being started. To be called while paused."""
-        with self._changed:
-            self._stream.abandon()
-            self._ungraded, self._grading, self._late = [], None, []
-
     def resume(self, version: int) -> None:
-        """Goes on, after a weight sync that has brought the engines this policy."""
+        """Goes on, on engines that hold this policy. Fine if it is at work for it already."""
         with self._changed:
+            if not self._pausing:
+                return
             begun = self._stream.begun
-            self._stream.synced()
+            self._stream.take_back_lost()
             self._queue.synced(version, begun, restarts=self._config.rollout.on_sync == "restart")
             self._resumed_at = time.perf_counter()
             self._pausing = self._paused = False
+            self._is_sampling = True
             self._changed.notify_all()
 
-    def kept(self) -> tuple[dict[str, Any], tuple[Kept, ...]]:
-        """What a checkpoint must hold so that nothing graded is lost and nothing is trained on twice."""
+    def state(self) -> State:
+        """What a checkpoint must hold so that nothing graded is lost and nothing is trained on twice. Without staleness
+        a step is sampled again from its beginning."""
         with self._changed:
-            state = {"prompts": self._prompts.state_dict(), "queue": self._queue.state_dict()}
-            return state | {"mixed_share": self._queue.mixed_share}, tuple(self._queue.kept())
+            return self._kept() if self._is_ahead else self._at_rest
 
-    def restore(self, step: int, state: dict[str, Any], kept: tuple[Kept, ...]) -> None:
-        """Goes on where a saved producer stopped; requests that were under way begin again, with their seeds. To be
-        called while it is paused.
-
-        Args:
-            state: of `kept`, or of a GroupSampler after this step.
-        """
+    def close(self) -> None:
+        """Ends the threads; requests under way stay where they are."""
         with self._changed:
-            assert self._paused, "pause first"
-            self._prompts.load_state_dict(state["prompts"])
-            self.abandon()
-            share = state["mixed_share"]
-            empty = {"num_taken": step, "version": step, "round": 0, "next_id": 0, "mixed_share": share}
-            queue = state.get("queue", {**empty, "under_way": []})
-            prompts = self.prompts
-            requests = [
-                Request(request_id=key, prompt=prompts[name], seed_id=seed_id, sampling=self._sampling(seed))
-                for key, name, seed_id, seed in queue["under_way"]
-            ]
-            self._queue.restore(queue, kept, requests)
-            self._stream.submit(requests)
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(JOIN_S)
+        self._grader.shutdown(wait=False, cancel_futures=True)
 
     @property
     def prompts(self) -> dict[str, Prompt]:
         """All of the run's, by id."""
         return {prompt.prompt_id: prompt for prompt in self._prompts.prompts}
 
+    # --- what they are made of; under the lock
+
+    def _stage(self) -> str:
+        """What the trainer waits for."""
+        if self._is_ahead:
+            return "wait"
+        return "rollout" if self._is_sampling else "verdict"
+
+    def _done(self) -> tuple[int, int]:
+        """Groups that are there, of those that are waited for."""
+        if self._is_ahead:
+            wanted = self._config.train.groups_per_step
+            return min(self._queue.num_ready, wanted), wanted
+        total = self._queue.num_asked
+        return total - (self._stream.num_requests if self._is_sampling else len(self._queue.under_way)), total
+
+    def _hand_over(self, taken: Taken, late: list[int]) -> Taken:
+        self._late += late
+        self._changed.notify_all()
+        return replace(taken, metrics=taken.metrics | self._idle()) if self._is_ahead else taken
+
+    def _idle(self) -> dict[str, float]:
+        """Seconds since the last time in which engines had nothing to do; syncs and evaluations are not counted."""
+        now, all_busy_s = time.perf_counter(), self._stream.busy_s
+        unpaused_s = self._unpaused_s + now - self._resumed_at
+        busy_s = (all_busy_s - self._busy_s) / len(self._fleet.names)
+        self._resumed_at, self._unpaused_s, self._busy_s = now, 0.0, all_busy_s
+        return {"async/engine_idle_s": max(unpaused_s - busy_s, 0.0)}
+
+    def _kept(self) -> State:
+        state = {"prompts": self._prompts.state_dict(), "queue": self._queue.state_dict()}
+        return state | {"mixed_share": self._queue.mixed_share}, tuple(self._queue.kept())
+
+    def _sampling(self, seed: int) -> Sampling:
+        rollout = self._config.rollout
+        return Sampling(
+            group_size=rollout.group_size,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            max_answer_tokens=rollout.max_answer_tokens,
+            seed=seed,
+        )
+
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+    # --- the thread
 
     def _run(self) -> None:
         try:
@@ -201,16 +242,9 @@ class Producer:
         if count := self._queue.num_missing():
             seed = sampling_seed(self._config.run.seed, self._queue.version + 1, self._queue.round)
             self._stream.submit(self._queue.begin(self._prompts.take(count), self._sampling(seed)))
-
-    def _sampling(self, seed: int) -> Sampling:
-        rollout = self._config.rollout
-        return Sampling(
-            group_size=rollout.group_size,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            max_answer_tokens=rollout.max_answer_tokens,
-            seed=seed,
-        )
+        if self._is_sampling != (self._stream.num_requests > 0):
+            self._is_sampling = not self._is_sampling
+            self._changed.notify_all()
 
     def _grade(self) -> None:
         """Takes verdicts in, and sends what is ungraded to the graders."""

@@ -2,7 +2,6 @@
 
 The training loop hands over metrics, judged groups and evaluations; the run folder and the terminal get them:
 
-    recipe.toml     the resolved recipe
     metrics.jsonl   one record a step or evaluation; NaN and infinity are null
     rollouts.jsonl  a few answers of each, to be read by people
     report.html     the page, replaced as a whole (never half-written) at every evaluation and now and then between
@@ -13,7 +12,6 @@ Called by train and evaluate, on the driver only.
 
 import json
 import math
-import shutil
 import sys
 import time
 from collections import deque
@@ -24,14 +22,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_nft.config import Config, RecipeError, to_toml
+from megatron_nft.config import Config
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
 from megatron_nft.observe.html import replace_text, write_page
 from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
 from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
 from megatron_nft.observe.trackers import Trackers
-from megatron_nft.run.checkpoint_folder import delete_all, published
-from megatron_nft.run.stop import StopRequested
 from megatron_nft.types import RolloutGroup, StepReport
 
 FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
@@ -40,7 +36,7 @@ ETA_STEPS = 20  # the ETA follows the latest steps: answers grow longer, and the
 
 
 class Report:
-    """Opens the run folder, then records what the loop reports. Every metric name must be in observe.metrics."""
+    """Records what the loop reports, in a run folder that is there. Every metric name must be in observe.metrics."""
 
     def __init__(self, config: Config, stream: TextIO | None = None):
         """
@@ -49,13 +45,14 @@ class Report:
             stream: where lines go, standard output by default.
 
         Raises:
-            RecipeError: the run folder is in use or can't be written, or a tracker lacks its package or account.
+            RecipeError: a tracker lacks its package or account.
         """
         self._config = config
         self._trackers = Trackers(config)
         self._stream = stream if stream is not None else sys.stdout
         self._dir = config.run_dir
-        self._metrics_file, self._rollouts_file = _open_run_folder(config)
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
         self._minutes_before = 0.0  # of earlier attempts
         self._page_written = self._start = time.perf_counter()
         self._step_ends: deque[float] = deque(maxlen=ETA_STEPS + 1)
@@ -105,8 +102,8 @@ class Report:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Times one step; at its end prints the step line and appends its record. If it raises, there is no record: but
-        a stop, which saves what has been trained, leaves one of a step that was."""
+        """Times one step; at its end prints the step line and appends its record. A step cut short leaves one, too, if
+        it has been trained: a checkpoint of it may follow. What is gone back on, `rewind` takes out again."""
         if self._metrics is not None:
             raise RuntimeError(f"step {step} begins inside another step")
         self._metrics, self._groups, self._is_trained = {}, [], False
@@ -115,11 +112,12 @@ class Report:
             self._step_ends.append(start)
         try:
             yield
-            self._end_step(step, start)
-        except StopRequested:
+        except BaseException:
             if self._is_trained:
                 self._end_step(step, start)
             raise
+        else:
+            self._end_step(step, start)
         finally:
             # A step that failed is the one whose answers somebody will want to read.
             self._write_answers(step, "train", self._groups)
@@ -295,49 +293,6 @@ class Report:
             )
         except OSError as error:  # metrics.jsonl has everything; a page is no reason to lose a run
             self.announce(f"report.html was not written: {error}")
-
-
-def _open_run_folder(config: Config) -> tuple[TextIO, TextIO]:
-    """Creates the folder and recipe.toml, and opens metrics.jsonl and rollouts.jsonl for appending."""
-    folder: Path = config.run_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if config.run.overwrite:
-            delete_all(folder)
-            shutil.rmtree(folder / "logs", ignore_errors=True)
-            for name in FILES:  # what others put there stays
-                (folder / name).unlink(missing_ok=True)
-            (folder / "wandb" / "id").unlink(missing_ok=True)  # the new run is another one there, too
-        elif any(folder.iterdir()) and not _may_go_on(config):
-            raise RecipeError(
-                f"{folder} already holds a run that can't be gone on with; set run.name to a new name, or "
-                "run.overwrite=true to replace its files"
-            )
-        (folder / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
-        return _open_for_appending(folder)
-    except OSError as error:
-        raise RecipeError(
-            f"can't write to the run folder {folder}: {error}; set run.dir to a writable folder"
-        ) from None
-
-
-def _may_go_on(config: Config) -> bool:
-    """With a checkpoint, or, before the first one, from the beginning: if it is this very run, and not at its end."""
-    folder = config.run_dir
-    if config.checkpoint.resume == "never":
-        return False
-    if published(folder):
-        return True
-    recipe = folder / "recipe.toml"
-    is_this_run = recipe.is_file() and _but_overwrite(recipe.read_text(encoding="utf-8")) == _but_overwrite(
-        to_toml(config)
-    )
-    return is_this_run and not (folder / "hf").exists()
-
-
-def _but_overwrite(recipe: str) -> list[str]:
-    """A recipe's lines. A run that was begun anew goes on with run.overwrite=false, else it would lose what it has."""
-    return [line for line in recipe.splitlines() if not line.startswith("overwrite = ")]
 
 
 def _open_for_appending(folder: Path) -> tuple[TextIO, TextIO]:

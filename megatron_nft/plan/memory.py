@@ -3,7 +3,7 @@
 Phases, in the order of a step:
 
     rollout    engines hold weights and keys and values; colocated actors keep their weights and nothing else, from
-               before the engines start (cluster/workers.py, begin_start)
+               before the engines start (run/parts.py, begin_build)
     log-prob   the forward pass of scoring
     train      forward and backward pass, optimizer
     sync       buckets beside what training holds; colocated engines have their weights back, empty as yet

@@ -1,13 +1,20 @@
-"""Prompts go out to the engines, whole groups of answers come back. train and evaluate call it once a round."""
+"""What an engine is, and what it is asked: the language of driver (cluster/, groups/) and engines (rollout/vllm).
+
+A request is a prompt under way: it is given to an engine once, and its answers come back as one whole group. Which
+engine answers it, beside which others, and over how many weight syncs is no part of it: its answers' seeds are made of
+its own `seed_id`.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from megatron_nft.types import Prompt, RolloutGroup
+
+
+class EngineError(RuntimeError):
+    """The engine can't do what was asked: wrong state, wrong weights or a request that it refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,72 +38,75 @@ class Sampling:
 class Request:
     """A prompt that an engine is asked to answer while it answers others."""
 
-    request_id: int  # unique in a run, counted up
+    request_id: int  # unique in its stream, counted up
     prompt: Prompt
     seed_id: str  # of which the answers' seeds are made: the prompt's id, or that with "#2" if it comes again
     sampling: Sampling
 
 
-def sampling_seed(run_seed: int, step: int, sampling_round: int) -> int:
-    """The seed of one sampling round: the same on every machine, different in every round of a run."""
-    return int(np.random.SeedSequence([run_seed, step, sampling_round]).generate_state(1)[0])
+class Engine(Protocol):
+    """One rollout engine, in its own process. Starting it (its constructor) is the eighth verb."""
+
+    policy_version: int
+
+    def advance(
+        self, stream: str, requests: list[Request], dropped: list[int], seconds: float
+    ) -> tuple[list[tuple[int, RolloutGroup]], float]:
+        """Takes a stream's requests in, and works on all that are under way for about so many seconds, in whole decode
+        steps. `dropped`: earlier requests of the stream that are not wanted any more.
+
+        Returns:
+            The stream's groups that have got ready, with their request's id and without verdicts; the seconds spent.
+
+        Raises:
+            EngineError: the weights are not whole, or a prompt is refused.
+        """
+
+    def start_update(self, names: list[str]) -> None:
+        """Begins a weight update that will bring these HF parameters; until it has finished nothing is generated."""
+
+    def update(self, manifests: list[dict[str, Any]]) -> None:
+        """Loads one bucket of each pipeline stage (weights/wire.py)."""
+
+    def finish_update(self, policy_version: int) -> None:
+        """Checks that every parameter has come, and stamps `policy_version` on every token from here on."""
+
+    def sleep(self) -> None:
+        """Gives the memory of weights and KV cache back."""
+
+    def wake(self, what: str) -> None:
+        """Takes the memory of "weights" or of the "kv_cache" again."""
+
+    def shutdown(self) -> None:
+        """Ends the engine and frees its memory."""
 
 
-class Engines(Protocol):
-    """The rollout engines, seen from here; cluster/workers holds the real ones."""
+def requests_of(prompts: Sequence[Prompt], sampling: Sampling, first_id: int = 0) -> list[Request]:
+    """A round of prompts as requests. A prompt that comes again in it (where an epoch ends, say) has its own seed."""
+    seen: Counter[str] = Counter()
+    requests = []
+    for request_id, prompt in enumerate(prompts, first_id):
+        seen[prompt.prompt_id] += 1
+        count = seen[prompt.prompt_id]
+        seed_id = prompt.prompt_id if count == 1 else f"{prompt.prompt_id}#{count}"
+        requests.append(Request(request_id=request_id, prompt=prompt, seed_id=seed_id, sampling=sampling))
+    return requests
 
-    num_engines: int
 
-    def generate(self, shards: list[list[Prompt]], sampling: Sampling) -> Iterator[RolloutGroup]:
-        """Answers shard i on engine i, all at once; yields groups in the order in which they get ready."""
-
-
-def sample_groups(
-    engines: Engines,
-    prompts: list[Prompt],
+def answer_here(
+    engine: Engine,
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[RolloutGroup]:
-    """Samples `sampling.group_size` answers to each prompt and returns the groups in the prompts' order.
-
-    Which engine answers a prompt does not matter for its answers: each prompt has a seed of its own.
-
-    Args:
-        on_progress: called after every group with the groups done and the groups in all.
-
-    Raises:
-        RuntimeError: the engines returned without an answer to some prompt.
-    """
-    unique = with_unique_ids(prompts)
-    place = {prompt.prompt_id: index for index, prompt in enumerate(unique)}
-    groups: list[RolloutGroup | None] = [None] * len(prompts)
-    for done, group in enumerate(stream_groups(engines, unique, sampling), start=1):
-        index = place[group.prompt.prompt_id]
-        groups[index] = replace(group, prompt=prompts[index])
-        if on_progress:
-            on_progress(done, len(prompts))
-    unanswered = [prompt.prompt_id for prompt, group in zip(prompts, groups, strict=True) if group is None]
-    if unanswered:
-        raise RuntimeError(f"the engines ended without answers to {len(unanswered)} prompts, e.g. {unanswered[:5]}")
-    return [group for group in groups if group is not None]
-
-
-def stream_groups(engines: Engines, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-    """Samples `sampling.group_size` answers to each prompt; yields the groups in the order in which they get ready.
-
-    Args:
-        prompts: with different prompt_ids.
-    """
-    # Round-robin, since prompts of similar length (and answers of similar length) tend to be neighbours in a data set.
-    yield from engines.generate([prompts[i :: engines.num_engines] for i in range(engines.num_engines)], sampling)
-
-
-def with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
-    """Gives a prompt that comes again in one round (where an epoch ends, say) its own id, so its own seed."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for prompt in prompts:
-        seen[prompt.prompt_id] += 1
-        count = seen[prompt.prompt_id]
-        unique.append(prompt if count == 1 else replace(prompt, prompt_id=f"{prompt.prompt_id}#{count}"))
-    return unique
+    """Has an engine of this process answer prompts to the end; the groups in the prompts' order."""
+    requests, groups = requests_of(prompts, sampling), {}
+    new, call_s = requests, 1.0
+    while len(groups) < len(requests):
+        finished, _ = engine.advance("here", new, [], call_s)
+        new = []
+        for request_id, group in finished:
+            groups[request_id] = group
+            if on_progress:
+                on_progress(len(groups), len(requests))
+    return [groups[request.request_id] for request in requests]

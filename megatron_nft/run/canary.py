@@ -1,7 +1,7 @@
 """The canary: after a weight sync every engine answers one prompt, and the actor says whether it would have, too.
 
 Actors, engines and a prompt come in; the largest distance of their log-probs goes out. It finds what no checksum can:
-weights that arrived whole and were prepared wrongly by the engine. Called by train.py where weights.canary is set.
+weights that arrived whole and were prepared wrongly by the engine. Called by run.py where weights.canary is set.
 """
 
 from dataclasses import replace
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_nft.cluster.stream import one_answer_each
 from megatron_nft.config import Config
 from megatron_nft.data.packing import pack
 from megatron_nft.rollout.api import Sampling
@@ -35,9 +36,8 @@ def check_canary(actors: Any, engines: Any, prompt: Prompt, config: Config) -> d
         max_answer_tokens=min(ANSWER_TOKENS, config.rollout.max_answer_tokens),
         seed=0,
     )
-    names = [f"engine {index}" for index in range(engines.num_engines)]
-    shards = [[replace(prompt, prompt_id="canary", data_source=name)] for name in names]
-    answers = {group.prompt.data_source: group.rollouts[0] for group in engines.generate(shards, sampling)}
+    asked = replace(prompt, prompt_id="canary")
+    answers = {name: group.rollouts[0] for name, group in one_answer_each(engines, asked, sampling).items()}
     scores: dict[bytes, np.ndarray] = {}  # by answer: engines seldom differ
     gaps = {}
     for name, answer in answers.items():

@@ -1,4 +1,4 @@
-"""Checkpoint folders of a run: which are whole, which is the newest, and what every file must hash to.
+"""Checkpoint folders of a run: which are whole, which is the newest, which may go.
 
     checkpoints/step_4/           published: all its bytes were on disk before it got this name
     checkpoints/step_6.partial/   being written, or left by a run that was killed
@@ -6,40 +6,20 @@
 
 A step's folder holds Megatron's torch_dist files (weights, optimizer, schedule, random state of all ranks), hf/ (config
 and tokenizer), recipe.toml, run.json (what the driver knows) and manifest.json (size and SHA-256 of all of them).
-Called by the driver (resume.py) and by the actor's ranks, which hash what they write.
+Called by the driver (checkpoints.py). What a file must hash to: actor/manifest.py.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-FOLDER, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
+from megatron_nft.actor.manifest import MANIFEST, FileRecord, manifest_text, record, to_disk
+
+FOLDER, LATEST = "checkpoints", "latest"
 PARTIAL, DAMAGED, DELETING = ".partial", ".damaged", ".deleting"
 """Ends of names that are no checkpoint's."""
-
-
-class CheckpointError(RuntimeError):
-    """A folder is not a checkpoint that can be gone on from. The message gives file, reason and remedy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """What a file was when it was written."""
-
-    num_bytes: int
-    sha256: str
-
-
-def record(path: Path) -> FileRecord:
-    """Reads a file from end to end."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(num_bytes=path.stat().st_size, sha256=sha256)
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
@@ -74,7 +54,7 @@ def publish(partial: Path, files: Mapping[str, FileRecord]) -> Path:
     """
     others = [p for p in partial.rglob("*") if p.is_file() and str(p.relative_to(partial)) not in files]
     records = {**files, **{str(path.relative_to(partial)): record(path) for path in others}}
-    (partial / MANIFEST).write_text(_manifest_text(records))
+    (partial / MANIFEST).write_text(manifest_text(records))
     for path in [*others, partial / MANIFEST, *{p.parent for p in others}, partial]:
         to_disk(path)
     folder = partial.with_suffix("")
@@ -87,50 +67,6 @@ def publish(partial: Path, files: Mapping[str, FileRecord]) -> Path:
     link.symlink_to(folder.name)
     os.replace(link, folder.parent / LATEST)
     return folder
-
-
-def read_manifest(folder: Path) -> dict[str, FileRecord]:
-    """What the files of a published checkpoint must hold.
-
-    Raises:
-        CheckpointError: there is none, or it is not as it was written.
-    """
-    path = folder / MANIFEST
-    try:
-        text = path.read_text()
-        records = {name: FileRecord(**plain) for name, plain in json.loads(text)["files"].items()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; {folder} is no checkpoint of a run") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path}: damaged, it is no list of files") from None
-    if text != _manifest_text(records):
-        raise CheckpointError(f"{path}: damaged, it does not agree with its own SHA-256")
-    return records
-
-
-def damages(folder: Path, manifest: Mapping[str, FileRecord], names: Iterable[str]) -> list[str]:
-    """Of each of these files that is not what the manifest says: its path, and what is wrong with it."""
-    found = []
-    for name in names:
-        path, expected = folder / name, manifest[name]
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif (num_bytes := path.stat().st_size) != expected.num_bytes:
-            found.append(f"{path}: has {num_bytes:,} bytes, {expected.num_bytes:,} were written")
-        elif record(path) != expected:
-            found.append(f"{path}: its bytes have changed since it was written (SHA-256)")
-    return found
-
-
-def shares(manifest: Mapping[str, FileRecord], count: int) -> list[list[str]]:
-    """The names, in `count` shares of about as many bytes."""
-    share_of: list[list[str]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for name in sorted(manifest, key=lambda name: (-manifest[name].num_bytes, name)):
-        index = loads.index(min(loads))
-        share_of[index].append(name)
-        loads[index] += manifest[name].num_bytes
-    return share_of
 
 
 def prune(run_dir: Path, *, newest: int, keep_last: int, keep_every: int) -> None:
@@ -159,21 +95,6 @@ def _delete_leftovers(run_dir: Path) -> None:
     for end in (PARTIAL, DELETING):
         for folder in (run_dir / FOLDER).glob(f"step_*{end}"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _manifest_text(records: Mapping[str, FileRecord]) -> str:
-    files = {name: asdict(records[name]) for name in sorted(records)}
-    sha256 = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return json.dumps({"sha256": sha256, "files": files}, indent=1) + "\n"
-
-
-def to_disk(path: Path) -> None:
-    """Of a file or a folder: a name must not outlive a power cut that its contents don't."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unused(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """A run's checkpoints, as the driver sees them: begun in a step, published once whole, gone back to at a start.
 
 The actor's ranks write their state (actor/checkpoint.py); the driver adds what it knows itself, and decides which
-folder counts (checkpoint_folder.py). Called by train.py.
+folder counts (checkpoint_folder.py). Called by run.py and train.py.
 """
 
 import json
@@ -13,15 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.cluster.nodes import ClusterError
-from megatron_nft.cluster.processes import ProcessLost
-from megatron_nft.cluster.workers import Actors
+from megatron_nft.actor.manifest import CheckpointError, FileRecord, damages, read_manifest
+from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import Kept
 from megatron_nft.run import checkpoint_folder
-from megatron_nft.run.checkpoint_folder import CheckpointError, FileRecord
 from megatron_nft.types import Prompt
 from megatron_nft.weights.export import copy_side_files
 
@@ -39,9 +37,9 @@ class Progress:
 
     step: int
     policy_version: int
-    sampling: dict[str, Any]  # GroupSampler.state_dict()
+    sampling: dict[str, Any]  # GroupSource.state()'s plain values
     minutes: float  # that the run has taken
-    groups: tuple[Kept, ...] = ()  # of asynchronous rollouts: graded, and not trained on yet
+    groups: tuple[Kept, ...] = ()  # graded, and not trained on yet, where sampling is ahead
     folder: Path | None = field(default=None, compare=False)  # that it was read from; its groups are there
 
 
@@ -190,35 +188,6 @@ class Checkpoints:
         return progress
 
 
-class Restarts:
-    """How often in a row lost ranks were started again, in one job.
-
-    Args:
-        limit: of the times in a row.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._in_a_row = self._furthest = 0
-
-    def count(self, lost: ProcessLost, step: int) -> None:
-        """One more. A step further than at any loss before ends the row.
-
-        Args:
-            step: the last that was done when the process was lost.
-
-        Raises:
-            ClusterError: that is beyond the limit.
-        """
-        self._in_a_row = 1 if step > self._furthest else self._in_a_row + 1
-        self._furthest = max(self._furthest, step)
-        if self._in_a_row > self._limit:
-            raise ClusterError(
-                f"{lost}\nall ranks have been started again {self._limit} times in a row without getting beyond step "
-                f"{self._furthest} (cluster.max_restarts): look at the logs, and at the machines"
-            ) from lost
-
-
 def checkpoints_to_resume(config: Config) -> list[Path]:
     """Checkpoints that a run with this recipe may go on from, the first choice first.
 
@@ -251,7 +220,7 @@ def _first_whole(folders: list[Path], name: str) -> Path | None:
     """The first folder in which the file of this name is what it was."""
     for folder in folders:
         with suppress(CheckpointError, KeyError):
-            if not checkpoint_folder.damages(folder, checkpoint_folder.read_manifest(folder), [name]):
+            if not damages(folder, read_manifest(folder), [name]):
                 return folder
     return None
 

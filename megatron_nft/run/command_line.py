@@ -3,29 +3,37 @@
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 
+from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
-from megatron_nft.config import RecipeError, load_config
+from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.prompts import DataError
 from megatron_nft.families.hf_config import ModelFolderError
-from megatron_nft.groups.sampling import NoMixedGroups
+from megatron_nft.groups.queue import NoMixedGroups
 from megatron_nft.observe.batches import BatchError
-from megatron_nft.replay import replay_step
-from megatron_nft.rollout.vllm.engine import EngineError
+from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.canary import CanaryError
-from megatron_nft.run.checkpoint_folder import CheckpointError
 from megatron_nft.run.nonfinite import NonFiniteUpdate
-from megatron_nft.run.stop import StopRequested
-from megatron_nft.run.survival import Run, run_recipe
+from megatron_nft.run.replay import replay_step
+from megatron_nft.run.run import Run, run_recipe
+from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.verdict.pool import JudgeError
 
 INTERRUPTED, GO_ON = 130, 75
 """Exit status: the shell's of Ctrl-C; sysexits' EX_TEMPFAIL, by which a batch script knows that it is to requeue."""
 
 
-def main(kind: type[Run], program: str) -> int:
-    """The command line; exit status 0 done, 1 failed, 2 wrong recipe or data, 75 stopped by SIGUSR1 (run it again: it
-    goes on from its checkpoint), 130 interrupted."""
+def main(steps: Callable[[Run, Stop], None], program: str, *, is_ahead: bool = False) -> int:
+    """The command line of a driver with this loop.
+
+    Args:
+        is_ahead: sampling may be ahead of training, by rollout.max_staleness steps.
+
+    Returns:
+        Exit status: 0 done, 1 failed, 2 wrong recipe or data, 75 stopped by SIGUSR1 (run it again: it goes on from its
+        checkpoint), 130 interrupted.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description="Trains a language model with NFT from its own right and wrong answers.",
@@ -41,7 +49,7 @@ def main(kind: type[Run], program: str) -> int:
         config = load_config(arguments.recipe, arguments.overrides)
         if arguments.replay is not None:
             return 0 if replay_step(config, arguments.replay) else 1
-        run_recipe(config, kind)
+        run_recipe(config, steps, max_staleness=max_staleness(config) if is_ahead else 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -63,3 +71,17 @@ def main(kind: type[Run], program: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def max_staleness(config: Config) -> int:
+    """Steps by which an asynchronous run's sampling may be ahead.
+
+    Raises:
+        RecipeError: engines and actor share their GPUs.
+    """
+    if config.rollout.max_staleness and config.is_colocated:
+        raise RecipeError(
+            'cluster.placement = "colocated": engines and actor take turns on their GPUs, so neither can be ahead; set '
+            '"split", or use megatron_nft.train'
+        )
+    return config.rollout.max_staleness

@@ -10,16 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_nft.cluster.stream import EnginesEmpty, sample_groups
 from megatron_nft.config import Config
 from megatron_nft.evaluation.accuracy import bootstrap_means, interval, wilson_interval
 from megatron_nft.observe.report import Report
-from megatron_nft.rollout.api import Sampling, sample_groups
+from megatron_nft.rollout.api import Sampling
 from megatron_nft.types import Prompt, RolloutGroup
 from megatron_nft.verdict.judge import Judge
-
-
-class EngineReplaced(RuntimeError):
-    """An engine was started again while it evaluated in the background: it has no weights, the actor has newer ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +39,15 @@ class HeldOutEvaluation:
         prompts: Sequence[Prompt],
         report: Report,
         *,
+        refill: Callable[[], Any],
         in_background: bool,
     ) -> None:
+        """
+        Args:
+            refill: gives engines that were started again the actor's weights.
+        """
         self._config, self._engines, self._judge, self._report = config, engines, judge, report
-        self._prompts, self._in_background = prompts, in_background
+        self._prompts, self._refill, self._in_background = prompts, refill, in_background
         self._due: int | None = None  # step whose weights wait for an evaluation in the background
         self._running: _Background | None = None
 
@@ -57,22 +59,28 @@ class HeldOutEvaluation:
             self._due = step
             return
         with self._report.stage("evaluate", total=len(self._prompts), unit="prompts") as progress:
-            result = evaluate(self._engines, self._judge, self._prompts, self._config, progress.update)
+            result = evaluate(
+                self._engines,
+                self._judge,
+                self._prompts,
+                self._config,
+                on_progress=progress.update,
+                refill=self._refill,
+            )
         self._report.add_evaluation(step, result.metrics, result.samples, result.benchmarks)
 
     def begin_due(self) -> None:
         """Starts the evaluation that is due, if one is. Until `finish`, engines and judge belong to it."""
         if self._due is not None:
             step, self._due = self._due, None
-            self._running = _Background(
-                step, self._engines, lambda: evaluate(self._engines, self._judge, self._prompts, self._config)
-            )
+            # Without `refill`: the actor has newer weights by now.
+            self._running = _Background(step, lambda: evaluate(self._engines, self._judge, self._prompts, self._config))
 
     def finish(self) -> None:
         """Waits for the evaluation in the background, and reports it. None is due afterwards.
 
         Raises:
-            Exception: what ended the evaluation; where an engine was replaced, it is only left out, with a line.
+            Exception: what ended the evaluation; where no engine is left with weights, it is left out, with a line.
         """
         self._due = None
         if (running := self._running) is None:
@@ -82,7 +90,7 @@ class HeldOutEvaluation:
         self._running = None
         try:
             result = running.result()
-        except EngineReplaced as error:
+        except EnginesEmpty as error:
             self._report.announce(f"evaluation at step {running.step} is left out: {error}")
             return
         metrics = result.metrics | {"time/evaluate_s": running.seconds}
@@ -92,18 +100,15 @@ class HeldOutEvaluation:
 class _Background:
     """An evaluation in a thread, a daemon: a run that ends does not wait for it."""
 
-    def __init__(self, step: int, engines: Any, work: Callable[[], HeldOut]) -> None:
-        self.step, self.seconds = step, 0.0
-        self._engines, self._refill, self._work = engines, engines.refill, work
+    def __init__(self, step: int, work: Callable[[], HeldOut]) -> None:
+        self.step, self.seconds, self._work = step, 0.0, work
         self._result: HeldOut | None = None
         self._error: BaseException | None = None
-        engines.refill = self._refuse_refill
         self._thread = threading.Thread(target=self._run, name=f"evaluation at step {step}", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
         self._thread.join()
-        self._engines.refill = self._refill
 
     def result(self) -> HeldOut:
         if self._error is not None:
@@ -118,27 +123,33 @@ class _Background:
             self._error = error
         self.seconds = time.perf_counter() - start
 
-    def _refuse_refill(self) -> None:
-        raise EngineReplaced("an engine had to be started again meanwhile, and the actor has newer weights by now")
-
 
 def evaluate(
     engines: Any,
     judge: Judge,
     prompts: Sequence[Prompt],
     config: Config,
+    *,
     on_progress: Callable[[int, int], None] | None = None,
+    refill: Callable[[], Any] | None = None,
 ) -> HeldOut:
     """Answers every prompt greedily, and `evaluate.samples` times with sampling; grades; averages.
 
     The sampled answers have the same seed in every evaluation of a run, so evaluations differ by the weights only.
+
+    Raises:
+        EnginesEmpty: engines died, and there is no `refill` to give them weights.
     """
+
+    def answer(sampling: Sampling) -> list[RolloutGroup]:
+        groups = sample_groups(engines, prompts, sampling, config.rollout, on_progress=on_progress, refill=refill)
+        return judge.judge(groups)
+
     greedy = Sampling(group_size=1, temperature=0.0, max_answer_tokens=config.rollout.max_answer_tokens, seed=0)
-    groups = judge.judge(sample_groups(engines, list(prompts), greedy, on_progress))
+    groups = answer(greedy)
     sampled: list[RolloutGroup] = []
     if config.evaluate.samples:
-        sampling = evaluation_sampling(config, config.evaluate.samples)
-        sampled = judge.judge(sample_groups(engines, list(prompts), sampling, on_progress))
+        sampled = answer(evaluation_sampling(config, config.evaluate.samples))
     names = dict.fromkeys(_benchmark_of(group) for group in groups)
     return HeldOut(
         metrics=_metrics(groups, sampled, config.run.seed),

@@ -1,6 +1,6 @@
 """Updates whose gradient is not finite: kept, to be looked at again with megatron_nft.replay."""
 
-from megatron_nft.cluster.workers import Actors
+from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config
 from megatron_nft.observe.batches import save_batch
 from megatron_nft.observe.report import Report

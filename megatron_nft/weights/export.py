@@ -1,7 +1,7 @@
 """A complete HF folder, published only when whole.
 
 Ranks write safetensors files into a folder in progress; config, tokenizer and index join them here; then it gets its
-name. Called by cluster/workers.py.
+name. Called by cluster/ranks.py.
 """
 
 import json

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
 
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import load_prompts, load_tokenizer

@@ -6,9 +6,9 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
+from megatron_nft.groups.sampling import NoMixedGroups
 
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
-from megatron_nft.groups.sampling import NoMixedGroups
 from megatron_nft.groups.source import Producer
 from megatron_nft.verdict.judge import Judge
 from tests.e2e.test_faults import SOON_S, Cluster, kill

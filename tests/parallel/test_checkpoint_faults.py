@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_nft.actor.manifest import damages, read_manifest
 from megatron_nft.run import checkpoint_folder
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import stored_sequences
@@ -42,7 +43,7 @@ class OneRank:
         return is_written
 
     def damages(self, folder):
-        return self.worker.damages(str(folder), list(checkpoint_folder.read_manifest(folder)))
+        return self.worker.damages(str(folder), list(read_manifest(folder)))
 
     def update(self):
         from megatron_nft.data.packing import pack
@@ -121,10 +122,10 @@ def kill_twenty_times(rank, master, folder):
         newest = checkpoint_folder.published(folder / "run")[:1]
         latest = folder / "run" / "checkpoints" / "latest"
         if newest:
-            manifest = checkpoint_folder.read_manifest(newest[0])
-            assert checkpoint_folder.damages(newest[0], manifest, manifest) == []
+            manifest = read_manifest(newest[0])
+            assert damages(newest[0], manifest, manifest) == []
         if latest.is_symlink():
-            assert checkpoint_folder.read_manifest(latest), "latest points at a whole one"
+            assert read_manifest(latest), "latest points at a whole one"
         promised = int((folder / "published").read_text()) if (folder / "published").exists() else 0
         cut = bool(list((folder / "run").glob("checkpoints/step_*.partial")))
         begun = int((folder / "begun").read_text())

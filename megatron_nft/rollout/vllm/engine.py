@@ -1,9 +1,10 @@
-"""One vLLM engine in its caller's process: prompts in, groups of answers out; new weights in between.
+"""One vLLM engine in its caller's process (rollout/api.py, `Engine`): requests in, answers out; and new weights.
 
-`generate` answers a list of prompts to the end. `advance` works for a while on requests that stay under way from call
-to call, and over weight updates: rollout.on_sync says what an update means for them.
+`advance` works for a while on requests that stay under way from call to call, and over weight updates: rollout.on_sync
+says what an update means for them. Several streams of requests may be under way, such as a run's rollouts and an
+evaluation; each call is one stream's, and brings that one's groups.
 
-cluster/workers wraps it in a Ray actor, tests run it in a plain process. That process must carry the variables of
+cluster/fleet.py wraps it in a Ray actor, tests run it in a plain process. That process must carry the variables of
 `engine_environment` before it imports vllm, and must run nothing else: vLLM changes torch for the whole process (on a
 CPU torch.set_num_threads no longer works) and sets LD_PRELOAD for its children.
 
@@ -13,50 +14,18 @@ the number of engines nor the order of the prompts matters, up to the rounding o
 
 import hashlib
 import logging
-import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.api import Request, Sampling
+from megatron_nft.rollout.api import EngineError, Request, Sampling
+from megatron_nft.rollout.vllm.environment import cpu_settings
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
-class EngineError(RuntimeError):
-    """The engine can't do what was asked: wrong state, wrong weights or a request that vLLM refuses."""
-
-
-def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -> dict[str, str]:
-    """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda".
-
-    Args:
-        threads: on a CPU, no more than the cores that this engine has to itself: OpenMP's threads spin while they wait,
-            and two of them on shared cores were measured 10 times slower than one.
-        tp: tensor-parallel size of the engine.
-        index: of this engine among all.
-    """
-    environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine loop runs in the caller's process, and fails there
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": str(threads),
-    }
-    if device == "cpu":
-        # Otherwise vLLM compiles helpers for 8-25 s at the first step, even with enforce_eager.
-        environment["TORCHDYNAMO_DISABLE"] = "1"
-        # An update allocates every layer anew, and the kernel zeroes those pages one by one: huge ones come faster.
-        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        if tp > 1:
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in _cores(tp, index))
-    return environment
-
-
-class Engine:
+class VllmEngine:
     """One vLLM engine.
 
     Args:
@@ -106,7 +75,7 @@ class Engine:
                 worker_extension_cls=receive.EXTENSION,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                **(_cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
+                **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
             )
         except Exception as error:
             raise EngineError(
@@ -117,109 +86,75 @@ class Engine:
         self._names: list[str] = []
         self._update_open = False
         self._on_sync = config.on_sync
-        self._under_way: dict[str, Request] = {}  # of `advance`, by vLLM's id
-        self._finished: list[tuple[int, RolloutGroup]] = []
-        self._num_generating = 0  # prompts of open `generate`s
+        self._under_way: dict[str, tuple[str, Request]] = {}  # by vLLM's id: its stream, and what was asked
+        self._finished: dict[str, list[tuple[int, RolloutGroup]]] = {}  # by stream, until its next `advance`
         self._unusable = (
             "it started without weights" if starts_empty else ""
         )  # why the weights are not to be sampled from; empty: they are fine
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")  # vLLM's label of every token
 
-    def generate(self, prompts: list[Prompt], sampling: Sampling) -> Iterator[RolloutGroup]:
-        """Samples `sampling.group_size` answers to each prompt; yields each group as soon as it is whole.
-
-        All prompts are handed to vLLM at once, which works on up to `max_concurrent` answers at a time. Groups come in
-        the order in which they get ready, without verdicts. Closing the iterator early drops the rest.
-
-        Raises:
-            EngineError: the weights are not whole, or vLLM refuses a prompt (too long) or loses an answer.
-        """
-        self._refuse_if_unusable()
-        pending: dict[str, Prompt] = {}
-        try:
-            for index, prompt in enumerate(prompts):
-                self._ask(str(index), prompt, sampling, prompt.prompt_id)
-                pending[str(index)] = prompt
-                self._num_generating += 1
-            while pending:
-                for request_id, answers in self._step():
-                    self._num_generating -= 1
-                    yield self._group(pending.pop(request_id), answers)
-        finally:
-            self._num_generating -= len(pending)
-            if pending:
-                self._llm.llm_engine.abort_request(list(pending))
-
     def advance(
-        self, requests: list[Request], dropped: list[int], seconds: float
+        self, stream: str, requests: list[Request], dropped: list[int], seconds: float
     ) -> tuple[list[tuple[int, RolloutGroup]], float]:
-        """Takes `requests` in, and works on all that are under way for about so many seconds, in whole decode steps.
-
-        Args:
-            dropped: ids of earlier requests that are not wanted any more.
-
-        Returns:
-            The groups that have got ready, with their request's id and without verdicts; the seconds spent.
-
-        Raises:
-            EngineError: the weights are not whole, or vLLM refuses a prompt.
-        """
+        """See rollout/api.py. Other streams' requests go on beside this one's, as long as it has any under way."""
         start = time.perf_counter()
         self._refuse_if_unusable()
-        names = [_name(request_id) for request_id in dropped]
+        names = [_name(stream, request_id) for request_id in dropped]
         self._llm.llm_engine.abort_request([name for name in names if self._under_way.pop(name, None)])
-        self._finished = [(request_id, group) for request_id, group in self._finished if request_id not in dropped]
-        for request in requests:
-            self._begin(request)
-        while self._under_way:
+        finished = [(key, group) for key, group in self._finished.pop(stream, []) if key not in dropped]
+        self._begin(stream, requests)
+        while any(of_stream == stream for of_stream, _ in self._under_way.values()):
             self._step()
             if time.perf_counter() - start >= seconds:
                 break
-        finished, self._finished = self._finished, []
-        return finished, time.perf_counter() - start
+        return finished + self._finished.pop(stream, []), time.perf_counter() - start
 
-    def _begin(self, request: Request) -> None:
-        self._ask(_name(request.request_id), request.prompt, request.sampling, request.seed_id)
-        self._under_way[_name(request.request_id)] = request
+    def _begin(self, stream: str, requests: list[Request]) -> None:
+        """All of them, or none if vLLM refuses one."""
+        begun: list[str] = []
+        try:
+            for request in requests:
+                name = _name(stream, request.request_id)
+                self._ask(name, request)
+                begun.append(name)
+                self._under_way[name] = (stream, request)
+        except EngineError:
+            self._llm.llm_engine.abort_request([name for name in begun if self._under_way.pop(name, None)])
+            raise
 
     def _refuse_if_unusable(self) -> None:
         if self._unusable:
             raise EngineError(f"refusing to generate: {self._unusable}; send a complete weight update first")
 
-    def _ask(self, name: str, prompt: Prompt, sampling: Sampling, seed_id: str) -> None:
+    def _ask(self, name: str, request: Request) -> None:
         # Salted: requests under way keep blocks of older weights in the prefix cache, which no other may find.
-        tokens = {"prompt_token_ids": prompt.token_ids_P.tolist(), "cache_salt": f"policy {self.policy_version}"}
+        tokens = {
+            "prompt_token_ids": request.prompt.token_ids_P.tolist(),
+            "cache_salt": f"policy {self.policy_version}",
+        }
         try:
-            self._llm.llm_engine.add_request(name, tokens, _sampling_params(sampling, seed_id))
+            self._llm.llm_engine.add_request(name, tokens, _sampling_params(request.sampling, request.seed_id))
         except Exception as error:  # VLLMValidationError, which is no ValueError
-            raise EngineError(f"vLLM refuses prompt {prompt.prompt_id}: {error}") from error
+            raise EngineError(f"vLLM refuses prompt {request.prompt.prompt_id}: {error}") from error
 
-    def _step(self) -> list[tuple[str, list[Any]]]:
-        """One decode step of everything; the names and answers of `generate`'s that it has finished."""
-        others = []
+    def _step(self) -> None:
+        """One decode step of everything."""
         for output in self._llm.llm_engine.step():
-            if not output.finished:
-                continue
-            if (request := self._under_way.pop(output.request_id, None)) is not None:
-                self._finished.append((request.request_id, self._group(request.prompt, output.outputs)))
-            else:
-                others.append((output.request_id, output.outputs))
-        return others
+            if output.finished and (known := self._under_way.pop(output.request_id, None)) is not None:
+                stream, request = known
+                group = self._group(request.prompt, output.outputs)
+                self._finished.setdefault(stream, []).append((request.request_id, group))
 
     def start_update(self, names: list[str]) -> None:
         """Begins a weight update that will bring the HF parameters `names`.
 
         An update still open, say of a sender that died, is dropped. From here on the engine refuses to generate until
-        a `finish_update` succeeds. Requests of `advance` stay under way, paused between two decode steps.
+        a `finish_update` succeeds. Requests stay under way, paused between two decode steps.
 
         Raises:
-            EngineError: `generate` is at work, or `names` are not the model's (the old weights then stay usable).
+            EngineError: `names` are not the model's (the old weights then stay usable).
         """
-        if self._num_generating:
-            raise EngineError(
-                "a weight update can't start while answers are being sampled; finish or close generate first"
-            )
         self._pause()
         if self._update_open:
             self._drop_update()
@@ -262,8 +197,8 @@ class Engine:
             raise EngineError(self._unusable)
         self._unusable = ""
         if self._on_sync == "restart":
-            for request in list(self._under_way.values()):
-                self._begin(request)
+            for stream, request in list(self._under_way.values()):
+                self._begin(stream, [request])
 
     def _pause(self) -> None:
         """Takes the tokens of steps under way: on a GPU vLLM is a step ahead, and would stamp them with new weights."""
@@ -322,23 +257,6 @@ class Engine:
         )
 
 
-def _cores(tp: int, index: int) -> list[int]:
-    """One of this machine's cores for each tensor-parallel worker; vLLM's own choice fails on small machines."""
-    cores = sorted(os.sched_getaffinity(0))
-    return [cores[(index * tp + rank) % len(cores)] for rank in range(tp)]
-
-
-def _cpu_settings(config: RolloutConfig, max_model_len: int) -> dict[str, Any]:
-    return {
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-        "enforce_eager": True,
-        # vLLM 0.32's CPU engine dies of a per-request seed when a prompt is split over steps ("CPU Generator does not
-        # use offset"), so no prompt may be. Remove when gpu_model_runner no longer calls Generator.set_offset there.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(8192, max_model_len),
-    }
-
-
 def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -361,8 +279,8 @@ def _prompt_seed(seed: int, prompt_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt_id}".encode(), digest_size=7).digest())
 
 
-def _name(request_id: int) -> str:
-    return f"request {request_id}"
+def _name(stream: str, request_id: int) -> str:
+    return f"{stream} {request_id}"
 
 
 def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:

@@ -11,7 +11,7 @@ from checkpoint_tools.megatron_folder import MegatronFolder
 from checkpoint_tools.megatron_to_hf import main as megatron_to_hf
 from checkpoint_tools.show import main as inspect
 from megatron_nft.actor.checkpoint_metadata import read_common, read_metadata
-from megatron_nft.run.checkpoint_folder import CheckpointError
+from megatron_nft.actor.manifest import CheckpointError
 
 
 class Malicious:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from megatron_nft.groups.sampling import NoMixedGroups
 
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import GroupQueue, staleness_metrics
-from megatron_nft.groups.sampling import NoMixedGroups
 from megatron_nft.rollout.api import Request, Sampling
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 

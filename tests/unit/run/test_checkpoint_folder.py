@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from megatron_nft.actor.manifest import CheckpointError, FileRecord, damages, read_manifest, record, shares
 from megatron_nft.run import checkpoint_folder
-from megatron_nft.run.checkpoint_folder import CheckpointError, FileRecord
 
 
 def save(run_dir, step, text="weights", sub="hf"):
@@ -13,7 +13,7 @@ def save(run_dir, step, text="weights", sub="hf"):
     (partial / sub).mkdir()
     (partial / sub / "config.json").write_text("{}")
     (partial / "weights").write_text(text)
-    return checkpoint_folder.publish(partial, {"weights": checkpoint_folder.record(partial / "weights")})
+    return checkpoint_folder.publish(partial, {"weights": record(partial / "weights")})
 
 
 def names(run_dir):
@@ -27,7 +27,7 @@ def test_a_checkpoint_is_there_once_it_is_published(tmp_path):
     save(tmp_path, 4)
     assert names(tmp_path) == ["latest", "step_4"]
     assert os.readlink(tmp_path / "checkpoints" / "latest") == "step_4"
-    manifest = checkpoint_folder.read_manifest(tmp_path / "checkpoints" / "latest")
+    manifest = read_manifest(tmp_path / "checkpoints" / "latest")
     assert manifest.keys() == {"weights", "hf/config.json"}
     sha256 = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"  # printf weights | sha256sum
     assert manifest["weights"] == FileRecord(num_bytes=7, sha256=sha256)
@@ -70,15 +70,15 @@ def test_a_damaged_folder_is_moved_aside_and_never_deleted(tmp_path):
 
 def test_damages_are_named(tmp_path):
     folder = save(tmp_path, 4)
-    manifest = checkpoint_folder.read_manifest(folder)
-    assert checkpoint_folder.damages(folder, manifest, manifest) == []
+    manifest = read_manifest(folder)
+    assert damages(folder, manifest, manifest) == []
     (folder / "weights").write_text("weightz")
     (folder / "hf" / "config.json").unlink()
-    flipped, gone = checkpoint_folder.damages(folder, manifest, ["weights", "hf/config.json"])
+    flipped, gone = damages(folder, manifest, ["weights", "hf/config.json"])
     assert flipped == f"{folder}/weights: its bytes have changed since it was written (SHA-256)"
     assert gone == f"{folder}/hf/config.json: missing"
     (folder / "weights").write_text("wei")
-    assert "has 3 bytes, 7 were written" in checkpoint_folder.damages(folder, manifest, ["weights"])[0]
+    assert "has 3 bytes, 7 were written" in damages(folder, manifest, ["weights"])[0]
 
 
 def test_every_flipped_bit_of_the_manifest_is_seen(tmp_path):
@@ -91,19 +91,19 @@ def test_every_flipped_bit_of_the_manifest_is_seen(tmp_path):
             damaged[place] ^= 1 << bit
             path.write_bytes(damaged)
             with pytest.raises(CheckpointError, match=r"manifest.json: damaged"):
-                checkpoint_folder.read_manifest(folder)
+                read_manifest(folder)
 
 
 def test_no_manifest(tmp_path):
     with pytest.raises(CheckpointError, match=r"manifest.json: missing; .* is no checkpoint of a run"):
-        checkpoint_folder.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_shares_hold_every_file_once_and_are_of_like_size(tmp_path):
     sizes = {"a": 100, "b": 90, "c": 60, "d": 50, "e": 1}
     manifest = {name: FileRecord(num_bytes=size, sha256="") for name, size in sizes.items()}
-    shares = checkpoint_folder.shares(manifest, 2)
+    shares = shares(manifest, 2)
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     loads = [sum(sizes[name] for name in share) for share in shares]
     assert max(loads) - min(loads) <= 1
-    assert checkpoint_folder.shares(manifest, 8)[5:] == [[], [], []]
+    assert shares(manifest, 8)[5:] == [[], [], []]

@@ -1,0 +1,54 @@
+"""What vLLM needs before and at its start: its process's environment, and the settings of its CPU engine.
+
+cluster/fleet.py starts engines with the former; engine.py hands the latter to vLLM.
+"""
+
+import os
+from typing import Any
+
+from megatron_nft.config import RolloutConfig
+
+
+def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -> dict[str, str]:
+    """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda".
+
+    Args:
+        threads: on a CPU, no more than the cores that this engine has to itself: OpenMP's threads spin while they wait,
+            and two of them on shared cores were measured 10 times slower than one.
+        tp: tensor-parallel size of the engine.
+        index: of this engine among all.
+    """
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine loop runs in the caller's process, and fails there
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    if device == "cpu":
+        # Otherwise vLLM compiles helpers for 8-25 s at the first step, even with enforce_eager.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+        # An update allocates every layer anew, and the kernel zeroes those pages one by one: huge ones come faster.
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        if tp > 1:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in _cores(tp, index))
+    return environment
+
+
+def _cores(tp: int, index: int) -> list[int]:
+    """One of this machine's cores for each tensor-parallel worker; vLLM's own choice fails on small machines."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[(index * tp + rank) % len(cores)] for rank in range(tp)]
+
+
+def cpu_settings(config: RolloutConfig, max_model_len: int) -> dict[str, Any]:
+    """What vLLM's CPU engine is started with beside what every engine is."""
+    return {
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "enforce_eager": True,
+        # vLLM 0.32's CPU engine dies of a per-request seed when a prompt is split over steps ("CPU Generator does not
+        # use offset"), so no prompt may be. Remove when gpu_model_runner no longer calls Generator.set_offset there.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
+    }

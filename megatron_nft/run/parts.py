@@ -1,0 +1,107 @@
+"""A run's parts, built from its recipe: the data that it reads, and the processes that it starts side by side.
+
+Called by run.py. A test may hand processes in that are up already, and so share them between runs.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.placement import ray_cluster
+from megatron_nft.cluster.processes import Pending, new_attempt
+from megatron_nft.cluster.ranks import Actors
+from megatron_nft.config import Config
+from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
+from megatron_nft.families.hf_config import HFConfig, read_hf_config
+from megatron_nft.run.checkpoints import progress_to_resume
+from megatron_nft.types import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a run reads before it starts anything."""
+
+    hf: HFConfig
+    prompts: PromptStream
+    canary: Prompt
+    held_out: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """What a run starts: Megatron ranks and engines."""
+
+    actors: Actors
+    engines: Fleet
+    seconds: float = 0.0  # that it took
+
+
+def read_data(config: Config, announce: Callable[[str], None]) -> Data:
+    """Model's config, tokenizer and prompts.
+
+    Raises:
+        DataError: a file is wrong, or the prompts are not those that the checkpoint to be gone on from belongs to.
+    """
+    tokenizer = load_tokenizer(config.model.hf_folder)
+    train = load_prompts(config.data.train, tokenizer, config.data)
+    prompts = PromptStream(train.prompts, config.run.seed)
+    if (earlier := progress_to_resume(config)) is not None:
+        prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
+    held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
+    held_out = tuple(held_out[: config.evaluate.max_prompts or None])
+    announce(
+        f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
+        f"{train.num_without_answer} without an answer left out), {len(held_out)} held out"
+    )
+    hf = read_hf_config(config.model.path)
+    return Data(hf=hf, prompts=prompts, canary=train.prompts[0], held_out=held_out)
+
+
+def start_processes(
+    config: Config,
+    announce: Callable[[str], None],
+    stack: ExitStack,
+    given: Processes | None,
+    beside: Callable[[], None],
+) -> Processes:
+    """Ranks and engines, with the model loaded; engines wait for weights.
+
+    Args:
+        stack: ends Ray, and all processes with it.
+        given: processes that are up: they load this run's model.
+        beside: is done while they start.
+
+    Raises:
+        ClusterError: there is no room for them, or they don't come up in time.
+    """
+    announce(
+        f"actor: {config.actor.world_size} Megatron ranks ({config.actor.layout}), {config.actor.precision} | "
+        f"{config.rollout.engines} vLLM engines, {config.rollout.dtype} | starting ..."
+    )
+    start = time.perf_counter()
+    if given is None:
+        placement, logs = stack.enter_context(ray_cluster(config)), new_attempt(config.run_dir)
+        given = Processes(
+            actors=Actors(config, placement, logs),
+            engines=Fleet(config, placement, logs=logs, starts_empty=True),
+        )
+        starting = begin_build(given, shared=config.is_colocated)
+    else:
+        given.actors.reuse(config)
+        given.engines.reuse(config)
+        starting = [given.actors.begin_build()]
+    beside()
+    for pending in starting:
+        pending.wait()
+    return replace(given, seconds=time.perf_counter() - start)
+
+
+def begin_build(processes: Processes, *, shared: bool) -> list[Pending]:
+    """Both load the model, side by side. On shared GPUs the actor comes first, and leaves: vLLM counts free memory."""
+    building = processes.actors.begin_build()
+    if shared:
+        building.wait()
+        processes.actors.offload()
+    return [building, processes.engines.begin_build()]

@@ -1,0 +1,214 @@
+"""A run, around its loop: its parts, and how it survives what happens to them.
+
+The loop is train.py's; it comes in as a function. A process that can't be replaced alone takes the run back to its last
+checkpoint, inside the job; a signal ends it after saving the last whole step.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+from megatron_nft.cluster.processes import ProcessLost
+from megatron_nft.cluster.restarts import Restarts
+from megatron_nft.cluster.turns import Turns
+from megatron_nft.config import Config
+from megatron_nft.groups.queue import NoMixedGroups, Taken
+from megatron_nft.groups.source import GroupSource
+from megatron_nft.observe.report import Report
+from megatron_nft.run.canary import check_canary
+from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
+from megatron_nft.run.folder import open_run_folder
+from megatron_nft.run.held_out import HeldOutEvaluation
+from megatron_nft.run.parts import Data, Processes, read_data, start_processes
+from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.verdict.judge import Judge
+from megatron_nft.weights.sync import sync_weights
+
+
+class Run:
+    """The parts of a run, and its survival.
+
+    Args:
+        max_staleness: steps by which sampling may be ahead of training. 0: synchronous.
+        stack: ends what is started here.
+        processes: ranks and engines that are up already, and outlive the run. None: its own.
+
+    Attributes:
+        progress: the last step that is done, and what a checkpoint of it must hold.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        report: Report,
+        stack: ExitStack,
+        *,
+        max_staleness: int = 0,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.report = config, report
+        data: Data = read_data(config, report.announce)
+        self.hf, self.canary = data.hf, data.canary
+        self.judge = Judge(config.verdict)
+        stack.callback(self.judge.close)
+        processes = start_processes(config, report.announce, stack, processes, beside=self.judge.warm_up)
+        self.actors, self.engines = processes.actors, processes.engines
+        self.turns = Turns(self.actors, self.engines, shared=config.is_colocated)
+        self.source = GroupSource(config, data.prompts, self.engines, self.judge, max_staleness)
+        stack.callback(self.source.close)
+        self.held_out = HeldOutEvaluation(
+            config,
+            self.engines,
+            self.judge,
+            data.held_out,
+            report,
+            refill=self.sync,
+            in_background=not max_staleness and config.evaluates_in_background,
+        )
+        self.checkpoints = Checkpoints(config, self.actors, report.announce)
+        self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
+        self.start = replace(self._progress_of(0), minutes=0.0)
+        self.resume()
+        report.count_earlier(self.progress.minutes)
+        report.announce(f"ready after {processes.seconds:.0f} s")
+
+    # --- what the loop asks for
+
+    def take(self, step: int) -> Taken:
+        """A step's groups, whatever becomes of engines on the way: one that died has been started again, and gets its
+        weights here."""
+        self.source.resume(self.progress.policy_version)
+        while (taken := self.source.take(step, self.report)) is None:
+            self.sync()
+            self.source.resume(self.progress.policy_version)
+        return taken
+
+    def trained(self, step: int) -> None:
+        """The actor has been trained: from here on this is the step that a stop saves."""
+        self.source.trained()
+        self.progress = self._progress_of(step)
+        self.engines.step_done(step)
+        self.report.trained()
+
+    def sync(self) -> dict[str, float]:
+        """The actor's weights into all engines, and a look at whether they arrived. Requests under way stand still
+        meanwhile, and go on with `take`."""
+        self.source.pause()
+        return self.engines.with_replacements(self._sync)
+
+    def _sync(self) -> dict[str, float]:
+        version = self.progress.policy_version
+        metrics = sync_weights(self.actors, self.engines, version, self.turns.engine_turn)
+        if self.config.weights.canary:
+            metrics |= check_canary(self.actors, self.engines, self.canary, self.config)
+        return metrics
+
+    def _progress_of(self, step: int) -> Progress:
+        """What a checkpoint of this step must hold."""
+        state, groups = self.source.state()
+        return Progress(step=step, policy_version=step, sampling=state, minutes=self.report.minutes, groups=groups)
+
+    # --- survival
+
+    def survive(self, steps: Callable[["Run", Stop], None], stop: Stop) -> None:
+        """The loop, gone on with from the last checkpoint where a process is lost that can't be replaced alone; the
+        last whole step is saved where it is to end early.
+
+        Raises:
+            StopRequested: a signal asked for it.
+            NoMixedGroups: sampling brings no more groups to train on.
+        """
+        lost: ProcessLost | None = None
+        try:
+            while True:
+                try:
+                    if lost is not None:
+                        with stop.interruptible():
+                            self.start_again(lost)
+                    return steps(self, stop)
+                except ProcessLost as error:
+                    lost = error
+        except (StopRequested, NoMixedGroups):
+            self.save_and_stop()
+            raise
+
+    def start_again(self, error: ProcessLost) -> None:
+        """New processes for all Megatron ranks, and for engines that are lost, too; back to the last checkpoint.
+
+        Raises:
+            ClusterError: that has been done cluster.max_restarts times in a row.
+            ProcessLost: a process was lost meanwhile.
+        """
+        self.source.pause()
+        self.restarts.count(error, self.progress.step)
+        self.report.announce(f"{error}\nstarting all ranks again, from the last checkpoint ...")
+        self.held_out.finish()
+        self.checkpoints.abandon()
+        self.progress = self.start  # nothing that save_and_stop could save
+        self.actors.kill()
+        self.engines.replace_lost(str(error))
+        if self.config.is_colocated:
+            self.engines.sleep()
+        self.actors.restart(self.config)
+        self.actors.begin_build().wait()
+        self.resume()
+
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint, if there is one; gives the engines the actor's weights in any case."""
+        self.source.pause()
+        self.turns.actor_turn()
+        self.progress = self.checkpoints.restore() or self.start
+        self.source.begin(self.progress.step, self.progress.sampling, read_groups(self.progress, self.source.prompts))
+        self.report.rewind(self.progress.step)
+        self.sync()
+
+    def save_and_stop(self) -> None:
+        """Saves the last whole step, with all that has been graded since, unless that has been done: the actor's
+        weights are still those."""
+        state, groups = self.source.state()
+        self.progress = replace(self.progress, sampling=state, groups=groups)
+        self.source.close()
+        self.checkpoints.finish()
+        if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step:
+            self.report.announce(f"saving step {self.progress.step} ...")
+            self.engines.kill()  # whatever they are at; if colocated, the actor needs their GPUs
+            if self.config.is_colocated:
+                self.actors.reload()
+            self.checkpoints.begin(self.progress)
+            self.checkpoints.finish()
+
+
+def run_recipe(
+    config: Config,
+    steps: Callable[[Run, Stop], None],
+    *,
+    max_staleness: int = 0,
+    processes: Processes | None = None,
+) -> None:
+    """Runs a recipe to its end, from its last checkpoint if it has one. Leaves the run folder in any case, and no
+    process behind.
+
+    Args:
+        steps: the loop.
+        max_staleness, processes: of `Run`.
+
+    Raises:
+        StopRequested: a signal asked for it; the last whole step is saved, as when groups run out (NoMixedGroups).
+    """
+    checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
+    open_run_folder(config)
+    report = Report(config)
+    verdict = "done"
+    try:
+        with ExitStack() as stack:
+            stop = stack.enter_context(closing(Stop()))
+            with stop.interruptible():
+                run = Run(config, report, stack, max_staleness=max_staleness, processes=processes)
+            run.survive(steps, stop)
+    except BaseException as error:
+        words = f"interrupted: {error}".removesuffix(": ")
+        interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
+        verdict = words if interrupted else f"failed: {type(error).__name__}: {error}"
+        raise
+    finally:
+        report.close(verdict)
