@@ -87,9 +87,11 @@ def main() -> None:
     arguments = parser.parse_args()
     import ray
 
+    from megatron_nft.cluster.fleet import Fleet
     from megatron_nft.cluster.placement import ray_cluster
-    from megatron_nft.cluster.workers import Actors, EngineGroup, begin_start
+    from megatron_nft.cluster.ranks import Actors
     from megatron_nft.config import load_config
+    from megatron_nft.run.parts import Processes, begin_build
     from megatron_nft.weights.sync import sync_weights
 
     rows: dict[str, list[float]] = {}
@@ -110,8 +112,8 @@ def main() -> None:
         ]  # fmt: skip
         config = load_config("launch/recipes/quickstart.toml", overrides)
         with ray_cluster(config) as placement:
-            actors, engines = Actors(config, placement), EngineGroup(config, placement)
-            for start in begin_start(actors, engines):
+            actors, engines = Actors(config, placement), Fleet(config, placement)
+            for start in begin_build(Processes(actors=actors, engines=engines), shared=False):
                 start.wait()
             processes = actors._ranks | engines._engines
             pids = {name: ray.get(p.__ray_call__.remote(lambda _: os.getpid())) for name, p in processes.items()}

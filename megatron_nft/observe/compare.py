@@ -12,7 +12,7 @@ from typing import Any
 from megatron_nft.config import flat_settings
 from megatron_nft.observe.html import fill_template
 from megatron_nft.observe.metrics import METRICS
-from megatron_nft.observe.report import read_step_reports
+from megatron_nft.observe.records import read_step_reports
 from megatron_nft.observe.series import columns
 from megatron_nft.types import StepReport
 

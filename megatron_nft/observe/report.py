@@ -2,6 +2,7 @@
 
 The training loop hands over metrics, judged groups and evaluations; the run folder and the terminal get them:
 
+    recipe.toml     the resolved recipe
     metrics.jsonl   one record a step or evaluation; NaN and infinity are null
     rollouts.jsonl  a few answers of each, to be read by people
     report.html     the page, replaced as a whole (never half-written) at every evaluation and now and then between
@@ -15,17 +16,18 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_nft.config import Config
+from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
-from megatron_nft.observe.html import replace_text, write_page
+from megatron_nft.observe.html import write_page
 from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
+from megatron_nft.observe.records import keep_records, read_records, read_step_reports
 from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
 from megatron_nft.observe.trackers import Trackers
 from megatron_nft.types import RolloutGroup, StepReport
@@ -45,14 +47,13 @@ class Report:
             stream: where lines go, standard output by default.
 
         Raises:
-            RecipeError: a tracker lacks its package or account.
+            RecipeError: the folder can't be written, or a tracker lacks its package or account.
         """
         self._config = config
         self._trackers = Trackers(config)
         self._stream = stream if stream is not None else sys.stdout
         self._dir = config.run_dir
-        self._dir.mkdir(parents=True, exist_ok=True)
-        self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
+        self._metrics_file, self._rollouts_file = _open_folder(config)
         self._minutes_before = 0.0  # of earlier attempts
         self._page_written = self._start = time.perf_counter()
         self._step_ends: deque[float] = deque(maxlen=ETA_STEPS + 1)
@@ -74,7 +75,7 @@ class Report:
         """Goes on from a checkpoint of this step: what is recorded up to it stays, the rest will come again."""
         self._step_ends.clear()
         for name in ("metrics.jsonl", "rollouts.jsonl"):
-            _keep(self._dir / name, lambda record: record["step"] <= step)
+            keep_records(self._dir / name, lambda record: record["step"] <= step)
         self._metrics_file.close()
         self._rollouts_file.close()
         self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
@@ -295,35 +296,21 @@ class Report:
             self.announce(f"report.html was not written: {error}")
 
 
+def _open_folder(config: Config) -> tuple[TextIO, TextIO]:
+    """Writes recipe.toml, and opens metrics.jsonl and rollouts.jsonl for appending."""
+    folder = config.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
+        return _open_for_appending(folder)
+    except OSError as error:
+        raise RecipeError(
+            f"can't write to the run folder {folder}: {error}; set run.dir to a writable folder"
+        ) from None
+
+
 def _open_for_appending(folder: Path) -> tuple[TextIO, TextIO]:
     return (folder / "metrics.jsonl").open("a"), (folder / "rollouts.jsonl").open("a")
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's .jsonl, less one that was cut short by the end of an attempt."""
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
-
-
-def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Takes the other records out; the file is whole at any time."""
-    replace_text(path, "".join(json.dumps(record) + "\n" for record in read_records(path) if wanted(record)))
-
-
-def read_step_reports(path: Path) -> list[StepReport]:
-    """All records of a run's metrics.jsonl."""
-    return [
-        StepReport(
-            step=record["step"],
-            kind=record["kind"],
-            time=record["time"],
-            metrics={name: math.nan if value is None else value for name, value in record.items() if "/" in name},
-            groups_by_correct_rate=tuple(record.get("groups_by_correct_rate", ())),
-            benchmarks=record.get("benchmarks", {}),
-        )
-        for record in read_records(path)
-    ]
 
 
 def _append(file: TextIO, record: Mapping[str, object]) -> None:

@@ -65,6 +65,12 @@ class Trackers:
             thread.finish(CLOSE_TIMEOUT_S)
 
 
+def check_trackers(config: Config) -> None:
+    """Raises RecipeError if a tracker's package or account is missing. Writes nothing."""
+    for name in config.observe.trackers:
+        make_tracker(name, config)
+
+
 def tracked_values(record: StepReport) -> dict[str, float]:
     """Name -> value: the record's metrics, and of several benchmarks each one's as eval/.../<benchmark>."""
     parts = record.benchmarks if len(record.benchmarks) > 1 else {}

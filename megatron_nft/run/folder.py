@@ -1,42 +1,34 @@
-"""A run's folder: who may write into it, and what an earlier run of its name left there.
+"""A run's folder: whether this run may have it, and what an earlier run of its name left there.
 
-A recipe comes in; the folder is there, with the resolved recipe.toml, or a RecipeError says why not. Called by run.py
-before anything starts. What is written into it: observe/report.py; its checkpoints: checkpoint_folder.py.
+A recipe comes in; the folder is this run's, or a RecipeError says why not. Called by run.py before anything starts.
+What is written into it: observe/report.py; its checkpoints: checkpoint_folder.py.
 """
 
 import shutil
-from pathlib import Path
 
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.report import FILES
 from megatron_nft.run.checkpoint_folder import delete_all, published
 
 
-def open_run_folder(config: Config) -> None:
-    """Creates the folder and recipe.toml; empties it first with run.overwrite.
+def take_run_folder(config: Config) -> None:
+    """Empties the folder of what an earlier run wrote, with run.overwrite; else checks that this run may go on there.
 
     Raises:
-        RecipeError: it holds a run that can't be gone on with, or can't be written.
+        RecipeError: it holds a run that can't be gone on with.
     """
-    folder: Path = config.run_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if config.run.overwrite:
-            delete_all(folder)
-            shutil.rmtree(folder / "logs", ignore_errors=True)
-            for name in FILES:  # what others put there stays
-                (folder / name).unlink(missing_ok=True)
-            (folder / "wandb" / "id").unlink(missing_ok=True)  # the new run is another one there, too
-        elif any(folder.iterdir()) and not _may_go_on(config):
-            raise RecipeError(
-                f"{folder} already holds a run that can't be gone on with; set run.name to a new name, or "
-                "run.overwrite=true to replace its files"
-            )
-        (folder / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
-    except OSError as error:
+    folder = config.run_dir
+    if config.run.overwrite:
+        delete_all(folder)
+        shutil.rmtree(folder / "logs", ignore_errors=True)
+        for name in FILES:  # what others put there stays
+            (folder / name).unlink(missing_ok=True)
+        (folder / "wandb" / "id").unlink(missing_ok=True)  # the new run is another one there, too
+    elif folder.is_dir() and any(folder.iterdir()) and not _may_go_on(config):
         raise RecipeError(
-            f"can't write to the run folder {folder}: {error}; set run.dir to a writable folder"
-        ) from None
+            f"{folder} already holds a run that can't be gone on with; set run.name to a new name, or "
+            "run.overwrite=true to replace its files"
+        )
 
 
 def _may_go_on(config: Config) -> bool:

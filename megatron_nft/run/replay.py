@@ -18,7 +18,7 @@ from megatron_nft.data.packing import pack
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.observe.batches import BatchError, load_batch
 from megatron_nft.observe.metrics import METRICS
-from megatron_nft.observe.report import read_step_reports
+from megatron_nft.observe.records import read_step_reports
 from megatron_nft.run import checkpoint_folder
 from megatron_nft.types import TrainBatch, TrainSequence
 

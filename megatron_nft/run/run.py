@@ -15,9 +15,10 @@ from megatron_nft.config import Config
 from megatron_nft.groups.queue import NoMixedGroups, Taken
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
+from megatron_nft.observe.trackers import check_trackers
 from megatron_nft.run.canary import check_canary
 from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
-from megatron_nft.run.folder import open_run_folder
+from megatron_nft.run.folder import take_run_folder
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
 from megatron_nft.run.stop import Stop, StopRequested
@@ -196,7 +197,8 @@ def run_recipe(
         StopRequested: a signal asked for it; the last whole step is saved, as when groups run out (NoMixedGroups).
     """
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
-    open_run_folder(config)
+    check_trackers(config)
+    take_run_folder(config)
     report = Report(config)
     verdict = "done"
     try:

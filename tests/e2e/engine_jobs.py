@@ -9,7 +9,6 @@ import multiprocessing
 import pickle
 import sys
 import traceback
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from safetensors.torch import load_file
 from vllm import LLM  # noqa: F401
 
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.api import Request, Sampling, sample_groups
-from megatron_nft.rollout.vllm.engine import Engine, EngineError
+from megatron_nft.rollout.api import EngineError, Sampling, answer_here, requests_of
+from megatron_nft.rollout.vllm.engine import VllmEngine
 from megatron_nft.types import Prompt
 from tests.buckets import Buckets
 
@@ -44,12 +43,12 @@ def make_prompts(lengths, seed=0):
 
 def make_engine(model, dtype, tp=1, **settings):
     config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64, **settings)
-    return Engine(str(model), config, device="cpu", max_model_len=512, seed=1)
+    return VllmEngine(str(model), config, device="cpu", max_model_len=512, seed=1)
 
 
 def greedy(engine):
     sampling = Sampling(group_size=1, temperature=0, max_answer_tokens=24, seed=1)
-    return sample_groups(Local(engine), make_prompts(LONG), sampling)
+    return answer_here(engine, make_prompts(LONG), sampling)
 
 
 def send(engine, model, folder, version, drop=(), dtype=None, extra=None, num_buckets=3):
@@ -69,16 +68,6 @@ def refusal(verb, *arguments, **keywords):
     except EngineError as error:
         return str(error)
     return "no error"
-
-
-class Local:
-    """`num_engines` engines for `sample_groups`, all of them the same one."""
-
-    def __init__(self, engine, num_engines=1):
-        self.engine, self.num_engines = engine, num_engines
-
-    def generate(self, shards, sampling):
-        return chain.from_iterable(self.engine.generate(shard, sampling) for shard in shards)
 
 
 def fresh(model, dtype, folder):
@@ -122,28 +111,24 @@ def broken_updates(old, new, folder):
 def under_way(old, new, folder):
     """rollout.on_sync -> answers that were under way when the weights became `new`, and answers of `new` alone."""
     sampling = Sampling(group_size=3, temperature=1.0, max_answer_tokens=40, seed=11)
-    first, second = ([request(i, p, sampling) for i, p in enumerate(make_prompts(LONG), start)] for start in (0, 10))
+    first, second = (requests_of(make_prompts(LONG), sampling, first_id) for first_id in (0, 10))
     results = {}
     for on_sync in ("keep", "recompute", "restart"):
         engine = make_engine(old, "float32", on_sync=on_sync)
         finished = []
         for requests in (first, *[[]] * 11):  # a decode step each
-            finished += engine.advance(requests, [], 0.0)[0]
+            finished += engine.advance("rollouts", requests, [], 0.0)[0]
         send(engine, new, folder, version=3)
-        results[on_sync, "between"] = len(finished), greedy(engine)  # `generate` beside requests under way
-        finished += engine.advance(second, [], 0.0)[0]
-        finished += engine.advance([], [second[0].request_id, 99], 60.0)[0]
+        results[on_sync, "between"] = len(finished), greedy(engine)  # another stream, beside requests under way
+        finished += engine.advance("rollouts", second, [], 0.0)[0]
+        finished += engine.advance("rollouts", [], [second[0].request_id, 99], 60.0)[0]
         results[on_sync] = dict(finished)
         results[on_sync, "unfinished"] = engine._llm.llm_engine.has_unfinished_requests()
         engine.shutdown()
     engine = make_engine(new, "float32")
-    results["new"] = dict(engine.advance(second, [], 60.0)[0])
+    results["new"] = dict(engine.advance("rollouts", second, [], 60.0)[0])
     results["new", "between"] = greedy(engine)
     return results
-
-
-def request(request_id, prompt, sampling):
-    return Request(request_id=request_id, prompt=prompt, seed_id=prompt.prompt_id, sampling=sampling)
 
 
 def send_removed(engine, model, folder):
@@ -156,26 +141,25 @@ def send_removed(engine, model, folder):
 
 
 def sampling(model, folder):
-    """Sampled answers under one seed in several arrangements, at two temperatures, and the edges of `generate`."""
+    """Sampled answers under one seed in several arrangements, at two temperatures, and the edges of `advance`."""
     engine = make_engine(model, "float32")
     prompts = make_prompts([5, 17, 40, 130, 200])
 
     def sample(num_engines=1, order=prompts, **changes):
         settings = {"group_size": 4, "temperature": 1.0, "max_answer_tokens": 24, "seed": 7} | changes
-        groups = sample_groups(Local(engine, num_engines), order, Sampling(**settings))
+        shares = [order[i::num_engines] for i in range(num_engines)]
+        groups = [group for share in shares for group in answer_here(engine, share, Sampling(**settings))]
         return {group.prompt.prompt_id: group for group in groups}
 
     progress = []
-    twice = sample_groups(
-        Local(engine),
+    twice = answer_here(
+        engine,
         [prompts[0], prompts[0]],
         Sampling(group_size=2, temperature=1.0, max_answer_tokens=8, seed=7),
         lambda done, total: progress.append((done, total)),
     )
-    stream = engine.generate(prompts, Sampling(group_size=2, temperature=1.0, max_answer_tokens=200, seed=1))
-    next(stream)
-    busy = refusal(engine.start_update, [])
-    stream.close()
+    too_long = refusal(sample, order=[*prompts, *make_prompts([600])])
+    unfinished = engine._llm.llm_engine.has_unfinished_requests()
     return {
         "base": sample(),
         "again": sample(),
@@ -185,9 +169,8 @@ def sampling(model, folder):
         "T=0.7": sample(temperature=0.7),
         "twice": twice,
         "progress": progress,
-        "busy": busy,
-        "unfinished after close": engine._llm.llm_engine.has_unfinished_requests(),
-        "too long": refusal(sample, order=make_prompts([600])),
+        "too long": too_long,
+        "unfinished after refusal": unfinished,
         "after refusal": sample(),
     }
 

@@ -9,37 +9,38 @@ import random
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from megatron_nft import evaluate
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
-from megatron_nft.rollout.vllm.engine import Engine
+from megatron_nft.rollout.api import answer_here
+from megatron_nft.rollout.vllm.engine import VllmEngine
 
 
 class Interrupted(Exception):
     """In place of a signal."""
 
 
-def engines_of(engine: Engine, limit: int | None = None) -> SimpleNamespace:
-    """The engine as `Engines`; interrupted after `limit` prompts."""
+def stream_of(engine: VllmEngine, limit: int | None = None):
+    """The engine in the place of `stream_groups`; interrupted after `limit` prompts."""
 
-    def generate(shards, sampling):
-        for done, group in enumerate(engine.generate(shards[0], sampling)):
-            if done == limit:
+    def stream_groups(_, prompts, sampling, rollout):
+        for place, group in enumerate(answer_here(engine, prompts, sampling)):
+            if place == limit:
                 raise Interrupted
-            yield group
+            yield place, group
 
-    return SimpleNamespace(num_engines=1, generate=generate)
+    return stream_groups
 
 
 def main(folder: Path, cuts: int) -> None:
     config, _ = read_settings(parse_arguments())
-    engine = Engine(
+    engine = VllmEngine(
         config.model.path, config.rollout, device="cpu", max_model_len=config.max_sequence_tokens, seed=config.run.seed
     )
 
     def run(out: Path, limit: int | None = None) -> None:
-        evaluate.sample_with_engines = lambda *given: evaluate.sample(engines_of(engine, limit), *given)
+        evaluate.sample_with_engines = lambda *given: evaluate.sample(None, *given)
+        evaluate.stream_groups = stream_of(engine, limit)
         evaluate.evaluate_benchmarks(config, out)
 
     run(folder / "whole")

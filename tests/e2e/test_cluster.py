@@ -6,8 +6,9 @@ import time
 import pytest
 import ray
 
+from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.workers import ClusterError, Pending
+from megatron_nft.cluster.processes import Pending
 from megatron_nft.config import load_config
 
 pytestmark = pytest.mark.e2e

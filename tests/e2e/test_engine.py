@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from megatron_nft.rollout.vllm.engine import engine_environment
+from megatron_nft.rollout.vllm.environment import engine_environment
 from tests.parallel.families import save_tokenizer
 
 pytestmark = pytest.mark.e2e
@@ -179,11 +179,10 @@ def test_engine_logprobs_are_those_of_the_sampling_distribution(results, model_f
             assert np.abs(expected_A - r.engine_logprobs_A).max() < 1e-4
 
 
-def test_generate_can_be_closed_refuses_updates_meanwhile_and_long_prompts(results):
+def test_a_prompt_that_is_too_long_is_refused_and_those_beside_it_are_not_begun(results):
     sampled = result(results, "sampling")
-    assert "can't start while answers are being sampled" in sampled["busy"]
-    assert not sampled["unfinished after close"]
     assert "vLLM refuses prompt toy/0" in sampled["too long"]
+    assert not sampled["unfinished after refusal"]
 
 
 def logprobs_of(model, group, rollout):

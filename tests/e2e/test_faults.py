@@ -13,16 +13,19 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from megatron_nft.cluster.workers import Actors, ClusterError, EngineGroup, begin_start
 
+from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import ray_cluster
+from megatron_nft.cluster.ranks import Actors
+from megatron_nft.cluster.stream import RequestStream, sample_groups
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.observe.batches import load_batch
-from megatron_nft.rollout.api import Sampling, sample_groups
-from megatron_nft.rollout.vllm.engine import EngineError
+from megatron_nft.rollout.api import EngineError, Sampling
 from megatron_nft.run.canary import CanaryError, check_canary
+from megatron_nft.run.parts import Processes, begin_build
 from megatron_nft.weights.sync import sync_weights
 
 pytestmark = pytest.mark.e2e
@@ -48,10 +51,10 @@ class Cluster:
     @contextmanager
     def running(self):
         with ray_cluster(self.config) as placement:
-            self.actors, self.engines = Actors(self.config, placement), EngineGroup(self.config, placement)
-            for pending in begin_start(self.actors, self.engines):
+            self.actors = Actors(self.config, placement)
+            self.engines = Fleet(self.config, placement, starts_empty=True)
+            for pending in begin_build(Processes(actors=self.actors, engines=self.engines), shared=False):
                 pending.wait()
-            self.engines.refill = self.sync
             yield self
 
     def sync(self):
@@ -64,7 +67,7 @@ class Cluster:
     def answers(self):
         """Sampled answers, whose seeds make them the same each time."""
         sampling = Sampling(group_size=4, temperature=1.0, max_answer_tokens=48, seed=5)
-        groups = sample_groups(self.engines, self.prompts, sampling)
+        groups = sample_groups(self.engines, self.prompts, sampling, self.config.rollout, refill=self.sync)
         assert {r.policy_version for g in groups for r in g.rollouts} == {self.version}
         return [(r.token_ids_A.tolist(), r.engine_logprobs_A.tolist()) for g in groups for r in g.rollouts]
 
@@ -113,7 +116,7 @@ def test_an_engine_of_two_workers_leaves_none_behind_and_restarts_end():
         assert cluster.answers() == before
         with (
             cluster.before(cluster.engines, "update", 1, lambda *_: kill(cluster.pid("engine 0"))),
-            pytest.raises(ClusterError, match=r"(?s)engine 0 died: .*engines have been restarted 1 times"),
+            pytest.raises(ClusterError, match=r"(?s)engine 0 died: .*engines have been started again 1 times in a row"),
         ):
             cluster.sync()
 
@@ -134,27 +137,27 @@ def assert_same_answers(answers, others):
         torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(other), rtol=0, atol=1e-4)
 
 
-def test_engine_killed_while_it_generates_is_replaced_and_no_answer_is_lost(cluster):
+def test_engine_killed_while_it_generates_is_replaced_and_no_answer_is_lost(cluster, monkeypatch):
+    """The other answers its prompts meanwhile; it has weights again once a sync has come."""
     before, restarts = cluster.answers(), cluster.engines.link
-    pid, groups = cluster.pid("engine 1"), 0
-    original = cluster.engines._generate
+    pid, polls = cluster.pid("engine 1"), 0
+    original = RequestStream.poll
 
-    def killing(*arguments):
-        nonlocal groups
-        for event in original(*arguments):
-            groups += 1
-            if groups == 3:
-                kill(pid)
-            yield event
+    def killing(stream, wait_s):
+        nonlocal polls
+        polls += 1
+        if polls == 2:
+            assert stream._asked["engine 1"], "it is at work"
+            kill(pid)
+        return original(stream, wait_s)
 
-    cluster.engines._generate = killing
+    monkeypatch.setattr(RequestStream, "poll", killing)
     start = time.monotonic()
-    try:
-        assert_same_answers(cluster.answers(), before)
-    finally:
-        cluster.engines._generate = original
+    assert_same_answers(cluster.answers(), before)
     assert time.monotonic() - start < SOON_S
+    cluster.sync()
     assert cluster.engines.link == restarts + 1 and cluster.pid("engine 1") != pid
+    assert cluster.engines.is_ready("engine 1")
 
 
 @pytest.mark.parametrize(

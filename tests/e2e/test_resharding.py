@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_nft.rollout.vllm.engine import engine_environment
+from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.weights.sync import sync_weights
 from tests.conftest import TAKES_MINUTES
 from tests.parallel.families import make_folder

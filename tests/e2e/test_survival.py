@@ -9,7 +9,7 @@ import pytest
 
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.processes import ProcessLost, new_attempt
-from megatron_nft.cluster.workers import Actors
+from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.observe.batches import load_batch

@@ -7,20 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.workers import Actors, EngineGroup
-from megatron_nft.config import AlgorithmConfig, load_config
+from megatron_nft.cluster.ranks import Actors
+from megatron_nft.cluster.stream import sample_groups
+from megatron_nft.config import AlgorithmConfig, RolloutConfig, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.nft.groups import to_sequences
 from megatron_nft.observe.batches import load_batch, logprob_gap
-from megatron_nft.rollout.api import Sampling, sample_groups
+from megatron_nft.rollout.api import Sampling
 from megatron_nft.types import Verdict
 from megatron_nft.weights.sync import sync_weights
 
 pytestmark = pytest.mark.e2e
 ASSETS = Path("tests/assets/quickstart")
 ROUNDS = 3
+ROLLOUT = RolloutConfig()
 
 
 def with_verdicts(groups):
@@ -45,7 +48,7 @@ def answers(engines, prompts):
     sampling = Sampling(group_size=1, temperature=0.0, max_answer_tokens=64, seed=0)
     both = []
     for _ in range(2):
-        groups = sample_groups(engines, prompts, sampling)
+        groups = sample_groups(engines, prompts, sampling, ROLLOUT)
         both.append([(g.rollouts[0].token_ids_A.tolist(), g.rollouts[0].engine_logprobs_A.tolist()) for g in groups])
     assert both[0] == both[1]
     return both[0]
@@ -64,7 +67,7 @@ def test_engine_equals_a_fresh_one_after_every_sync(precision, dtype, tmp_path):
     with ray_cluster(
         config.model_copy(update={"rollout": config.rollout.model_copy(update={"engines": 2})})
     ) as placement:
-        actors, engines = Actors(config, placement), EngineGroup(config, placement)
+        actors, engines = Actors(config, placement), Fleet(config, placement)
         for start in (actors.begin_build(), engines.begin_build()):
             start.wait()
         before = answers(engines, prompts)
@@ -85,7 +88,7 @@ def test_engine_equals_a_fresh_one_after_every_sync(precision, dtype, tmp_path):
             fresh.stop()
 
             sampling = Sampling(group_size=4, temperature=1.0, max_answer_tokens=64, seed=version)
-            groups = sample_groups(engines, prompts, sampling)
+            groups = sample_groups(engines, prompts, sampling, config.rollout)
             assert {r.policy_version for g in groups for r in g.rollouts} == {version}
             scored = actors.score(
                 pack(
@@ -101,7 +104,7 @@ def test_engine_equals_a_fresh_one_after_every_sync(precision, dtype, tmp_path):
         assert index["metadata"]["total_size"] > 1_000_000
 
 
-class _Shifted(EngineGroup):
+class _Shifted(Fleet):
     """An engine in the place after the others."""
 
     def __init__(self, config, placement):

@@ -39,9 +39,7 @@ def test_without_staleness_every_number_is_the_synchronous_runs(tmp_path):
     _, _, folder = run(tmp_path / "async", *same, "rollout.max_staleness=0")
     both = [records(expected), records(folder)]
     assert any(record["rollout/groups_surplus"] for record in both[0] if record["kind"] == "step")
-    for record, other in zip(*both, strict=True):
-        assert {k: v for k, v in other.items() if not k.startswith("async/")} == record
-        assert other.get("async/staleness_max", 0) == 0
+    assert both[0] == both[1]
     answers = [(path / "rollouts.jsonl").read_text() for path in (expected, folder)]
     assert answers[0] == answers[1]
     weights = [next((path / "hf").glob("*.safetensors")).read_bytes() for path in (expected, folder)]

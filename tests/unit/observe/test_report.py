@@ -15,7 +15,8 @@ from megatron_nft.config import Config, RecipeError
 from megatron_nft.observe import terminal
 from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
-from megatron_nft.observe.report import Report, read_step_reports
+from megatron_nft.observe.records import read_step_reports
+from megatron_nft.observe.report import Report
 from megatron_nft.run.stop import StopRequested
 
 
@@ -207,27 +208,6 @@ def test_the_recipe_is_written(opened):
     assert Config.model_validate(recipe).run_dir == folder
 
 
-def test_a_used_folder_is_refused_and_overwriting_touches_only_known_files(make_config):
-    config = make_config()
-    config.run_dir.mkdir(parents=True)
-    (config.run_dir / "checkpoint.pt").write_text("precious")
-    (config.run_dir / "metrics.jsonl").write_text("old\n")
-    with pytest.raises(RecipeError, match=r"already holds a run that can't .* set run.name .* or run.overwrite=true"):
-        Report(config, io.StringIO())
-    Report(make_config(overwrite=True), io.StringIO()).close("done")
-    assert (config.run_dir / "checkpoint.pt").read_text() == "precious"
-    assert (config.run_dir / "metrics.jsonl").read_text() == ""
-
-
-def test_overwriting_removes_the_checkpoints_of_the_earlier_run(make_config):
-    config = make_config()
-    for name in ("step_2", "step_4", "step_6.partial", "mine"):
-        (config.run_dir / "checkpoints" / name).mkdir(parents=True)
-    (config.run_dir / "checkpoints" / "latest").symlink_to("step_4")
-    Report(make_config(overwrite=True), io.StringIO()).close("done")
-    assert [p.name for p in (config.run_dir / "checkpoints").iterdir()] == ["mine"]
-
-
 def record_two_steps(config, make_group):
     report = Report(config, io.StringIO())
     report.add_evaluation(0, {"eval/greedy_accuracy": 0.25}, [make_group("right")])
@@ -281,16 +261,6 @@ def test_a_start_that_fails_keeps_all_that_was_recorded(make_config, make_group)
     Report(config, io.StringIO()).close("failed: no engine")
     assert (config.run_dir / "metrics.jsonl").read_text() == before
     assert re.search(r'"step": ?2\b', (config.run_dir / "report.html").read_text())
-
-
-def test_without_a_checkpoint_only_the_same_recipe_begins_again(make_config, make_group):
-    record_two_steps(make_config(), make_group)
-    Report(make_config(), io.StringIO()).close("done")
-    with pytest.raises(RecipeError, match="already holds a run"):
-        Report(make_config(seed=2), io.StringIO())
-    (make_config().run_dir / "hf").mkdir()  # it has come to its end
-    with pytest.raises(RecipeError, match="already holds a run"):
-        Report(make_config(), io.StringIO())
 
 
 def test_an_unwritable_folder_is_explained(make_config, tmp_path):

@@ -1,11 +1,9 @@
-"""Fanning prompts over engines: every prompt is answered once, in order, whatever the engines do."""
-
-from collections import Counter
+"""Prompts as requests: every prompt is answered once, in order, and what comes twice has seeds of its own."""
 
 import numpy as np
 import pytest
 
-from megatron_nft.rollout.api import Sampling, sample_groups
+from megatron_nft.rollout.api import Sampling, answer_here, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_answer_tokens=8, seed=1)
@@ -18,39 +16,39 @@ def prompt(name):
 
 
 class Reversing:
-    """Engines that answer the last prompt first and remember what they were asked."""
+    """An engine that answers the last prompt first, a few a call."""
 
-    def __init__(self, num_engines, lose=0):
-        self.num_engines, self.lose = num_engines, lose
+    def __init__(self, per_call):
+        self.per_call, self.asked, self.left = per_call, [], []
 
-    def generate(self, shards, sampling):
-        self.shards = [[p.prompt_id for p in shard] for shard in shards]
-        groups = [RolloutGroup(prompt=p, rollouts=()) for shard in shards for p in shard]
-        yield from reversed(groups[self.lose :])
+    def advance(self, stream, requests, dropped, seconds):
+        assert stream and not dropped
+        self.asked += requests
+        self.left = self.left + requests
+        done = [self.left.pop() for _ in range(min(self.per_call, len(self.left)))]
+        return [(request.request_id, RolloutGroup(prompt=request.prompt, rollouts=())) for request in done], 0.1
 
 
-@pytest.mark.parametrize("num_engines", [1, 2, 3, 7])
-def test_groups_come_back_in_the_order_of_the_prompts(num_engines):
+@pytest.mark.parametrize("per_call", [1, 2, 7])
+def test_groups_come_back_in_the_order_of_the_prompts(per_call):
     prompts = [prompt(name) for name in "abcde"]
-    engines = Reversing(num_engines)
+    engine = Reversing(per_call)
     progress = []
-    groups = sample_groups(engines, prompts, SAMPLING, lambda done, total: progress.append((done, total)))
+    groups = answer_here(engine, prompts, SAMPLING, lambda done, total: progress.append((done, total)))
     assert [g.prompt for g in groups] == prompts
     assert progress == [(i, 5) for i in range(1, 6)]
-    assert len(engines.shards) == num_engines
-    assert max(map(len, engines.shards)) - min(map(len, engines.shards)) <= 1
+    assert [request.prompt for request in engine.asked] == prompts, "each once"
 
 
-def test_a_repeated_prompt_is_sampled_under_ids_of_its_own():
-    engines = Reversing(2)
-    groups = sample_groups(engines, [prompt("a"), prompt("b"), prompt("a")], SAMPLING)
+def test_a_repeated_prompt_is_sampled_under_seeds_of_its_own():
+    engine = Reversing(1)
+    groups = answer_here(engine, [prompt("a"), prompt("b"), prompt("a")], SAMPLING)
     assert [g.prompt.prompt_id for g in groups] == ["a", "b", "a"]
-    assert Counter(id for shard in engines.shards for id in shard) == {"a": 1, "b": 1, "a#2": 1}
+    assert [request.seed_id for request in engine.asked] == ["a", "b", "a#2"]
 
 
-def test_a_lost_prompt_is_an_error():
-    with pytest.raises(RuntimeError, match=r"without answers to 1 prompts, e.g. \['a'\]"):
-        sample_groups(Reversing(1, lose=1), [prompt("a"), prompt("b")], SAMPLING)
+def test_ids_go_on_from_the_first():
+    assert [r.request_id for r in requests_of([prompt("a"), prompt("a")], SAMPLING, 7)] == [7, 8]
 
 
 def test_greedy_groups_have_one_answer():

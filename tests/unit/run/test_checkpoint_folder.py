@@ -102,8 +102,8 @@ def test_no_manifest(tmp_path):
 def test_shares_hold_every_file_once_and_are_of_like_size(tmp_path):
     sizes = {"a": 100, "b": 90, "c": 60, "d": 50, "e": 1}
     manifest = {name: FileRecord(num_bytes=size, sha256="") for name, size in sizes.items()}
-    shares = shares(manifest, 2)
-    assert sorted(name for share in shares for name in share) == sorted(sizes)
-    loads = [sum(sizes[name] for name in share) for share in shares]
+    of_two = shares(manifest, 2)
+    assert sorted(name for share in of_two for name in share) == sorted(sizes)
+    loads = [sum(sizes[name] for name in share) for share in of_two]
     assert max(loads) - min(loads) <= 1
     assert shares(manifest, 8)[5:] == [[], [], []]

@@ -1,0 +1,207 @@
+"""The source of groups on real engines that are stopped, killed or too fast: groups keep coming, or a clear error does."""
+
+import io
+import os
+import signal
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from megatron_nft.config import load_config
+from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
+from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.groups.source import GroupSource
+from megatron_nft.observe.report import Report
+from megatron_nft.verdict.judge import Judge
+from tests.e2e.test_faults import SOON_S, Cluster, kill
+
+pytestmark = pytest.mark.e2e
+GROUPS = 4
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    overrides = [f"train.groups_per_step={GROUPS}", "rollout.group_size=8", "rollout.max_concurrent=16"]
+    with Cluster(*overrides).running() as cluster, Judge(cluster.config.verdict) as judge:
+        cluster.judge = judge
+        tokenizer = load_tokenizer(cluster.config.model.path)
+        folder = tmp_path_factory.mktemp("run")
+        cluster.report = Report(load_config("launch/recipes/quickstart.toml", [f"run.dir={folder}"]), io.StringIO())
+        cluster.train_prompts = load_prompts(cluster.config.data.train, tokenizer, cluster.config.data).prompts
+        yield cluster
+
+
+@contextmanager
+def sampling(cluster, **settings):
+    """A source of its own, at work for policy 0."""
+    rollout = cluster.config.rollout.model_copy(update=settings)
+    config = cluster.config.model_copy(update={"rollout": rollout})
+    cluster.version = 0
+    cluster.sync()
+    staleness = settings.get("max_staleness", 0)
+    source = GroupSource(config, PromptStream(cluster.train_prompts, 1), cluster.engines, cluster.judge, staleness)
+    try:
+        source.resume(0)
+        yield source
+    finally:
+        source.close()
+        assert not source._thread.is_alive()
+        for name in cluster.engines.names:  # what they still have under way
+            asked = list(source._stream._asked[name])
+            cluster.engines.handle(name).call.remote("advance", ("rollouts", [], asked, 0.0), 60.0)
+
+
+def take(cluster, source, step):
+    """A step's groups, with the syncs that engines which died need."""
+    num_syncs = 0
+    while (taken := source.take(step, cluster.report)) is None:
+        source.pause()
+        cluster.sync()
+        source.resume(cluster.version)
+        num_syncs += 1
+        assert num_syncs < 5
+    assert len(taken.groups) == GROUPS and all(group.is_mixed for group in taken.groups)
+    return taken
+
+
+def sync(cluster, source, version):
+    source.trained()
+    source.pause()
+    cluster.version = version
+    cluster.sync()
+    source.resume(version)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def all_ids(*takens):
+    return [group.prompt.prompt_id for taken in takens for group in taken.groups]
+
+
+def test_a_full_queue_holds_the_source_up_and_is_counted(cluster):
+    with sampling(cluster, max_staleness=2) as source:
+        queue = source._queue
+        wait_until(lambda: queue.num_ready >= queue.capacity and not queue.under_way)
+        full, asked = queue.num_ready, queue._next_id
+        time.sleep(2.0)
+        assert queue.num_ready == full and queue._next_id == asked
+        taken = [take(cluster, source, step) for step in (1, 2, 3)]
+        assert taken[0].metrics["async/engine_idle_s"] >= 2.0
+        assert [t.metrics["async/staleness_max"] for t in taken] == [0, 1, 2], "three steps on what policy 0 sampled"
+        assert len(set(all_ids(*taken))) == 3 * GROUPS
+
+
+def test_an_engine_that_is_stopped_holds_up_its_own_answers_only(cluster):
+    with sampling(cluster, max_staleness=4) as source:
+        first = take(cluster, source, 1)
+        pid = cluster.pid("engine 1")
+        wait_until(lambda: source._stream._asked["engine 1"])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            taken = [take(cluster, source, step) for step in (2, 3)]
+            held_up = set(source._stream._asked["engine 1"])
+            assert 0 < len(held_up) <= 3, "no more than it works on, and one"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        sync(cluster, source, 3)
+        last = [take(cluster, source, step) for step in (4, 5)]
+        wait_until(lambda: not held_up & source._queue.under_way.keys())
+        assert len(set(all_ids(first, *taken, *last))) == 5 * GROUPS
+
+
+def test_an_engine_that_hangs_is_replaced_after_its_deadline(cluster):
+    with sampling(cluster, max_staleness=1, timeout_s=5.0) as source:
+        first, pid, restarts = take(cluster, source, 1), cluster.pid("engine 0"), cluster.engines.link
+        wait_until(lambda: source._stream._asked["engine 0"])
+        os.kill(pid, signal.SIGSTOP)
+        begun = set(source._stream._asked["engine 0"])
+        try:
+            wait_until(lambda: cluster.engines.link > restarts)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        sync(cluster, source, 1)
+        assert cluster.engines.link == restarts + 1 and cluster.pid("engine 0") != pid
+        taken = take(cluster, source, 2)
+        wait_until(lambda: not begun & source._queue.under_way.keys())
+        assert len(set(all_ids(first, taken))) == 2 * GROUPS
+
+
+def test_engines_killed_at_work_are_replaced_and_their_prompts_are_answered(cluster):
+    with sampling(cluster, max_staleness=2) as source:
+        first = take(cluster, source, 1)
+        begun, restarts = set(source._queue.under_way), cluster.engines.link
+        for name in cluster.engines.names:
+            kill(cluster.pid(name))
+        taken = [first, *(take(cluster, source, step) for step in (2, 3))]
+        assert cluster.engines.link == restarts + 2 and all(map(cluster.engines.is_ready, cluster.engines.names))
+        wait_until(lambda: not begun & source._queue.under_way.keys())
+        assert len(set(all_ids(*taken))) == 3 * GROUPS
+
+
+def test_an_engine_killed_during_a_sync_gives_its_requests_back(cluster):
+    with sampling(cluster, max_staleness=3) as source:
+        taken = [take(cluster, source, 1)]
+        wait_until(lambda: source._stream._asked["engine 0"])
+        source.trained()
+        source.pause()
+        begun = set(source._queue.under_way)
+        cluster.version = 1
+        pid = cluster.pid("engine 0")
+        with cluster.before(cluster.engines, "update", 1, lambda *_: kill(pid)):
+            cluster.sync()
+        source.resume(1)
+        taken += [take(cluster, source, step) for step in (2, 3, 4)]
+        wait_until(lambda: not begun & source._queue.under_way.keys())
+        assert len(set(all_ids(*taken))) == 4 * GROUPS
+
+
+def test_no_mixed_groups_is_said_with_a_remedy(cluster):
+    with (
+        sampling(cluster, max_staleness=1, temperature=1e-4, max_sampling_rounds=1) as source,
+        pytest.raises(
+            NoMixedGroups, match=r"step 1: \d of \d+ groups .* after 1 rounds, .* raise rollout.max_sampling"
+        ),
+    ):
+        take(cluster, source, 1)
+
+
+def test_a_sync_comes_in_between_two_decode_steps(cluster):
+    with sampling(cluster, max_staleness=2) as source:
+        take(cluster, source, 1)
+        wait_until(lambda: source._stream.begun)
+        start = time.monotonic()
+        source.trained()
+        source.pause()
+        assert time.monotonic() - start < 2.0
+        under_way = set(source._queue.under_way)
+        assert not source._stream.is_working
+        cluster.version = 1
+        cluster.sync()
+        source.resume(1)
+        taken = take(cluster, source, 2)
+        assert under_way and taken.metrics["async/staleness_max"] <= 2
+
+
+def test_a_synchronous_step_goes_on_with_the_other_engine_and_its_answers_are_the_same(cluster):
+    """Each prompt is asked once more at most, and one group of it kept."""
+
+    def answers(taken):
+        return [(group.prompt.prompt_id, [r.token_ids_A.tolist() for r in group.rollouts]) for group in taken.graded]
+
+    with sampling(cluster) as source:
+        undisturbed = take(cluster, source, 1)
+    with sampling(cluster) as source:
+        wait_until(lambda: source._stream._asked["engine 1"])
+        pid, restarts = cluster.pid("engine 1"), cluster.engines.link
+        kill(pid)
+        taken = take(cluster, source, 1)
+        assert cluster.engines.link > restarts
+        assert answers(taken) == answers(undisturbed) and all_ids(taken) == all_ids(undisturbed)
+        assert taken.metrics["rollout/rounds"] == undisturbed.metrics["rollout/rounds"]
