@@ -1,4 +1,4 @@
-"""The source of groups on real engines that are stopped, killed or too fast: groups keep coming, or a clear error does."""
+"""The source of groups on real engines that are stopped, killed or too fast: groups keep coming, or an error does."""
 
 import io
 import os
