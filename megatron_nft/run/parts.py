@@ -17,6 +17,7 @@ from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.run.checkpoints import progress_to_resume
 from megatron_nft.types import Prompt
+from megatron_nft.verdict.check import check_own_graders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
     """Model's config, tokenizer and prompts.
 
     Raises:
+        RecipeError: a grader of the recipe's own can't be imported.
         DataError: a file is wrong, or the prompts are not those that the checkpoint to be gone on from belongs to.
     """
     tokenizer = load_tokenizer(config.model.hf_folder)
@@ -55,6 +57,7 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
         f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
         f"{train.num_without_answer} without an answer left out), {len(held_out)} held out"
     )
+    check_own_graders(config.verdict)  # imports them, in a process of its own
     hf = read_hf_config(config.model.path)
     return Data(hf=hf, prompts=prompts, canary=train.prompts[0], held_out=held_out)
 
