@@ -10,7 +10,7 @@ back to the queue, for the others or for itself once it has weights.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -146,7 +146,8 @@ class RequestStream:
     def _call(self, name: str, given: list[Request]) -> None:
         if not self._may_be_called(name) or not (self._asked[name] or self._dropped[name]):
             return
-        arguments = (self._name, given, self._dropped[name], self._call_s)
+        sent = [replace(request, prompt=replace(request.prompt, extra_info={})) for request in given]  # graders' alone
+        arguments = (self._name, sent, self._dropped[name], self._call_s)
         ref = self._handles[name].call.remote("advance", arguments, self._timeout_s)
         self._dropped[name] = []
         self._calls[ref] = _Call(name, time.monotonic() + self._timeout_s)
@@ -166,8 +167,8 @@ class RequestStream:
                 continue
             self.busy_s += seconds
             for request_id, group in groups:
-                if self._asked[name].pop(request_id, None) is not None:  # else it has been dropped meanwhile
-                    finished.append((request_id, group))
+                if (request := self._asked[name].pop(request_id, None)) is not None:  # else it was dropped meanwhile
+                    finished.append((request_id, replace(group, prompt=request.prompt)))
         for call in list(self._calls.values()):
             if time.monotonic() > call.deadline:
                 self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")
