@@ -83,11 +83,6 @@ class Fleet:
         """ "engine 0", "engine 1" ..."""
         return list(self._engines)
 
-    @property
-    def answer_timeout_s(self) -> float:
-        """Longest wait for a call of one engine that answers."""
-        return self._config.rollout.timeout_s
-
     def handle(self, name: str) -> Any:
         """Ray's handle of an engine's process, another after it has been replaced."""
         return self._engines[name]

@@ -45,14 +45,14 @@ class RequestStream:
         name: of the stream, one of its kind at a time: engines tell streams apart by it.
         requests_per_engine: that an engine is given at a time; the others wait for whichever engine has room next, so
             that a slow one holds up few. None: all at once.
+        timeout_s: longest wait for one `Engine.advance`.
 
     Attributes:
         busy_s: seconds that the engines have spent on requests, all together.
     """
 
-    def __init__(self, fleet: Fleet, name: str, *, requests_per_engine: int | None) -> None:
-        self._fleet, self._name, self._room = fleet, name, requests_per_engine
-        self._timeout_s = fleet.answer_timeout_s
+    def __init__(self, fleet: Fleet, name: str, *, requests_per_engine: int | None, timeout_s: float) -> None:
+        self._fleet, self._name, self._room, self._timeout_s = fleet, name, requests_per_engine, timeout_s
         self._call_s = max(CALL_S, CALL_S_PER_ENGINE * len(fleet.names))
         self._waiting: deque[Request] = deque()
         self._asked: dict[str, dict[int, Request]] = {name: {} for name in fleet.names}
@@ -204,9 +204,8 @@ def stream_groups(
         EnginesEmpty: none is left that has weights.
         ClusterError, EngineError: as `RequestStream.poll`.
     """
-    stream = RequestStream(
-        fleet, "evaluation", requests_per_engine=room_of(rollout, len(fleet.names), sampling.group_size)
-    )
+    room = room_of(rollout, len(fleet.names), sampling.group_size)
+    stream = RequestStream(fleet, "evaluation", requests_per_engine=room, timeout_s=rollout.timeout_s)
     stream.submit(requests_of(prompts, sampling))
     while stream.num_requests:
         if fleet.wants_weights and refill is not None:

@@ -51,7 +51,7 @@ class GroupSource:
         # Ahead, one engine too is given little at a time: what it has not begun is sampled by newer weights.
         num_engines = max(len(fleet.names), 2) if self._is_ahead else len(fleet.names)
         room = room_of(rollout, num_engines, rollout.group_size)
-        self._stream = RequestStream(fleet, "rollouts", requests_per_engine=room)
+        self._stream = RequestStream(fleet, "rollouts", requests_per_engine=room, timeout_s=rollout.timeout_s)
         self._ungraded: list[tuple[int, RolloutGroup]] = []
         self._grader = ThreadPoolExecutor(1, "grader")
         self._grading: tuple[list[int], Future[list[RolloutGroup]]] | None = None
