@@ -2,7 +2,7 @@
 
     prompts -> rollouts -> verdicts -> NFT loss on Megatron -> resharded weights -> engines -> (again)
 
-    python -m megatron_nft.train launch/recipes/quickstart.toml [section.key=value ...]
+    megatron-nft train launch/recipes/quickstart.toml [section.key=value ...]
 
 A few processes hold the model, sharded by Megatron-Core (`actors`); a few more hold vLLM engines (`engines`); this
 driver moves data between them, one call per stage. run.py starts them, and keeps the run alive.
@@ -15,8 +15,8 @@ from dataclasses import replace
 from megatron_nft.data.packing import pack
 from megatron_nft.nft.groups import to_sequences
 from megatron_nft.observe.batches import logprob_gap, save_batch
+from megatron_nft.run import command_line
 from megatron_nft.run.canary import check_canary
-from megatron_nft.run.command_line import main
 from megatron_nft.run.nonfinite import keep_nonfinite
 from megatron_nft.run.stop import Stop
 from megatron_nft.run.survival import Run
@@ -108,5 +108,11 @@ class Training(Run):
             self.actors.save_hf(export)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    summary = "Trains a language model with NFT from its own right and wrong answers."
+    return command_line.main(Training, "train", summary, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Training, "megatron_nft.train"))
+    sys.exit(main())

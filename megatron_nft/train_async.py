@@ -1,6 +1,6 @@
 """THE OTHER STORY: the same run with engines that never wait for the trainer, nor the trainer for a long answer.
 
-    python -m megatron_nft.train_async launch/recipes/quickstart.toml [rollout.max_staleness=2 section.key=value ...]
+    megatron-nft train-async launch/recipes/quickstart.toml [rollout.max_staleness=2 section.key=value ...]
 
     producer (threads)                                          trainer (this driver)
 
@@ -19,6 +19,7 @@ the policy that sampled) or to that policy's own ("engine"). With max_staleness 
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -28,8 +29,8 @@ from megatron_nft.data.prompts import PromptStream
 from megatron_nft.groups.queue import Taken
 from megatron_nft.groups.source import Producer
 from megatron_nft.observe.report import Report
+from megatron_nft.run import command_line
 from megatron_nft.run.checkpoints import Progress, read_groups
-from megatron_nft.run.command_line import main
 from megatron_nft.run.stop import Stop
 from megatron_nft.train import Training
 
@@ -126,5 +127,11 @@ class AsyncTraining(Training):
         super().save_and_stop()
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    summary = "Trains as `megatron-nft train`, with engines that go on while the actor trains (rollout.max_staleness)."
+    return command_line.main(AsyncTraining, "train-async", summary, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(AsyncTraining, "megatron_nft.train_async"))
+    sys.exit(main())
