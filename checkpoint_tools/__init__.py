@@ -1,0 +1,6 @@
+"""HF folders <-> Megatron checkpoints. `checkpoint_tools.inspect` is another name of `checkpoint_tools.show`."""
+
+from pathlib import Path
+
+# A file inspect.py in this folder would hide the standard library's from every tool here that is run as a file.
+__path__.append(str(Path(__file__).parent / "also"))

@@ -40,12 +40,16 @@ EXPECTED = (UsageError, ModelFolderError, CheckpointError, CastError, Safetensor
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """--out, --overwrite, --dtype."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; it appears when it is whole")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="folder to write; it appears when it is whole"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     parser.add_argument("--dtype", choices=CASTS, help="cast the weights (default: as they are)")
 
 
-def run(body: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+def run(
+    body: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
     """Parses, runs the command, and turns errors into a sentence on stderr and an exit status."""
     arguments = parser.parse_args(argv)
     received: list[int] = []

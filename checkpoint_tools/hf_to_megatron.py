@@ -1,9 +1,12 @@
 """An HF folder -> a Megatron checkpoint that training loads in any layout.
 
-    python -m checkpoint_tools.hf_to_megatron --hf DIR --out DIR [--dtype bfloat16] [--overwrite]
+    megatron-nft convert hf-to-megatron --hf Qwen2.5-0.5B --out Qwen2.5-0.5B-megatron
+    megatron-nft train my.toml model.path=Qwen2.5-0.5B-megatron actor.tp=2
 
-Weights only, streamed: a few tensors are in memory at a time. What isn't weights (config, tokenizer, ...) goes along
-in DIR/hf, so that megatron_to_hf needs nothing else.
+Weights only, streamed: a few tensors are in memory at a time. What isn't weights (config, tokenizer,
+...) goes along in OUT/hf, so that the way back needs nothing else.
+
+Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted (nothing is left behind).
 """
 
 import argparse
@@ -110,12 +113,14 @@ def _whole(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch.
     return parameter.rule.layout.to_shard(sources, 0, 1, hf)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="hf_to_megatron", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="megatron-nft convert hf-to-megatron",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--hf", type=Path, required=True, help="HF folder with safetensors")
+    parser.add_argument("--hf", type=Path, metavar="DIR", required=True, help="HF folder with safetensors")
     add_output_arguments(parser)
 
     def body(arguments: argparse.Namespace) -> None:
@@ -128,4 +133,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

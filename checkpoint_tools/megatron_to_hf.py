@@ -1,9 +1,13 @@
 """A Megatron checkpoint -> a complete HF folder, whatever layout it was saved in.
 
-    python -m checkpoint_tools.megatron_to_hf --megatron DIR --out DIR [--hf DIR] [--dtype bfloat16] [--overwrite]
+    megatron-nft convert megatron-to-hf --megatron runs/nft/checkpoints/latest --out trained
+    megatron-nft convert megatron-to-hf --megatron theirs --hf Qwen2.5-7B --out theirs_hf --dtype bfloat16
 
-config.json, tokenizer and so on come from DIR/hf, where hf_to_megatron has put them; for a checkpoint that training has
-saved, --hf names the model it started from. Streamed: a few tensors are in memory at a time.
+config.json, tokenizer and so on come from MEGATRON/hf, where training and hf-to-megatron put them; for
+a checkpoint of another program, which has weights only, --hf names a folder that has them. Streamed: a
+few tensors are in memory at a time.
+
+Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted (nothing is left behind).
 """
 
 import argparse
@@ -146,13 +150,19 @@ def _assemble(
     return whole
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="megatron_to_hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="megatron-nft convert megatron-to-hf",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--megatron", type=Path, required=True, help="checkpoint in Megatron's torch_dist format")
-    parser.add_argument("--hf", type=Path, help="HF folder to take config.json, tokenizer and so on from")
+    parser.add_argument(
+        "--megatron", type=Path, metavar="DIR", required=True, help="checkpoint in Megatron's torch_dist format"
+    )
+    parser.add_argument(
+        "--hf", type=Path, metavar="DIR", help="HF folder to take config.json, tokenizer and so on from"
+    )
     add_output_arguments(parser)
 
     def body(arguments: argparse.Namespace) -> None:
@@ -171,4 +181,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

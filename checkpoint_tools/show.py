@@ -1,9 +1,12 @@
 """What is in a Megatron checkpoint: layout, step, policy version, sizes, number formats. Reads no tensor.
 
-    python -m checkpoint_tools.show DIR [--json] [--tensors]
+    megatron-nft inspect runs/nft/checkpoints/latest
+    megatron-nft inspect theirs --tensors
 
-The layout of another program's checkpoint is written down nowhere: it is read off the chunks (how a matrix is cut: tp;
-whose files hold which layers: pp and its virtual stages).
+The layout of another program's checkpoint is written down nowhere: it is read off the chunks (how a
+matrix is cut: tp; whose files hold which layers: pp and its virtual stages).
+
+Exit status: 0 done, 1 no checkpoint or not a whole one, 2 wrong arguments, 130 interrupted.
 """
 
 import argparse
@@ -145,10 +148,10 @@ def _size_text(size: dict[str, Any]) -> str:
     return f"{size['numbers']:,} numbers, {size['bytes'] / 1e6:,.1f} MB, {' and '.join(size['dtypes'])}"
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="megatron-nft inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="checkpoint in Megatron's torch_dist format")
     parser.add_argument("--json", action="store_true", help="one JSON object, all tensors in it")
@@ -164,4 +167,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,9 +1,12 @@
-"""Is a Megatron checkpoint the model of an HF folder? Every tensor bit by bit, then the logits against transformers.
+"""Is a Megatron checkpoint the model of an HF folder? Every tensor bit by bit, then the logits.
 
-    python -m checkpoint_tools.verify --hf DIR [--megatron DIR] [--no-logits] [--tokens 64] [--scratch DIR]
+    megatron-nft verify --hf Qwen2.5-0.5B --megatron Qwen2.5-0.5B-megatron
+    megatron-nft verify --hf Qwen2.5-0.5B --no-logits --scratch /scratch
 
-Without --megatron the round trip is tried: HF -> Megatron -> HF, in a folder under --scratch that is removed again.
-Each check is a line; exit status 0 if all passed, 1 if one failed.
+Without --megatron the round trip is tried: HF -> Megatron -> HF, in a folder under --scratch that is
+removed again. The logits are compared with those of `transformers`. Each check is a line.
+
+Exit status: 0 all passed, 1 one failed, 2 wrong arguments, 130 interrupted.
 """
 
 import argparse
@@ -117,16 +120,22 @@ def _tell(checks: list[Check], check: Check) -> None:
     print(check, flush=True)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="megatron-nft verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hf", type=Path, required=True, help="HF folder that is right")
-    parser.add_argument("--megatron", type=Path, help="checkpoint to compare with it (default: try the round trip)")
+    parser.add_argument("--hf", type=Path, metavar="DIR", required=True, help="HF folder that is right")
+    parser.add_argument(
+        "--megatron", type=Path, metavar="DIR", help="checkpoint to compare with it (default: the round trip)"
+    )
     parser.add_argument("--no-logits", action="store_true", help="leave the logits out: they need the model twice")
-    parser.add_argument("--tokens", type=int, default=64, help="length of the sequence for the logits")
-    parser.add_argument("--scratch", type=Path, help="where the round trip may write (default: the temporary folder)")
+    parser.add_argument(
+        "--tokens", type=int, default=64, metavar="N", help="length of the sequence for the logits (default: 64)"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="where the round trip may write (default: the temporary folder)"
+    )
 
     def body(arguments: argparse.Namespace) -> int:
         for folder in (arguments.hf, arguments.megatron, arguments.scratch):
@@ -145,4 +154,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

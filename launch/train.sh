@@ -16,7 +16,7 @@ Trains on this machine: Ray, Megatron ranks and vLLM engines start here, on as m
   NFT_DRIVER=megatron_nft.train_async launch/train.sh my.toml ...       engines go on while the actor trains (not colocated)
 
   ranks = actor.tp x actor.pp x actor.cp x actor.dp; GPUs = ranks + rollout.engines x rollout.tp, or, colocated, the ranks.
-  Does it fit? python -m megatron_nft.plan my.toml --suggest        Every setting: megatron_nft/config.py
+  Does it fit? python -m megatron_nft.plan my.toml --suggest        Every setting: python -m megatron_nft.config
 
 First `python -m megatron_nft.doctor RECIPE` looks at the machine; a FAIL ends this, unless --anyway is given.
 A run that exists goes on from its last checkpoint; run.overwrite=true deletes it and begins anew.

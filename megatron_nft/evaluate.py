@@ -1,10 +1,10 @@
 """The benchmarks: a model folder and data files in, accuracies with intervals and the paper's table out.
 
-    python -m megatron_nft.evaluate --model DIR --data FILE FILE ... --n 32 [section.key=value ...]
-    python -m megatron_nft.evaluate RECIPE [section.key=value ...]          (model.path on data.held_out)
+    megatron-nft evaluate --model runs/nft/hf --data aime24.parquet math500.parquet --n 32 --n-of math500=1
+    megatron-nft evaluate my.toml evaluate.samples=4                 (model.path on data.held_out)
 
-vLLM engines answer (sharded over rollout.engines of them; no actor is started), the judge grades. An interrupted
-evaluation goes on where it was: answers are kept as they come. Written to --out:
+vLLM engines answer (sharded over rollout.engines of them; no actor is started), the judge grades. An
+interrupted evaluation goes on where it was: answers are kept as they come. Written to --out:
 
     samples.jsonl     every answer, a prompt a line
     verdicts.jsonl    what became of each, in the same order
@@ -13,7 +13,9 @@ evaluation goes on where it was: answers are kept as they come. Written to --out
     report.html       the tables, and answers to read
     recipe.toml       the resolved settings
 
-A run's own evaluations, with its engines, are run/held_out.py's.
+A run evaluates itself as it goes (data.held_out, train.evaluate_every): run/held_out.py.
+
+Exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted.
 """
 
 import json
@@ -224,9 +226,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def main() -> int:
-    """The command line; exit status 0 done, 1 failed, 2 wrong input, 130 interrupted."""
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    arguments = parse_arguments(__doc__, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config, out = read_settings(arguments)

@@ -1,23 +1,27 @@
 """Runs kept training batches again on the actor alone: same loss, same gradients, no engines, no sampling.
 
-    python -m megatron_nft.replay runs/NAME/recipe.toml --step 7 [section.key=value ...]
+    megatron-nft replay runs/NAME/recipe.toml --step 7 actor.tp=1
 
-goes back to the run's last checkpoint before step 7 (or to its start), trains on the stored batches up to that of
-step 7, and compares what comes of it with what the run recorded. `python -m megatron_nft.train RECIPE --replay 7` is
-the same.
+goes back to the run's last checkpoint before step 7 (or to its start), trains on the stored batches
+up to that of step 7, and compares what comes of it with what the run recorded.
+`megatron-nft train RECIPE --replay 7` is the same.
 
-    python -m megatron_nft.replay runs/NAME/recipe.toml runs/NAME/batches/step_3.npz [section.key=value ...]
+    megatron-nft replay runs/NAME/recipe.toml runs/NAME/batches/step_3.npz
 
-scores one batch with model.path, compares that with the stored old log-probs, trains the updates one by one from a new
-optimizer, and says which answers have to do with a number that is not finite.
+scores one batch with model.path, compares that with the stored old log-probs, trains the updates one
+by one from a new optimizer, and says which answers have to do with a number that is not finite.
 
 Batches are kept with observe.save_batches = true, and always when an update was not finite (then
-runs/NAME/nonfinite/step_N/batch.npz, with the weights that it met in hf/, to be given as model.path). Any layout:
-actor.tp=1 does on one process.
+runs/NAME/nonfinite/step_N/batch.npz, with the weights that it met in hf/, to be given as model.path).
+Any layout: actor.tp=1 does on one process.
+
+Exit status: 0 all updates were finite (with --step: and all numbers as recorded), 1 they were not, or
+a process failed, 2 wrong input.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_nft.actor.manifest import CheckpointError
@@ -28,20 +32,17 @@ from megatron_nft.observe.batches import BatchError, load_batch
 from megatron_nft.run.replay import replay, replay_step
 
 
-def main() -> int:
-    """The command line; exit status 0 all updates finite (with --step: and as recorded), 1 some were not or the cluster
-    failed, 2 wrong input."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_nft.replay",
-        description="Trains again on batches that a run kept, on the actor alone, in any layout.",
-        epilog="example: python -m megatron_nft.replay runs/nft/recipe.toml --step 7 actor.tp=1",
+        prog="megatron-nft replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="the run's recipe.toml")
-    parser.add_argument("--step", type=int, help="a step of the run, to be compared with what it recorded")
+    parser.add_argument("--step", type=int, metavar="N", help="a step of the run, to be compared with what it recorded")
     parser.add_argument("rest", nargs="*", metavar="BATCH | section.key=value",
                         help="without --step: a batch.npz or step_N.npz that the run kept; and settings that override "
                         "the recipe")  # fmt: skip
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(argv)
     batch = None if arguments.step is not None else next(iter(arguments.rest), None)
     if arguments.step is None and batch is None:
         parser.error("give a batch, or --step")

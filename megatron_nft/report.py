@@ -1,28 +1,31 @@
 """Compares runs: one page with the curves of several, their results, and the settings in which they differ.
 
-    python -m megatron_nft.report runs/nft runs/dapo [--out FILE]
+    megatron-nft report runs/nft runs/dapo
+    megatron-nft report runs/* --out all.html
 
-Each run has a page of its own, report.html, in its folder.
+One HTML file that needs no network. Runs may still be under way. Each run has a page of its own,
+too: report.html in its folder.
+
+Exit status: 0 done, 1 the page can't be written, 2 a folder is no run's.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_nft.observe.compare import RunFolderError, read_run, render_comparison
 from megatron_nft.observe.html import replace_text
 
 
-def main() -> int:
-    """The command line; exit status 0 done, 1 the page can't be written, 2 a folder is no run's."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_nft.report",
-        description="Draws several runs on one page: one HTML file that needs no network.",
-        epilog="example: python -m megatron_nft.report runs/nft runs/dapo --out nft_and_dapo.html",
+        prog="megatron-nft report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
     parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         page = render_comparison([read_run(folder) for folder in arguments.runs])
         replace_text(arguments.out, page)

@@ -2,7 +2,7 @@
 
     prompts -> rollouts -> verdicts -> NFT loss on Megatron -> resharded weights -> engines -> (again)
 
-    python -m megatron_nft.train launch/recipes/quickstart.toml [section.key=value ...]
+    megatron-nft train launch/recipes/quickstart.toml [section.key=value ...]
 
 A few processes hold the model, sharded by Megatron-Core (`actors`); a few more hold vLLM engines (`engines`); this
 driver moves data between them, one call per stage. What differs between runs is which part is put in: a source of
@@ -17,7 +17,7 @@ from dataclasses import replace
 from megatron_nft.data.packing import pack
 from megatron_nft.nft.groups import to_sequences
 from megatron_nft.observe.batches import logprob_gap, save_batch
-from megatron_nft.run.command_line import main
+from megatron_nft.run import command_line
 from megatron_nft.run.nonfinite import keep_nonfinite
 from megatron_nft.run.run import Run
 from megatron_nft.run.stop import Stop
@@ -99,5 +99,11 @@ def evaluate_and_export_if_due(run: Run, step: int) -> None:
         run.actors.save_hf(export)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    summary = "Trains a language model with NFT from its own right and wrong answers."
+    return command_line.main(train, "train", summary, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(train, "megatron_nft.train"))
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """The same run (train.py) with engines that never wait for the trainer, nor the trainer for a long answer.
 
-    python -m megatron_nft.train_async launch/recipes/quickstart.toml [rollout.max_staleness=2 section.key=value ...]
+    megatron-nft train-async launch/recipes/quickstart.toml [rollout.max_staleness=2 section.key=value ...]
 
     source of groups (groups/source.py, threads)                trainer (train.py)
 
@@ -19,9 +19,17 @@ the policy that sampled) or to that policy's own ("engine"). With max_staleness 
 """
 
 import sys
+from collections.abc import Sequence
 
-from megatron_nft.run.command_line import main
+from megatron_nft.run import command_line
 from megatron_nft.train import train
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    summary = "Trains as `megatron-nft train`, with engines that go on while the actor trains (rollout.max_staleness)."
+    return command_line.main(train, "train-async", summary, argv, is_ahead=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main(train, "megatron_nft.train_async", is_ahead=True))
+    sys.exit(main())

@@ -1,9 +1,13 @@
 """Is this machine fit to run? One table, a row a check: value, reason, remedy.
 
-    python -m megatron_nft.doctor [RECIPE [section.key=value ...]] [--json]
+    megatron-nft doctor                                         packages, driver, memory, disks, limits
+    megatron-nft doctor launch/recipes/quickstart.toml          and the recipe's model, data and folder
+    megatron-nft doctor my.toml run.dir=/scratch/runs --json
 
-Reads files and variables only: imports neither torch nor vLLM, and starts nothing but, for a recipe with graders of
-one's own, a process that tries these. Exit status: 0, or 1 if a check FAILs.
+Reads files and variables only: imports neither torch nor vLLM, and starts nothing but, for a recipe with
+graders of one's own, a process that tries these.
+
+Exit status: 0, or 1 if a check FAILs.
 """
 
 import argparse
@@ -62,8 +66,7 @@ def render(findings: Sequence[Finding]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_nft.doctor",
-        description="Checks this machine: packages, driver, memory, disks, variables; and what a recipe needs of it.",
+        prog="megatron-nft doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", nargs="?", help="TOML file: check its model, data and run folder, too")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")

@@ -12,34 +12,40 @@ from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.families.hf_config import is_megatron_folder
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The arguments of `python -m megatron_nft.evaluate`."""
+def parse_arguments(description: str | None = None, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of `megatron-nft evaluate`."""
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_nft.evaluate",
+        prog="megatron-nft evaluate",
         usage="%(prog)s [RECIPE] [--model DIR] [--data FILE ...] [--n N] [...] [section.key=value ...]",
-        description="Evaluates a model on benchmarks: avg@k, pass@k, maj@k with intervals, and the paper's table.",
-        epilog="example: python -m megatron_nft.evaluate --model runs/nft/hf --data aime24.parquet math500.parquet "
-        "--n 32 --n-of math500=1",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="RECIPE | section.key=value", help="a run's recipe; overrides")
-    parser.add_argument("--model", help="HF folder (model.path)")
-    parser.add_argument("--data", nargs="+", help="benchmarks: files in the DAPO/verl schema (data.held_out)")
+    parser.add_argument("--model", metavar="DIR", help="HF folder (model.path)")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", help="benchmarks: files in the DAPO/verl schema (data.held_out)"
+    )
     parser.add_argument("--n", type=int, help="answers per prompt (evaluate.samples)")
     parser.add_argument("--n-of", nargs="+", metavar="NAME=N", help="another n of some files (evaluate.samples_of)")
-    parser.add_argument("--temperature", type=float, help="default 0.6 (evaluate.temperature)")
-    parser.add_argument("--top-p", type=float, help="default 0.7 (evaluate.top_p)")
-    parser.add_argument("--max-prompt-tokens", type=int, help="default 512 (data.max_prompt_tokens)")
-    parser.add_argument("--max-answer-tokens", type=int, help="default 3584 (rollout.max_answer_tokens)")
-    parser.add_argument("--max-prompts", type=int, help="of each file, the first so many (evaluate.max_prompts)")
-    parser.add_argument("--engines", type=int, help="vLLM engines (rollout.engines)")
-    parser.add_argument("--tp", type=int, help="tensor-parallel size of an engine (rollout.tp)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU (cluster.device)")
-    parser.add_argument("--seed", type=int, help="of the sampling (run.seed)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="default 0.6 (evaluate.temperature)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="default 0.7 (evaluate.top_p)")
+    parser.add_argument("--max-prompt-tokens", type=int, metavar="N", help="default 512 (data.max_prompt_tokens)")
+    parser.add_argument("--max-answer-tokens", type=int, metavar="N", help="default 3584 (rollout.max_answer_tokens)")
     parser.add_argument(
-        "--out", type=Path, help="folder of the results; default: RUN/evaluation, or runs/evaluation/MODEL"
+        "--max-prompts", type=int, metavar="N", help="of each file, the first so many (evaluate.max_prompts)"
+    )
+    parser.add_argument("--engines", type=int, metavar="N", help="vLLM engines (rollout.engines)")
+    parser.add_argument("--tp", type=int, metavar="N", help="tensor-parallel size of an engine (rollout.tp)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU (cluster.device)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (run.seed)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the results; default: RUN/evaluation, or runs/evaluation/MODEL",
     )
     # A command may have flags between its settings: --n 4 evaluate.top_p=1.
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(argv)
 
 
 FLAGS = {

@@ -1,8 +1,13 @@
 """What a recipe takes, before any device is asked for: memory, seconds, whether it fits.
 
-    python -m megatron_nft.plan RECIPE [section.key=value ...] [--model DIR] [--hardware NAME] [--suggest] [--json]
+    megatron-nft plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --suggest
+    megatron-nft plan my.toml actor.tp=8 actor.pp=2 --model Qwen2.5-32B --hardware H200
 
-Of the model only config.json is read. Exit status: 0 fits, 1 doesn't, 2 wrong recipe, model or hardware.
+Of the model only config.json is read. Memory by rank and phase, seconds by stage, and what a step
+waits for most; --suggest finds layouts of as many ranks that fit. How it counts, and how far it is
+off: megatron_nft/plan/README.md.
+
+Exit status: 0 the recipe fits, 1 it doesn't, 2 wrong recipe, model or hardware.
 """
 
 import argparse
@@ -81,11 +86,9 @@ def _assumptions(arguments: argparse.Namespace) -> Assumptions:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_nft.plan",
-        description="Memory by rank and phase, seconds by stage, and whether a recipe fits.",
-        epilog="example: python -m megatron_nft.plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --suggest",
+        prog="megatron-nft plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", help="TOML file, as for megatron_nft.train")
+    parser.add_argument("recipe", help="TOML file, as for training")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     parser.add_argument("--model", metavar="DIR", help="HF folder (config.json is enough) in place of model.path")
     parser.add_argument(
@@ -93,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--answer-tokens", type=float, metavar="N", help="mean answer (default: 0.3 of the longest)")
     parser.add_argument("--prompt-tokens", type=float, metavar="N", help="mean prompt (default: 200 at most)")
-    parser.add_argument("--mixed-share", type=float, default=0.5, help="share of groups that are mixed (default: 0.5)")
+    parser.add_argument(
+        "--mixed-share", type=float, default=0.5, metavar="P", help="share of groups that are mixed (default: 0.5)"
+    )
     parser.add_argument("--suggest", action="store_true", help="layouts of as many actor ranks that fit")
     parser.add_argument("--json", action="store_true", help="everything, for programs; bytes and seconds")
     return parser

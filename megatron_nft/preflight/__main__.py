@@ -1,10 +1,13 @@
 """Are the job's nodes fit for this run? One table, bad nodes by name, before anything heavy starts.
 
-    python -m megatron_nft.preflight RECIPE [section.key=value ...] [--nodes n1,n2,...] [--wait S] [--json]
+    RAY_ADDRESS=node01:6379 megatron-nft preflight my.toml actor.tp=8
+    megatron-nft preflight my.toml --nodes node01,node02 --wait 300 --within 300 --between 40
 
-Joins the Ray at RAY_ADDRESS, waits until the nodes named have joined, too, and asks each: doctor's checks, versions,
-recipe, model and data, room, GPUs, clock, grading; then measures all-reduce within and between nodes. Exit status 0,
-or 1 if a check FAILs. slurm/common.sh runs it at the start of every attempt.
+Joins the Ray at RAY_ADDRESS, waits until the nodes named have joined, too, and asks each: doctor's
+checks, versions, recipe, model and data, room, GPUs, clock, grading; then measures all-reduce within
+and between nodes. slurm/common.sh runs it at the start of every attempt.
+
+Exit status: 0, or 1 if a check FAILs.
 """
 
 import argparse
@@ -131,14 +134,18 @@ def ray_errors() -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_nft.preflight", description="Checks every node of a job before a run starts."
+        prog="megatron-nft preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="TOML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
-    parser.add_argument("--nodes", default="", help="names of those that must have joined, separated by commas")
+    parser.add_argument(
+        "--nodes", default="", metavar="N1,N2", help="names of those that must have joined, separated by commas"
+    )
     parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds to wait for them")
-    parser.add_argument("--within", type=float, default=0.0, metavar="GB/s", help="expected inside a node")
-    parser.add_argument("--between", type=float, default=0.0, metavar="GB/s", help="expected between two nodes")
+    parser.add_argument("--within", type=float, default=0.0, metavar="GB/s", help="all-reduce expected inside a node")
+    parser.add_argument(
+        "--between", type=float, default=0.0, metavar="GB/s", help="all-reduce expected between two nodes"
+    )
     parser.add_argument("--json", action="store_true", help="a list of findings, for programs")
     preflight = Preflight(parser.parse_intermixed_args(argv))
     head = preflight.arguments.nodes.split(",")[0]

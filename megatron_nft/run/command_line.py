@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
@@ -24,27 +24,47 @@ INTERRUPTED, GO_ON = 130, 75
 """Exit status: the shell's of Ctrl-C; sysexits' EX_TEMPFAIL, by which a batch script knows that it is to requeue."""
 
 
-def main(steps: Callable[[Run, Stop], None], program: str, *, is_ahead: bool = False) -> int:
-    """The command line of a driver with this loop.
+HELP = """
+    {prog} launch/recipes/quickstart.toml                      two CPU cores, a few minutes
+    {prog} my.toml actor.tp=2 actor.dp=2 rollout.engines=4     with other settings than the recipe's
+
+A run's files are in run.dir/run.name; report.html is the page to look at. A run that was stopped goes
+on from its last checkpoint when the same command is given again; run.overwrite=true begins anew.
+Ctrl-C ends it without saving; SIGTERM saves the last whole step, and so does SIGUSR1.
+`megatron-nft doctor RECIPE` looks before a run whether this machine is fit, `megatron-nft plan RECIPE`
+whether the recipe fits.
+
+Exit status: 0 done, 1 failed, 2 wrong recipe or data, 75 stopped by SIGUSR1 (give the same command
+again), 130 interrupted.
+"""
+
+
+def main(
+    steps: Callable[[Run, Stop], None],
+    command: str,
+    summary: str,
+    argv: Sequence[str] | None = None,
+    *,
+    is_ahead: bool = False,
+) -> int:
+    """The command line of `megatron-nft COMMAND`, which is said in `summary`; returns the exit status.
 
     Args:
+        steps: the loop.
         is_ahead: sampling may be ahead of training, by rollout.max_staleness steps.
-
-    Returns:
-        Exit status: 0 done, 1 failed, 2 wrong recipe or data, 75 stopped by SIGUSR1 (run it again: it goes on from its
-        checkpoint), 130 interrupted.
     """
+    prog = f"megatron-nft {command}"
     parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description="Trains a language model with NFT from its own right and wrong answers.",
-        epilog=f"example: python -m {program} launch/recipes/quickstart.toml actor.tp=1 actor.pp=2 run.seed=2",
+        prog=prog,
+        description=f"{summary}\n{HELP.format(prog=prog)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="TOML file; every setting and its default is in megatron_nft/config.py")
+    parser.add_argument("recipe", help="TOML file; `megatron-nft config` prints every setting and its default")
     parser.add_argument(
-        "--replay", type=int, metavar="STEP", help="train again on a stored step; see megatron_nft.replay"
+        "--replay", type=int, metavar="STEP", help="train again on a stored step; see megatron-nft replay"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.recipe, arguments.overrides)
         if arguments.replay is not None:

@@ -40,6 +40,9 @@ def test_a_layout_that_does_not_fit_the_ranks_is_refused():
         timeout=120,
     )
     assert done.returncode == 2 and 'choose "fp32" or "bf16"' in done.stderr
+    assert "Warning" not in done.stderr, "refused before Megatron is loaded"
+    done = subprocess.run([sys.executable, "-m", "megatron_nft", "smoke", "--tp=2"], capture_output=True, text=True)
+    assert done.returncode == 2 and "torchrun --nproc-per-node 2 -m megatron_nft.smoke" in done.stderr
 
 
 def test_another_model_on_one_rank(tmp_path):

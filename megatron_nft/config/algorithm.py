@@ -1,0 +1,113 @@
+"""The loss of a run."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from megatron_nft.config.section import Section
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "nft": {},
+    "rft": {"neg_weight": 0.0},
+    "grpo": {"neg_weight": -1.0, "normalize": 2, "reduction": "sequences"},
+    "dr_grpo": {"neg_weight": -1.0, "normalize": 1, "reduction": "constant"},
+    "dapo": {"neg_weight": -1.0, "normalize": 2, "clip_high": 0.28, "overlong_penalty": 1.0},
+}
+"""algorithm.name -> what it sets otherwise than NFT, whose settings are the fields' defaults. A recipe may override."""
+
+CLIPPED = tuple(name for name, preset in PRESETS.items() if preset.get("neg_weight") == -1)
+"""The methods with the clipped policy-gradient objective."""
+
+
+class AlgorithmConfig(Section):
+    """The loss: NFT, or one of the methods that it is compared with."""
+
+    name: Literal["nft", "rft", "grpo", "dr_grpo", "dapo"] = "nft"
+    """The method; sets the defaults of the settings below (PRESETS). `neg_weight = -1` alone means "dapo"."""
+    neg_weight: float = 1.0
+    """Weight of wrong answers in NFT's loss: 1 is NFT, 0 is rejection fine-tuning (RFT). -1: the clipped
+    policy-gradient objective of GRPO, Dr. GRPO and DAPO instead."""
+    normalize: Literal[0, 1, 2] = 1
+    """NFT, RFT: prompt weight w(q): 0: 1; 1: 1 - p (on-policy: Dr. GRPO); 2: sqrt((1 - p) / p) (on-policy: GRPO).
+    GRPO and its kin: 1: advantage = reward - mean of the group; 2: that over the group's standard deviation."""
+    clamp_negative: float = Field(1.0, gt=0, le=1)
+    """NFT: lower clamp of a wrong answer's implicit likelihood ratio (the paper's epsilon); the gradient passes
+    straight through."""
+    ratio_type: Literal["token", "sequence"] = "token"
+    """NFT, RFT: likelihood ratio per token, or one per answer (the product of its tokens' ratios)."""
+    clip_low: float = Field(0.2, gt=0, le=1)
+    """GRPO and its kin: a likelihood ratio below 1 - clip_low earns nothing more."""
+    clip_high: float = Field(0.2, gt=0)
+    """GRPO and its kin: a likelihood ratio above 1 + clip_high earns nothing more (DAPO: 0.28)."""
+    overlong_penalty: float = Field(0.0, ge=0)
+    """GRPO and its kin: DAPO's soft overlong punishment of long answers. At 1 (the paper's) an answer of full length
+    loses half of what separates a right one from a wrong one. 0: off."""
+    overlong_share: float = Field(0.2, gt=0, le=1)
+    """The last part of rollout.max_answer_tokens, in which the punishment grows from nothing to full."""
+    reduction: Literal["tokens", "sequences", "constant", "published"] = "tokens"
+    """"tokens": mean over all answer tokens of the optimizer mini-batch (DAPO); "sequences": mean over answers of
+    their tokens' mean (GRPO); "constant": sum / `reduction_constant` / answers (Dr. GRPO); "published": the scale of
+    the NFT authors' code, sum / 1000 averaged over data-parallel ranks, for comparison with it only."""
+    reduction_constant: float | None = Field(None, gt=0)
+    """Divisor of the "constant" reduction, in tokens per answer. Unset: rollout.max_answer_tokens."""
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the frozen `model.reference`. 0: off, and no reference model is loaded."""
+    old_logprobs: Literal["actor", "engine"] = "actor"
+    """What the likelihood ratio is against. "actor": the actor's own log-probs before the step's first update;
+    "engine": those of the policy that sampled each token, as the engine says: a forward pass less, its rounding in."""
+    importance_cap: float = Field(0.0, ge=0)
+    """Truncated importance correction of the gap between engine and actor: each token's loss is multiplied by
+    min(actor's / engine's probability before the update, importance_cap). Usual: 2. 0: off."""
+
+    @property
+    def is_clipped(self) -> bool:
+        """The clipped policy-gradient objective, in place of NFT's."""
+        return self.neg_weight == -1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", "dapo" if given.get("neg_weight") == -1 else "nft")
+        return {"name": name, **PRESETS.get(name, {}), **given}
+
+    @model_validator(mode="after")
+    def _check(self) -> "AlgorithmConfig":
+        name, neg_weight = self.name, self.neg_weight
+        if neg_weight < 0 and neg_weight != -1:
+            raise ValueError(
+                f"algorithm.neg_weight = {neg_weight:g}: choose 0 (RFT) or more (1: NFT), or exactly -1 (DAPO)"
+            )
+        if self.is_clipped and name not in CLIPPED:
+            raise ValueError(
+                f'algorithm.neg_weight = -1 is the clipped objective, not "{name}"; '
+                f"leave algorithm.name out (DAPO), or choose one of {', '.join(CLIPPED)}"
+            )
+        if not self.is_clipped and name in CLIPPED:
+            raise ValueError(
+                f'algorithm.neg_weight = {neg_weight:g} is a weight in NFT\'s loss, which "{name}" has not; '
+                'leave neg_weight out, or set algorithm.name = "nft"'
+            )
+        if name == "rft" and neg_weight != 0:
+            raise ValueError(
+                f'algorithm.name = "rft" learns from right answers only, neg_weight = {neg_weight:g} weighs wrong '
+                'ones; set algorithm.name = "nft"'
+            )
+        if self.is_clipped and self.normalize == 0:
+            raise ValueError(
+                f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)'
+            )
+        if self.is_clipped and self.ratio_type == "sequence":
+            raise ValueError(f'algorithm.ratio_type = "sequence" is not defined for "{name}"; leave it at "token"')
+        if self.old_logprobs == "engine" and self.importance_cap:
+            raise ValueError(
+                f"algorithm.importance_cap = {self.importance_cap:g} corrects for the gap from engine to actor, and "
+                'algorithm.old_logprobs = "engine" knows the engine only; set importance_cap = 0, or "actor"'
+            )
+        if not self.is_clipped and self.overlong_penalty:
+            raise ValueError(
+                f"algorithm.overlong_penalty = {self.overlong_penalty:g} shapes a reward, and "
+                f'"{name}" has verdicts only (a truncated answer is wrong); set it to 0, or algorithm.name = "dapo"'
+            )
+        return self

@@ -1,0 +1,38 @@
+"""Held-out accuracy, in a run and by megatron_nft.evaluate."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from megatron_nft.config.errors import RecipeError
+from megatron_nft.config.section import Section
+
+
+class EvaluateConfig(Section):
+    """Held-out accuracy: how many prompts and answers, how sampled."""
+
+    max_prompts: int = Field(0, ge=0)
+    """Evaluate on the first so many held-out prompts. 0: all."""
+    samples: int = Field(0, ge=0)
+    """Sampled answers per prompt for avg@k. 0: greedy only, in a run."""
+    samples_of: dict[str, Annotated[int, Field(ge=1)]] = Field({})
+    """`megatron_nft.evaluate`: benchmark (its file's name without the ending) -> sampled answers per prompt, where it
+    isn't `samples`: {math500 = 1}."""
+    temperature: float = Field(0.6, ge=0)
+    """Temperature of the sampled answers. 0, greedy, goes with one sample only."""
+    top_p: float = Field(0.7, gt=0, le=1)
+    """Nucleus of the sampled answers."""
+    in_background: bool = True
+    """In a run with cluster.placement = "split": evaluate a step's weights while the actor trains the next step, on the
+    engines that would idle; the sync waits for it. false, and `megatron_nft.train_async`: between the steps. The
+    answers are the same."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        most_samples = max([self.samples, *self.samples_of.values()])
+        if self.temperature == 0 and most_samples > 1:
+            raise RecipeError(
+                f"evaluate.temperature = 0 gives {most_samples} equal answers; set evaluate.samples = 1, or a "
+                "temperature above 0"
+            )
+        return self

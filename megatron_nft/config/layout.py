@@ -1,0 +1,66 @@
+"""The parallel layout and the lengths of a recipe, against its model's dimensions."""
+
+from megatron_nft.config.actor import ActorConfig
+from megatron_nft.config.errors import RecipeError
+from megatron_nft.config.schema import Config
+from megatron_nft.families.hf_config import HFConfig
+
+
+def check_layout(config: Config, hf: HFConfig) -> None:
+    """Checks the parallel layout and the lengths against the model's dimensions.
+
+    Raises:
+        RecipeError: with the value, the reason and the values that would do.
+    """
+    for key, tp in (("actor.tp", config.actor.tp), ("rollout.tp", config.rollout.tp)):
+        for what, count in (("attention heads", hf.num_attention_heads), ("key/value heads", hf.num_key_value_heads)):
+            if count % tp:
+                fits = [n for n in range(1, count + 1) if hf.num_attention_heads % n == hf.num_key_value_heads % n == 0]
+                raise RecipeError(f"{key} = {tp} does not divide the model's {count} {what}; choose one of {fits}")
+    if hf.intermediate_size % config.actor.tp:
+        raise RecipeError(
+            f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}"
+        )
+    _check_stages(config.actor, hf.num_hidden_layers)
+    if config.max_sequence_tokens > hf.max_position_embeddings:
+        raise RecipeError(
+            f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "
+            f"{config.rollout.max_answer_tokens} = {config.max_sequence_tokens} > the model's "
+            f"max_position_embeddings {hf.max_position_embeddings}; shorten one of them"
+        )
+    if hf.sliding_window is not None and config.max_sequence_tokens > hf.sliding_window:
+        raise RecipeError(
+            f"data.max_prompt_tokens + rollout.max_answer_tokens = {config.max_sequence_tokens} > the model's "
+            f"sliding_window {hf.sliding_window}, and the actor attends to whole sequences; shorten one of them"
+        )
+
+
+def _check_stages(actor: ActorConfig, num_layers: int) -> None:
+    """Every rank's layers must be a whole number, and split evenly over its virtual stages."""
+    ends = {
+        key: getattr(actor, key)
+        for key in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+        if getattr(actor, key) is not None
+    }
+    for key, layers in ends.items():
+        if actor.pp == 1:
+            raise RecipeError(f"actor.{key} = {layers} needs actor.pp > 1; with one stage all layers are in it")
+        if layers % actor.vpp:
+            raise RecipeError(f"actor.{key} = {layers} does not split evenly over actor.vpp = {actor.vpp} stages")
+    left, stages = num_layers - sum(ends.values()), actor.pp - len(ends)
+    if (stages == 0 and left == 0) or (stages and left > 0 and left % (stages * actor.vpp) == 0):
+        return
+    if ends:
+        set_apart = " and ".join(f"{key} = {layers}" for key, layers in ends.items())
+        raise RecipeError(
+            f"actor.{set_apart} leave {left} of the model's {num_layers} layers for {stages} other ranks of "
+            f"{actor.vpp} stage(s) each; they must split evenly"
+        )
+    if actor.vpp > 1:
+        fits = [n for n in range(1, num_layers + 1) if num_layers % (n * actor.pp) == 0]
+        raise RecipeError(
+            f"actor.pp = {actor.pp} x vpp = {actor.vpp} stages do not divide the model's {num_layers} layers; "
+            + (f"with this pp choose vpp from {fits}" if fits else "choose a pp that does")
+        )
+    fits = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
+    raise RecipeError(f"actor.pp = {actor.pp} does not divide the model's {num_layers} layers; choose one of {fits}")

@@ -1,0 +1,37 @@
+"""Megatron's distributed AdamW."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from megatron_nft.config.section import Section
+
+
+class OptimizerConfig(Section):
+    """AdamW, its learning rate, and where its state lies."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW, held constant after the warm-up."""
+    warmup_updates: int = Field(10, ge=0)
+    """Optimizer updates of linear warm-up."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW weight decay (not on norms and biases)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW first-moment decay."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW second-moment decay."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW denominator guard."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest global gradient norm; a longer gradient is scaled down to it."""
+    optimizer_cpu_offload: bool = False
+    """CUDA: hold master weights and moments in host memory, and update them there."""
+    optimizer_offload_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the parameters that optimizer_cpu_offload is for."""
+    overlap_cpu_optimizer_d2h_h2d: bool = True
+    """Overlap the offloaded update with its transfers."""
+    skip_nonfinite: bool = False
+    """What to do with an update whose gradient is not finite. false: stop before it, with the batch and the weights
+    kept for `python -m megatron_nft.replay`; true: leave it out, keep the batch, count it and go on."""
+
+    cuda_only: ClassVar[tuple[str, ...]] = ("optimizer_cpu_offload",)

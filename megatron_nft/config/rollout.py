@@ -1,0 +1,46 @@
+"""The vLLM engines and how they sample."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_nft.config.section import Section
+
+
+class RolloutConfig(Section):
+    """vLLM engines: how many, how they sample, how far they may be ahead of the trainer."""
+
+    engines: int = Field(1, ge=1)
+    """Number of vLLM engines."""
+    tp: int = Field(1, ge=1)
+    """Tensor-parallel size of one engine."""
+    group_size: int = Field(16, ge=2)
+    """Answers per prompt (K). At least 2: a group of 1 is never mixed, so nothing could be learned from it."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of rollouts; the actor scores at the same temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling. Below 1 the engine's log-probs are of the truncated distribution, and the gap metric shows
+    it."""
+    max_answer_tokens: int = Field(3584, ge=1)
+    """A longer answer is cut, and a cut answer counts as wrong."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of the engine's weights."""
+    max_sampling_rounds: int = Field(10, ge=1)
+    """Rounds of sampling per step before the run stops for want of mixed groups."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache of one engine on a CPU. On a GPU vLLM sizes it from `gpu_memory_fraction`."""
+    gpu_memory_fraction: float = Field(0.6, gt=0, lt=1)
+    """Share of a GPU's memory that an engine may take."""
+    max_concurrent: int = Field(256, ge=1)
+    """Answers that one engine works on at the same time (vLLM's max_num_seqs)."""
+    timeout_s: float = Field(3600.0, gt=0)
+    """Longest wait for the next finished group; then the engines that are late are started again."""
+    max_restarts: int = Field(3, ge=0)
+    """Engines that may die or hang, and be started again, in a run, before it stops."""
+    max_staleness: int = Field(2, ge=0)
+    """`megatron_nft.train_async`: most weight syncs between the policy that sampled a token and the one that trains on
+    it. 1: engines and trainer, as fast as each other, wait for each other a fifth of their time (benchmarks/async).
+    0: they take turns, as in `megatron_nft.train`."""
+    on_sync: Literal["keep", "recompute", "restart"] = "keep"
+    """`megatron_nft.train_async`: what a weight sync means for answers under way. "keep": they go on with the new
+    weights and the old KV cache; "recompute": and with a new one; "restart": they begin again from their prompt."""

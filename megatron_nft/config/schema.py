@@ -1,0 +1,137 @@
+"""The whole recipe, and the checks that need several of its sections; what a section's own settings say together is
+checked beside them."""
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from megatron_nft.config.actor import ActorConfig
+from megatron_nft.config.algorithm import AlgorithmConfig
+from megatron_nft.config.checkpoint import CheckpointConfig
+from megatron_nft.config.cluster import ClusterConfig
+from megatron_nft.config.data import DataConfig
+from megatron_nft.config.evaluate import EvaluateConfig
+from megatron_nft.config.model import ModelConfig
+from megatron_nft.config.observe import ObserveConfig
+from megatron_nft.config.optimizer import OptimizerConfig
+from megatron_nft.config.rollout import RolloutConfig
+from megatron_nft.config.run import RunConfig
+from megatron_nft.config.section import Section
+from megatron_nft.config.train import TrainConfig
+from megatron_nft.config.verdict import VerdictConfig
+from megatron_nft.config.weights import WeightsConfig
+
+
+class Config(Section):
+    """The whole recipe. Sections are handed to the functions that use them."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    verdict: VerdictConfig = VerdictConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    actor: ActorConfig = ActorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    weights: WeightsConfig = WeightsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    observe: ObserveConfig = ObserveConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        return self.data.max_prompt_tokens + self.rollout.max_answer_tokens
+
+    @property
+    def is_colocated(self) -> bool:
+        return self.cluster.placement == "colocated"
+
+    @property
+    def evaluates_in_background(self) -> bool:
+        """Engines and actor don't wait for each other's memory, so that engines may work while the actor trains."""
+        return self.evaluate.in_background and not self.is_colocated
+
+    @property
+    def carrier(self) -> str:
+        """weights.carrier, with "auto" resolved."""
+        if self.weights.carrier != "auto":
+            return self.weights.carrier
+        if self.cluster.device == "cpu":
+            return "shared_memory"
+        return "cuda_ipc" if self.is_colocated else "collective"
+
+    @model_validator(mode="after")
+    def _check_sections_agree(self) -> "Config":
+        self._check_ranks()
+        if self.algorithm.kl_weight and self.model.reference is None:
+            raise ValueError(
+                f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
+                f"an HF folder (usually model.path, {self.model.path!r}), or kl_weight = 0"
+            )
+        if self.cluster.device == "cpu":
+            self._check_nothing_needs_cuda()
+        resume = self.checkpoint.resume
+        if resume not in ("auto", "never") and Path(resume).resolve().is_relative_to(self.run_dir.resolve()):
+            raise ValueError(
+                f"checkpoint.resume = {resume!r} is a checkpoint of this run, of which later steps are there, too; "
+                "set run.name to a new name to begin from it"
+            )
+        self._check_placement()
+        if self.actor.tp_comm_overlap and self.max_sequence_tokens > self.actor.tokens_per_microbatch:
+            raise ValueError(
+                f"actor.tp_comm_overlap pads every microbatch to tokens_per_microbatch = "
+                f"{self.actor.tokens_per_microbatch}, and a sequence may have {self.max_sequence_tokens} tokens; raise "
+                "tokens_per_microbatch to that"
+            )
+        return self
+
+    def _check_ranks(self) -> None:
+        actor, ranks = self.actor, self.cluster.actor_ranks
+        if ranks not in (None, actor.world_size):
+            replica = actor.world_size // actor.dp
+            remedy = f"set actor.dp = {ranks // replica}" if ranks % replica == 0 else "change actor.tp or actor.pp"
+            raise ValueError(f"{actor.layout} = {actor.world_size} != world size {ranks}; {remedy}")
+
+    def _check_nothing_needs_cuda(self) -> None:
+        precision = self.actor.precision
+        if precision.startswith("fp8"):
+            raise ValueError(
+                f'actor.precision = "{precision}" needs a CUDA device, and cluster.device is "cpu"; choose '
+                '"fp32" or "bf16"'
+            )
+        for setting in CUDA_ONLY:
+            section, _, key = setting.partition(".")
+            if getattr(getattr(self, section), key):
+                raise ValueError(f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
+
+    def _check_placement(self) -> None:
+        workers = self.rollout.engines * self.rollout.tp
+        if self.is_colocated and workers > self.actor.world_size:
+            raise ValueError(
+                f'cluster.placement = "colocated": rollout.engines x rollout.tp = {workers} workers don\'t fit on the '
+                f'actor\'s {self.actor.world_size} ranks; use fewer engines, or "split"'
+            )
+        if self.carrier == "cuda_ipc" and not (self.is_colocated and self.cluster.device == "cuda"):
+            raise ValueError(
+                f'weights.carrier = "cuda_ipc" needs GPUs that actor and engines share, and cluster.placement is '
+                f'"{self.cluster.placement}" on {self.cluster.device}; leave it at "auto"'
+            )
+        if self.weights.checksums and self.carrier != "shared_memory":
+            raise ValueError(
+                f'weights.checksums is for the "shared_memory" carrier, not "{self.carrier}"; leave it out'
+            )
+        if self.carrier == "collective" and self.is_colocated and self.cluster.device == "cuda":
+            raise ValueError(
+                'weights.carrier = "collective" can\'t join two processes of one GPU (NCCL refuses), and '
+                'cluster.placement is "colocated"; leave it at "auto"'
+            )
+
+
+CUDA_ONLY = tuple(f"{name}.{key}" for name, field in Config.model_fields.items() for key in field.annotation.cuda_only)
+"""Settings that a CPU has no use for."""

@@ -1,0 +1,35 @@
+"""How answers are graded."""
+
+import re
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field
+
+from megatron_nft.config.section import Section
+
+VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "whole_text"]
+"""How an answer is found in a text, and compared: verdict/graders.py."""
+
+OWN_GRADER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""A grader of one's own, "package.module:function": verdict/own_grader.py."""
+
+
+def _known_mode(mode: str) -> str:
+    if mode not in get_args(VerdictMode) and not OWN_GRADER.fullmatch(mode):
+        known = ", ".join(get_args(VerdictMode))
+        raise ValueError(f'choose one of {known}, or a function of your own as "package.module:function"')
+    return mode
+
+
+class VerdictConfig(Section):
+    """Grading: which rule for which data, within which limits."""
+
+    workers: int = Field(2, ge=1)
+    """Grading processes; each can be killed without harm to the others."""
+    deadline_s: float = Field(5.0, gt=0)
+    """An answer whose grading takes longer counts as wrong, under the kind "timeout"."""
+    memory_gib: float = Field(2.0, gt=0)
+    """Memory that grading an answer may take; one that takes more counts as wrong, under the kind "error"."""
+    modes: dict[str, Annotated[str, AfterValidator(_known_mode)]] = Field({})
+    """data_source -> how its answers are graded, where verdict/graders.py's table is not to hold: a mode, or
+    a function of one's own (verdict/README.md), {"gsm8k" = "last_number", "my/source" = "package.module:function"}."""

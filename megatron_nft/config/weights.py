@@ -1,0 +1,28 @@
+"""The weight sync."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_nft.config.section import Section
+
+
+class WeightsConfig(Section):
+    """The way of the actor's weights into the engines."""
+
+    carrier: Literal["auto", "shared_memory", "collective", "cuda_ipc"] = "auto"
+    """How buckets travel: "shared_memory" on one machine; "collective", a broadcast by NCCL (gloo on CPUs), between
+    machines or GPUs; "cuda_ipc" where actor and engines share GPUs. "auto": shared_memory on CPUs, cuda_ipc if
+    colocated, else collective."""
+    bucket_mib: int | None = Field(None, ge=1)
+    """Size of a weight-sync bucket, over all pipeline stages. Two are in use at a time. Unset: a 16th of each stage's
+    weights, but 16 to 512 MiB."""
+    checksums: bool = False
+    """Send every bucket with a checksum that its readers compare, for a machine whose memory is in doubt."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Longest wait for one phase of a weight sync before the run stops with the phase's name."""
+    canary: bool = False
+    """After every sync each engine answers one prompt, and the actor scores the answer: engines that disagree, or whose
+    log-probs are further than canary_gap from the actor's, end the run."""
+    canary_gap: float = Field(0.1, gt=0)
+    """Largest mean distance of engine and actor log-probs in the canary's answer, in nats per token."""

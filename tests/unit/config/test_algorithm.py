@@ -1,0 +1,75 @@
+"""Methods: what each name stands for, and settings that are no method."""
+
+import json
+
+import pytest
+
+from megatron_nft.config import load_config, to_toml
+from megatron_nft.families.hf_config import ModelFolderError
+from tests.unit.config.conftest import MODEL, refusal
+
+
+def algorithm(recipe, *overrides):
+    return load_config(recipe, overrides).algorithm
+
+
+def test_presets(recipe):
+    nft, rft, grpo, dr_grpo, dapo = (
+        algorithm(recipe, f"algorithm.name={name}") for name in ("nft", "rft", "grpo", "dr_grpo", "dapo")
+    )
+    assert algorithm(recipe) == nft
+    assert [a.neg_weight for a in (nft, rft, grpo, dr_grpo, dapo)] == [1, 0, -1, -1, -1]
+    assert [a.normalize for a in (nft, rft, grpo, dr_grpo, dapo)] == [1, 1, 2, 1, 2]
+    assert [a.reduction for a in (nft, rft, grpo, dr_grpo, dapo)] == [
+        "tokens", "tokens", "sequences", "constant", "tokens",
+    ]  # fmt: skip
+    assert [(a.clip_low, a.clip_high) for a in (grpo, dr_grpo, dapo)] == [(0.2, 0.2), (0.2, 0.2), (0.2, 0.28)]
+    assert [a.overlong_penalty for a in (nft, grpo, dapo)] == [0, 0, 1]
+    assert [a.is_clipped for a in (nft, rft, grpo, dr_grpo, dapo)] == [False, False, True, True, True]
+
+
+def test_neg_weight_of_minus_one_alone_means_dapo(recipe):
+    assert algorithm(recipe, "algorithm.neg_weight=-1") == algorithm(recipe, "algorithm.name=dapo")
+
+
+def test_a_preset_may_be_overridden(recipe):
+    mine = algorithm(recipe, "algorithm.name=dapo", "algorithm.overlong_penalty=0", "algorithm.clip_high=0.5")
+    assert (mine.overlong_penalty, mine.clip_high, mine.normalize) == (0, 0.5, 2)
+    assert algorithm(recipe, "algorithm.neg_weight=0.5").name == "nft"
+
+
+@pytest.mark.parametrize("name", ["nft", "rft", "grpo", "dr_grpo", "dapo"])
+def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
+    config = load_config(recipe, [f"algorithm.name={name}"])
+    again = tmp_path / "resolved.toml"
+    again.write_text(to_toml(config))
+    assert load_config(again) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["name=ppo"], "Input should be 'nft', 'rft', 'grpo', 'dr_grpo' or 'dapo'"),
+        (["neg_weight=-0.5"], "neg_weight = -0.5: choose 0 (RFT) or more (1: NFT), or exactly -1 (DAPO)"),
+        (["normalize=3"], "algorithm.normalize = 3: Input should be 0, 1 or 2"),
+        (["kl_weight=0.1"], "kl_weight = 0.1 needs a reference model; set model.reference to an HF folder"),
+        (["overlong_penalty=1"], 'overlong_penalty = 1 shapes a reward, and "nft" has verdicts only'),
+        (["name=nft", "neg_weight=-1"], "leave algorithm.name out (DAPO), or choose one of grpo, dr_grpo, dapo"),
+        (["name=grpo", "neg_weight=0.5"], 'leave neg_weight out, or set algorithm.name = "nft"'),
+        (["name=rft", "neg_weight=1"], "learns from right answers only"),
+        (["name=grpo", "normalize=0"], 'normalize = 0 is not defined for "grpo"; choose 1'),
+        (["name=dapo", "ratio_type=sequence"], "leave it at"),
+    ],
+)
+def test_algorithms_that_are_none(recipe, overrides, message):
+    assert message in refusal(recipe, *(f"algorithm.{o}" for o in overrides))
+
+
+def test_a_reference_of_another_shape(recipe, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(MODEL | {"num_hidden_layers": 2}))
+    message = refusal(recipe, "algorithm.kl_weight=0.1", f"model.reference={other}")
+    assert "is not of the same architecture as model.path" in message
+    with pytest.raises(ModelFolderError, match="no such folder"):
+        load_config(recipe, ["algorithm.kl_weight=0.1", "model.reference=/nowhere"])

@@ -1,0 +1,84 @@
+"""Recipes as text: what is read, what is refused, and what the refusal says."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megatron_nft.config import load_config, to_toml
+from tests.unit.config.conftest import refusal
+
+
+def test_command_line_over_recipe_over_default(recipe):
+    config = load_config(recipe, ["actor.tp=2", "run.name=mine", "optimizer.learning_rate=3e-4"])
+    assert config.data.max_prompt_tokens == 100 and config.rollout.group_size == 16
+    assert (config.actor.tp, config.run.name, config.optimizer.learning_rate) == (2, "mine", 3e-4)
+
+
+def test_resolved_recipe_reads_back_equal(recipe, tmp_path):
+    modes = 'verdict.modes={gsm8k = "last_number", "a/b \\" c" = "boxed", shop = "shop.grading:price"}'
+    config = load_config(recipe, ["run.seed=7", modes, "evaluate.samples_of={math500 = 1}"])
+    assert config.verdict.modes == {"gsm8k": "last_number", 'a/b " c': "boxed", "shop": "shop.grading:price"}
+    again = tmp_path / "resolved.toml"
+    again.write_text(to_toml(config))
+    assert load_config(again) == config
+
+
+def test_a_run_needs_training_data_and_an_evaluation_none(recipe):
+    assert "data.train is missing or empty" in refusal(recipe, "data.train=[]")
+    config = load_config(None, [f"model.path={recipe.parent / 'model'}", "data.max_prompt_tokens=8",
+                                "rollout.max_answer_tokens=8"], trains=False)  # fmt: skip
+    assert config.data.train == []
+
+
+def test_config_is_read_only(recipe):
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(recipe).run.seed = 2
+
+
+def test_unknown_key_lists_the_known_ones(recipe):
+    message = refusal(recipe, "actor.tensor=2")
+    assert "actor.tensor: unknown key; known here: tp, pp, dp" in message
+    assert "rollouts: unknown key" in refusal(recipe, "rollouts.tp=2")
+
+
+def test_every_wrong_value_is_listed_with_its_reason(recipe):
+    message = refusal(recipe, "rollout.group_size=1", "actor.precision=fp16")
+    assert "rollout.group_size = 1: Input should be greater than or equal to 2" in message
+    assert "actor.precision = 'fp16'" in message and "'fp32', 'bf16', 'fp8-delayed'" in message
+
+
+def test_what_a_section_refuses_is_listed_with_the_other_problems(recipe):
+    message = refusal(recipe, "actor.vpp=2", "evaluate.temperature=0", "evaluate.samples=4", "rollout.tp=0")
+    assert message.splitlines()[1:] == [
+        "  rollout.tp = 0: Input should be greater than or equal to 1",
+        "  actor.vpp = 2 needs actor.pp > 1; one stage cannot be interleaved with others",
+        "  evaluate.temperature = 0 gives 4 equal answers; set evaluate.samples = 1, or a temperature above 0",
+    ]
+
+
+def test_malformed_files_and_overrides(recipe, tmp_path):
+    assert "no recipe at" in refusal(tmp_path / "none.toml")
+    assert "not of the form section.key=value" in refusal(recipe, "actor.tp")
+    recipe.write_text("[model\n")
+    assert "not valid TOML" in refusal(recipe)
+    recipe.write_text("[data]\ntrain = []\n")
+    assert "model: missing; the recipe must set it" in refusal(recipe)
+
+
+def test_shipped_recipes_load():
+    assert load_config("launch/recipes/quickstart.toml").cluster.device == "cpu"
+
+
+def test_config_imports_nothing_heavy():
+    """Nor numpy: a login node, or a doctor on a broken machine, has it in milliseconds."""
+    heavy = ("torch", "ray", "vllm", "megatron", "transformers", "datasets", "numpy", "math_verify")
+    code = f"import megatron_nft.config, sys; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("mode", ["box", "module:", "module:two words", ":function", "boxed:", "a.b", "last number"])
+def test_a_verdict_mode_is_one_of_ours_or_a_function_of_a_module(recipe, mode):
+    message = refusal(recipe, f'verdict.modes={{shop = "{mode}"}}')
+    assert f"verdict.modes.shop = '{mode}': choose one of boxed, strict_boxed, answer_line, last_number" in message
+    assert message.endswith('or a function of your own as "package.module:function"')

@@ -1,0 +1,141 @@
+"""`megatron-nft`: a table of commands, of which only the one that is asked for is loaded."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from megatron_nft.__main__ import COMMANDS, main
+
+by_name = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+
+
+def test_the_table_says_what_there_is(capsys):
+    for words in ([], ["--help"], ["help"]):
+        assert main(words) == 0
+        printed = capsys.readouterr().out
+        assert all(f"  {command.name} " in printed and command.summary in printed for command in COMMANDS)
+        assert "megatron-nft train launch/recipes/quickstart.toml" in printed
+
+
+@by_name
+def test_every_module_has_a_main(command):
+    tree = ast.parse(Path(importlib.util.find_spec(command.module).origin).read_text())
+    (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    assert len(function.args.defaults) == len(function.args.args) == 1, "as a console script calls it"
+
+
+@by_name
+def test_help_says_how_it_is_called_and_how_it_ends(command, capsys):
+    """Each --help shows the command in an example, and its exit statuses."""
+    with pytest.raises(SystemExit) as ended:
+        main([*command.name.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert printed.startswith(f"usage: megatron-nft {command.name} ")
+    assert f"megatron-nft {command.name}" in printed.partition("\n\n")[2] and "Exit status: 0" in printed
+
+
+@by_name
+def test_arguments_that_no_command_has(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command.name.split(), "--no-such-option"])
+    assert ended.value.code == 2
+    assert f"megatron-nft {command.name}: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["evalute"], "no command 'evalute'; did you mean evaluate?"),
+        (["trian"], "did you mean train"),
+        (["hf-to-megatron"], "did you mean convert hf-to-megatron"),
+        (["convert", "hf-to-megatrn"], "did you mean convert hf-to-megatron"),
+        (["convert", "--hf", "x"], "did you mean convert megatron-to-hf or convert hf-to-megatron?"),
+        (["xyzzy"], "there are: doctor, plan"),
+    ],
+)
+def test_what_is_no_command(words, remedy, capsys):
+    assert main(words) == 2
+    assert remedy in capsys.readouterr().err
+
+
+def test_names_of_modules_do_as_well(capsys):
+    with pytest.raises(SystemExit):
+        main(["train_async", "--help"])
+    assert capsys.readouterr().out.startswith("usage: megatron-nft train-async ")
+
+
+def test_convert_has_two_directions(capsys):
+    for words in (["convert"], ["convert", "--help"]):
+        assert main(words) == 0
+        printed = capsys.readouterr().out
+        assert "convert hf-to-megatron  " in printed and "convert megatron-to-hf  " in printed
+
+
+def missing(monkeypatch, module):
+    """Importing a command ends in this module's not being there."""
+
+    def import_module(name):
+        raise ModuleNotFoundError(name=module)
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch, capsys):
+    missing(monkeypatch, "ray.util")
+    assert main(["train", "recipe.toml"]) == 1
+    assert "needs the package 'ray', which is not installed here: ./launch/install.sh" in capsys.readouterr().err
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch):
+    missing(monkeypatch, "megatron_nft.no_such")
+    with pytest.raises(ModuleNotFoundError):
+        main(["train", "recipe.toml"])
+
+
+def test_only_the_command_that_is_asked_for_is_loaded():
+    code = """if True:
+        import sys, megatron_nft.__main__ as command
+        status = command.main(["{}"])
+        loaded = {{name.split(".")[1] for name in sys.modules if name.startswith("megatron_nft.")}}
+        heavy = {{"torch", "ray", "vllm", "megatron", "transformers", "numpy", "pydantic"}} & set(sys.modules)
+        print(status, sorted(loaded), sorted(heavy), file=sys.stderr)
+    """
+    for word, expected in (
+        ("--help", "0 ['__main__'] []"),
+        ("config", "0 ['__main__', 'config', 'families'] ['pydantic']"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code.format(word)], capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines()[-1] == expected
+
+
+def test_the_script_is_installed_and_is_python_m(tmp_path):
+    """launch/install.sh, or `pip install -e .`, puts it beside python."""
+    assert tomllib.loads(Path("pyproject.toml").read_text())["project"]["scripts"] == {
+        "megatron-nft": "megatron_nft.__main__:main"
+    }
+    script = Path(sys.executable).with_name("megatron-nft")
+    assert script.exists(), "./launch/install.sh"
+    environment = {**os.environ, "COLUMNS": "100"}
+    outputs = [
+        subprocess.run([*call, *words], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+        for call in ([script], [sys.executable, "-m", "megatron_nft"])
+        for words in (["--help"], ["plan", "--help"])
+    ]
+    assert [o.stdout for o in outputs[:2]] == [o.stdout for o in outputs[2:]]
+    alone = subprocess.run(
+        [sys.executable, "-m", "megatron_nft.plan", "--help"], capture_output=True, text=True, env=environment
+    )
+    assert alone.stdout == outputs[1].stdout
+
+
+def test_the_exit_status_is_the_commands():
+    for words, status in ((["plan", "/nowhere.toml"], 2), (["report", "/nowhere"], 2), (["config", "actor.tp"], 0)):
+        done = subprocess.run([sys.executable, "-m", "megatron_nft", *words], capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
