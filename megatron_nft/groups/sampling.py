@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
-from megatron_nft.nft.groups import keep_mixed
+from megatron_nft.nft.groups import check_scores, keep_mixed
 from megatron_nft.observe.report import Report
 from megatron_nft.rollout.api import Sampling, sample_groups, sampling_seed
 from megatron_nft.types import RolloutGroup
@@ -62,6 +62,7 @@ class GroupSampler:
                 groups = sample_groups(self._engines, prompts, sampling, progress.update)
             with report.stage("verdict", total=len(prompts) * rollout.group_size, unit="answers") as progress:
                 groups = self._judge.judge(groups, progress.update)
+            check_scores(groups, config.algorithm)
             report.add_rollouts(groups)
             mixed += keep_mixed(groups)
             num_sampled += len(groups)

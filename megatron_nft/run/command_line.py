@@ -9,6 +9,7 @@ from megatron_nft.config import RecipeError, load_config
 from megatron_nft.data.prompts import DataError
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.groups.sampling import NoMixedGroups
+from megatron_nft.nft.groups import ScoreError
 from megatron_nft.observe.batches import BatchError
 from megatron_nft.replay import replay_step
 from megatron_nft.rollout.vllm.engine import EngineError
@@ -59,7 +60,7 @@ def main(kind: type[Run], program: str) -> int:
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (RecipeError, ModelFolderError, DataError, BatchError) as error:
+    except (RecipeError, ModelFolderError, DataError, BatchError, ScoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
