@@ -13,16 +13,27 @@ Example: the prompt "1+1=" with answers "2" (right) and "3" (wrong) becomes a gr
 TrainSequences with token_ids [1, +, 1, =, 2] and [1, +, 1, =, 3], num_prompt_tokens 4, verdicts 1.0 and 0.0.
 
 All are frozen: a stage that learns something new returns a new object (dataclasses.replace).
+What is known of each answer token beyond the log-probs travels by name, as `columns`: whoever moves, packs or keeps
+answers takes them along unread, so that one more is put in at one place and taken out at another.
 Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 VerdictKind = Literal["right", "wrong", "unparsable", "timeout", "error"]
+
+Columns = Mapping[str, np.ndarray]
+"""By name: a value, or an array of values, of each answer token: [A, ...] of any dtype but object."""
+
+LOSS_COLUMNS = ("engine_logprobs", "old_logprobs", "reference_logprobs", "verdict", "correct_rate", "advantage")
+"""What the loss finds at every answer token under these names, whatever else its answer has in `columns`."""
+
+RESERVED_COLUMNS = {*LOSS_COLUMNS, "sequence_id"}
+"""Names that a further column can't have; packing adds the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,10 @@ class Rollout:
     truncated: bool  # cut at max_answer_tokens; counts as wrong
     policy_version: int  # weight syncs that the engine had received when it sampled the first token
     newer_versions: tuple[tuple[int, int], ...] = ()  # (first token, policy_version) of each sync that came on the way
+    columns: Columns = field(default_factory=dict)  # further ones; the same in all rollouts of a run
+
+    def __post_init__(self) -> None:
+        _check_columns(self.columns, len(self.token_ids_A))
 
     @property
     def policy_versions_A(self) -> np.ndarray:
@@ -59,15 +74,24 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the grader says of one answer. Only "right" earns a reward; the other kinds are counted apart."""
+    """What the grader says of one answer. Without a score only "right" earns a reward; the kinds are counted apart."""
 
     kind: VerdictKind
     detail: str = ""  # the extracted answer, or what went wrong
-    score: float | None = None  # from 0 to 1, of a grader that gives one; None: 1 if right, else 0
+    score: float | None = None  # within [0, 1], for methods that take one; None: right or wrong is all
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise ValueError(f"a grader's score is {self.score}; it must be a number from 0 to 1")
 
     @property
     def is_right(self) -> bool:
         return self.kind == "right"
+
+    @property
+    def reward(self) -> float:
+        """The score; without one, 1 for a right answer and 0 for any other."""
+        return float(self.is_right) if self.score is None else self.score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +108,19 @@ class RolloutGroup:
         return [v.is_right and not r.truncated for v, r in zip(self.verdicts, self.rollouts, strict=True)]
 
     @property
+    def scores(self) -> list[float]:
+        """Per rollout: what its verdict is worth, nothing if truncated. 1 and 0 unless the grader gives scores."""
+        return [0.0 if r.truncated else v.reward for v, r in zip(self.verdicts, self.rollouts, strict=True)]
+
+    @property
     def correct_rate(self) -> float:
         """Share of right answers, p in the paper."""
         return sum(self.rights) / len(self.rollouts)
 
     @property
     def is_mixed(self) -> bool:
-        """Has right and wrong answers; others carry no learning signal."""
-        return 0 < sum(self.rights) < len(self.rollouts)
+        """Has right and wrong answers, or different scores; others carry no learning signal."""
+        return len(set(self.scores)) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +135,10 @@ class TrainSequence:
     engine_logprobs_A: np.ndarray  # float32 [A]; the sampler's
     old_logprobs_A: np.ndarray | None = None  # float32 [A]; the actor's before the first update; set by score
     reference_logprobs_A: np.ndarray | None = None  # float32 [A]; the frozen reference model's; set by score if asked
+    columns: Columns = field(default_factory=dict)  # further ones: the rollout's, and those that its method adds
+
+    def __post_init__(self) -> None:
+        _check_columns(self.columns, self.num_answer_tokens)
 
     @property
     def num_tokens(self) -> int:
@@ -121,10 +154,18 @@ class MicroBatch:
     """Sequences that share one forward pass, packed end to end. May be empty: ranks must run equally many."""
 
     sequences: tuple[TrainSequence, ...]
+    blank: Columns = field(default_factory=dict)  # of an empty one: the batch's further columns, without a row
 
     @property
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.sequences)
+
+    @property
+    def emptied(self) -> "MicroBatch":
+        """One without sequences that knows the columns of this one."""
+        if not self.sequences:
+            return self
+        return MicroBatch(sequences=(), blank={name: x[:0] for name, x in self.sequences[0].columns.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +177,31 @@ class TrainBatch:
 
     updates: tuple[tuple[tuple[MicroBatch, ...], ...], ...]
 
+    @classmethod
+    def of(cls, updates: Iterable[Iterable[Iterable[Sequence[TrainSequence]]]]) -> "TrainBatch":
+        """The batch of these sequences by update, rank and microbatch; empty microbatches get to know their columns."""
+        given = [[[tuple(micro) for micro in rank] for rank in update] for update in updates]
+        full = [micro for update in given for rank in update for micro in rank if micro]
+        empty = MicroBatch(sequences=full[0] if full else ()).emptied
+        return cls(
+            updates=tuple(
+                tuple(tuple(MicroBatch(sequences=micro) if micro else empty for micro in rank) for rank in update)
+                for update in given
+            )
+        )
+
     @property
     def sequences(self) -> list[TrainSequence]:
         return [s for update in self.updates for rank in update for micro in rank for s in micro.sequences]
 
     def map_sequences(self, function: Callable[[TrainSequence, int], TrainSequence]) -> "TrainBatch":
         """The batch with function(sequence, its data-parallel rank) in place of each sequence, in the same order."""
-        return TrainBatch(
-            updates=tuple(
-                tuple(
-                    tuple(MicroBatch(sequences=tuple(function(s, rank) for s in m.sequences)) for m in microbatches)
-                    for rank, microbatches in enumerate(update)
-                )
-                for update in self.updates
-            )
+        return TrainBatch.of(
+            [
+                [[function(s, rank) for s in m.sequences] for m in microbatches]
+                for rank, microbatches in enumerate(update)
+            ]
+            for update in self.updates
         )
 
 
@@ -163,3 +215,40 @@ class StepReport:
     metrics: dict[str, float] = field(default_factory=dict)
     groups_by_correct_rate: tuple[int, ...] = ()  # of a step: sampled groups per bin (observe/metrics.py)
     benchmarks: dict[str, dict[str, float]] = field(default_factory=dict)  # of an evaluation: file -> its metrics
+
+
+# --- Columns ---------------------------------------------------------------------------------------------------------
+
+
+def join_columns(answers: Sequence[Rollout | TrainSequence]) -> dict[str, np.ndarray]:
+    """The answers' further columns, end to end.
+
+    Raises:
+        ValueError: not all answers have the same.
+    """
+    kinds = {frozenset((name, x.dtype, x.shape[1:]) for name, x in a.columns.items()) for a in answers}
+    if len(kinds) > 1:
+        listed = sorted(str(sorted(f"{n}: {dtype}{list(shape)}" for n, dtype, shape in kind)) for kind in kinds)
+        raise ValueError(
+            f"answers of a batch have different columns, {' and '.join(listed)}; all must come from the same settings"
+        )
+    names = answers[0].columns if answers else ()
+    return {name: np.concatenate([a.columns[name] for a in answers]) for name in names}
+
+
+def split_columns(joined: Columns, lengths: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """Each answer's columns again, from `join_columns` and the answers' numbers of tokens."""
+    ends = np.cumsum(lengths)[:-1]
+    parts = {name: np.split(x, ends) for name, x in joined.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(len(lengths))]
+
+
+def _check_columns(columns: Columns, num_tokens: int) -> None:
+    for name, x in columns.items():
+        if name in RESERVED_COLUMNS:
+            raise ValueError(f"a further column can't be named {name!r}, which is one of {sorted(RESERVED_COLUMNS)}")
+        if len(x) != num_tokens or x.dtype == object:
+            raise ValueError(
+                f"column {name!r} is {x.dtype} {list(x.shape)}; it must have a row of numbers for each of the answer's "
+                f"{num_tokens} tokens"
+            )

@@ -5,7 +5,8 @@ Shape suffixes: _T tokens of the pack that this rank holds (all of them, without
 of all its sequences, end to end, _O those of them whose logits this rank computes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from megatron_nft.actor.attention import pack_bounds
 from megatron_nft.actor.context import ContextShare
 from megatron_nft.actor.topology import Topology
-from megatron_nft.types import MicroBatch, TrainSequence
+from megatron_nft.types import LOSS_COLUMNS, MicroBatch, TrainSequence, join_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +30,19 @@ class PackedTokens:
     labels_O: Tensor  # int64 [O]: the answer tokens
     gather_A: Tensor  # int64 [A]: where each answer token lies in all ranks' own ones, each padded to gather_most
     gather_most: int
-    engine_logprobs_A: Tensor  # float32 [A]
-    old_logprobs_A: Tensor  # float32 [A]; zeros while not scored yet
-    reference_logprobs_A: Tensor  # float32 [A]; zeros without a reference model
-    verdicts_A: Tensor  # float32 [A]
-    correct_rates_A: Tensor  # float32 [A]
-    advantages_A: Tensor  # float32 [A]
-    sequence_ids_A: Tensor  # int64 [A]
+    columns: Mapping[str, Tensor]  # [A, ...]: LOSS_COLUMNS and "sequence_id", and the answers' further ones
     answer_tokens_A: Tensor  # float32 [A]: tokens of the whole answer
     weights_A: Tensor  # float32 [A]: 1, or 0 for the stand-in of an empty microbatch
+
+    def take(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Some of the columns.
+
+        Raises:
+            KeyError: the answers have no such column; the message has those that they have.
+        """
+        if missing := [name for name in names if name not in self.columns]:
+            raise KeyError(f"the loss takes {', '.join(missing)}, and the answers have only {', '.join(self.columns)}")
+        return {name: self.columns[name] for name in names}
 
 
 def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1) -> PackedTokens:
@@ -48,7 +53,8 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
     """
     sequences, weight, device = microbatch.sequences, 1.0, topology.device
     if not sequences:
-        sequences, weight = (_STAND_IN,), 0.0
+        blank = {name: np.zeros((1, *x.shape[1:]), x.dtype) for name, x in microbatch.blank.items()}
+        sequences, weight = (replace(_STAND_IN, columns=blank),), 0.0
     # Context parallelism cuts every sequence into 2 x cp pieces: padding tokens at a sequence's end are seen by none.
     pieces = 2 * topology.cp_size if topology.cp_size > 1 else 1
     padded = [np.pad(s.token_ids_T, (0, -s.num_tokens % pieces)) for s in sequences]
@@ -63,10 +69,9 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
         repeats = [s.num_answer_tokens for s in sequences]
         return torch.from_numpy(np.repeat(np.asarray(values), repeats)).to(device, dtype)
 
-    def joined(logprobs: list[np.ndarray | None]) -> Tensor:
-        known = [np.zeros(s.num_answer_tokens) if x is None else x for s, x in zip(sequences, logprobs, strict=True)]
-        return torch.from_numpy(np.concatenate(known)).to(device, torch.float32)
-
+    columns = {name: _of_the_loss(name, sequences).to(device, torch.float32) for name in LOSS_COLUMNS}
+    columns["sequence_id"] = per_token(list(range(len(sequences))), torch.int64)
+    columns |= {name: torch.from_numpy(x).to(device) for name, x in join_columns(sequences).items()}
     logit_index = [
         start + np.arange(s.num_prompt_tokens, s.num_tokens) - 1 for start, s in zip(starts, sequences, strict=True)
     ]
@@ -81,16 +86,19 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
         labels_O=labels_A[own_A].to(device, torch.int64),
         gather_A=gather_A.to(device),
         gather_most=gather_most,
-        engine_logprobs_A=joined([s.engine_logprobs_A for s in sequences]),
-        old_logprobs_A=joined([s.old_logprobs_A for s in sequences]),
-        reference_logprobs_A=joined([s.reference_logprobs_A for s in sequences]),
-        verdicts_A=per_token([s.verdict for s in sequences]),
-        correct_rates_A=per_token([s.correct_rate for s in sequences]),
-        advantages_A=per_token([s.advantage for s in sequences]),
-        sequence_ids_A=per_token(list(range(len(sequences))), torch.int64),
+        columns=columns,
         answer_tokens_A=per_token([s.num_answer_tokens for s in sequences]),
         weights_A=per_token([weight] * len(sequences)),
     )
+
+
+def _of_the_loss(name: str, sequences: Sequence[TrainSequence]) -> Tensor:
+    """One of LOSS_COLUMNS, end to end: log-probs, zeros while unknown, or an answer's number at each of its tokens."""
+    columns = []
+    for sequence in sequences:
+        values = getattr(sequence, f"{name}_A" if name.endswith("logprobs") else name)
+        columns.append(np.broadcast_to(0.0 if values is None else values, sequence.num_answer_tokens))
+    return torch.from_numpy(np.concatenate(columns))
 
 
 _STAND_IN = TrainSequence(

@@ -1,6 +1,6 @@
 """Microbatches through Megatron's pipeline schedule: scoring, and forward-backward of the loss.
 
-The one place that normalises the loss. The NFT losses of all answer tokens are divided here by a number that belongs to
+The one place that normalises the loss. The losses of all answer tokens are divided here by a number that belongs to
 the whole optimizer update, over all microbatches and all data-parallel ranks:
 
     reduction "tokens":     the answer tokens of the update
@@ -30,14 +30,8 @@ from megatron_nft.actor.packed import PackedTokens, pack_tokens
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import AlgorithmConfig, RolloutConfig
 from megatron_nft.families.hf_config import HFConfig
-from megatron_nft.nft.loss import (
-    clipped_loss,
-    importance_weights,
-    kl_divergence,
-    nft_loss,
-    num_clipped,
-    ratio_metrics,
-)
+from megatron_nft.nft.loss import importance_weights, kl_divergence, ratio_metrics
+from megatron_nft.nft.methods import method_of
 from megatron_nft.types import MicroBatch
 
 PUBLISHED_DIVISOR = 1000.0
@@ -117,7 +111,7 @@ class Pipeline:
     ) -> list:
         if len(model) > 1:  # the interleaved schedule takes rounds of pp microbatches; empty ones weigh nothing
             missing = -len(microbatches) % self.topology.pp_size
-            microbatches = [*microbatches, *[MicroBatch(sequences=())] * missing]
+            microbatches = [*microbatches, *[microbatches[0].emptied] * missing]
         iterators = [iter(microbatches) for _ in model]
         return self._schedule(
             forward_step_func=partial(self._forward, denominator=denominator),
@@ -168,55 +162,33 @@ class Pipeline:
 
     def _loss(self, logprobs_A: Tensor, pack: PackedTokens, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The microbatch's share of the update's loss, and sums for metrics."""
-        algorithm = self.algorithm
+        algorithm, method = self.algorithm, method_of(self.algorithm)
+        columns = pack.take(method.takes)
+        verdicts_A, rates_A, old_A, engine_A, reference_A = pack.take(
+            ("verdict", "correct_rate", "old_logprobs", "engine_logprobs", "reference_logprobs")
+        ).values()
         weights_A = pack.weights_A / pack.answer_tokens_A if algorithm.reduction == "sequences" else pack.weights_A
-        losses_A = weights_A * self._policy_losses(logprobs_A, pack)
+        losses_A = method.losses(logprobs_A, columns, algorithm)
+        if algorithm.importance_cap:
+            losses_A = losses_A * importance_weights(old_A, engine_A, algorithm.importance_cap)
+        losses_A = weights_A * losses_A
         loss = losses_A.sum() / denominator
         sums = {
-            "loss_right": (losses_A.detach() * pack.verdicts_A).sum() / denominator,
-            "loss_wrong": (losses_A.detach() * (1 - pack.verdicts_A)).sum() / denominator,
+            "loss_right": (losses_A.detach() * verdicts_A).sum() / denominator,
+            "loss_wrong": (losses_A.detach() * (1 - verdicts_A)).sum() / denominator,
         }
         if algorithm.kl_weight:
-            kl_A = kl_divergence(logprobs_A, pack.reference_logprobs_A)
+            kl_A = kl_divergence(logprobs_A, reference_A)
             loss = loss + algorithm.kl_weight * (weights_A * kl_A).sum() / denominator
             sums["kl"] = (pack.weights_A * kl_A.detach()).sum()
         sums["loss"] = loss.detach()
         real = pack.weights_A > 0
-        now_A, old_A = logprobs_A[real], pack.old_logprobs_A[real]
-        rates_A = pack.correct_rates_A[real]
-        sums |= ratio_metrics(now_A, old_A, pack.verdicts_A[real], rates_A, clamp_negative=algorithm.clamp_negative)
-        if algorithm.is_clipped:
-            clip = {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}
-            sums["clipped"] = num_clipped(now_A, old_A, pack.advantages_A[real], **clip)
+        now_A = logprobs_A.detach()[real]
+        sums |= ratio_metrics(
+            now_A, old_A[real], verdicts_A[real], rates_A[real], clamp_negative=algorithm.clamp_negative
+        )
+        sums |= method.sums(now_A, {name: column[real] for name, column in columns.items()}, algorithm)
         return loss, sums
-
-    def _policy_losses(self, logprobs_A: Tensor, pack: PackedTokens) -> Tensor:
-        """The method's loss of each answer token."""
-        algorithm = self.algorithm
-        if algorithm.is_clipped:
-            losses_A = clipped_loss(
-                logprobs_A,
-                pack.old_logprobs_A,
-                pack.advantages_A,
-                clip_low=algorithm.clip_low,
-                clip_high=algorithm.clip_high,
-            )
-        else:
-            losses_A = nft_loss(
-                logprobs_A,
-                pack.old_logprobs_A,
-                pack.verdicts_A,
-                pack.correct_rates_A,
-                neg_weight=algorithm.neg_weight,
-                normalize=algorithm.normalize,
-                clamp_negative=algorithm.clamp_negative,
-                sequence_ids_T=pack.sequence_ids_A if algorithm.ratio_type == "sequence" else None,
-            )
-        if algorithm.importance_cap:
-            losses_A = losses_A * importance_weights(
-                pack.old_logprobs_A, pack.engine_logprobs_A, algorithm.importance_cap
-            )
-        return losses_A
 
     def _totals(self, microbatches: Sequence[MicroBatch]) -> dict[str, float]:
         sequences = [s for microbatch in microbatches for s in microbatch.sequences]
@@ -243,9 +215,9 @@ class Pipeline:
             "nft/ratio_max": highest[names.index("ratio_max")].item(),
             "actor/tokens": totals["all_tokens"],
         }
-        if not self.algorithm.is_clipped:
-            metrics["nft/clamped_fraction"] = value["clamped"] / max(value["wrong_tokens"], 1.0)
-        for name, total in (("nft/clipped_fraction", "clipped"), ("nft/kl", "kl"), ("nft/entropy", "entropy")):
+        for name, (total, count) in method_of(self.algorithm).metrics.items():
+            metrics[name] = value[total] / max((totals | value)[count], 1.0)
+        for name, total in (("nft/kl", "kl"), ("nft/entropy", "entropy")):
             if total in value:
                 metrics[name] = value[total] / totals["tokens"]
         return metrics

@@ -5,13 +5,14 @@ all of them. Imports no torch, ray, vllm or megatron, so that a recipe can be ch
 """
 
 from megatron_nft.config.actor import ActorConfig
-from megatron_nft.config.algorithm import CLIPPED, PRESETS, AlgorithmConfig
+from megatron_nft.config.algorithm import AlgorithmConfig
 from megatron_nft.config.checkpoint import CheckpointConfig
 from megatron_nft.config.cluster import ClusterConfig
 from megatron_nft.config.data import DataConfig
 from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.evaluate import EvaluateConfig
 from megatron_nft.config.layout import check_layout
+from megatron_nft.config.methods import CLIPPED, METHODS
 from megatron_nft.config.model import ModelConfig
 from megatron_nft.config.observe import ObserveConfig
 from megatron_nft.config.optimizer import OptimizerConfig
@@ -27,8 +28,8 @@ from megatron_nft.config.weights import WeightsConfig
 __all__ = [
     "CLIPPED",
     "CUDA_ONLY",
+    "METHODS",
     "OWN_GRADER",
-    "PRESETS",
     "ActorConfig",
     "AlgorithmConfig",
     "CheckpointConfig",

@@ -2,28 +2,18 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from megatron_nft.config.methods import CLIPPED, METHODS
 from megatron_nft.config.section import Section
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "nft": {},
-    "rft": {"neg_weight": 0.0},
-    "grpo": {"neg_weight": -1.0, "normalize": 2, "reduction": "sequences"},
-    "dr_grpo": {"neg_weight": -1.0, "normalize": 1, "reduction": "constant"},
-    "dapo": {"neg_weight": -1.0, "normalize": 2, "clip_high": 0.28, "overlong_penalty": 1.0},
-}
-"""algorithm.name -> what it sets otherwise than NFT, whose settings are the fields' defaults. A recipe may override."""
-
-CLIPPED = tuple(name for name, preset in PRESETS.items() if preset.get("neg_weight") == -1)
-"""The methods with the clipped policy-gradient objective."""
 
 
 class AlgorithmConfig(Section):
     """The loss: NFT, or one of the methods that it is compared with."""
 
-    name: Literal["nft", "rft", "grpo", "dr_grpo", "dapo"] = "nft"
-    """The method; sets the defaults of the settings below (PRESETS). `neg_weight = -1` alone means "dapo"."""
+    name: str = "nft"
+    """The method, one of METHODS (config/methods.py): "nft", "rft", "grpo", "dr_grpo", "dapo". Sets the defaults of the
+    settings below. `neg_weight = -1` alone means "dapo"."""
     neg_weight: float = 1.0
     """Weight of wrong answers in NFT's loss: 1 is NFT, 0 is rejection fine-tuning (RFT). -1: the clipped
     policy-gradient objective of GRPO, Dr. GRPO and DAPO instead."""
@@ -64,13 +54,26 @@ class AlgorithmConfig(Section):
         """The clipped policy-gradient objective, in place of NFT's."""
         return self.neg_weight == -1
 
+    @property
+    def takes_scores(self) -> bool:
+        """Learns from rewards, which may be any score from 0 to 1; else from right and wrong."""
+        return METHODS[self.name].takes_scores
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no such method; choose one of {', '.join(METHODS)}")
+        return name
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         name = given.get("name", "dapo" if given.get("neg_weight") == -1 else "nft")
-        return {"name": name, **PRESETS.get(name, {}), **given}
+        preset = METHODS[name].preset if isinstance(name, str) and name in METHODS else {}
+        return {"name": name, **preset, **given}
 
     @model_validator(mode="after")
     def _check(self) -> "AlgorithmConfig":
@@ -94,7 +97,7 @@ class AlgorithmConfig(Section):
                 f'algorithm.name = "rft" learns from right answers only, neg_weight = {neg_weight:g} weighs wrong '
                 'ones; set algorithm.name = "nft"'
             )
-        if self.is_clipped and self.normalize == 0:
+        if self.takes_scores and self.normalize == 0:
             raise ValueError(
                 f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)'
             )
@@ -105,7 +108,7 @@ class AlgorithmConfig(Section):
                 f"algorithm.importance_cap = {self.importance_cap:g} corrects for the gap from engine to actor, and "
                 'algorithm.old_logprobs = "engine" knows the engine only; set importance_cap = 0, or "actor"'
             )
-        if not self.is_clipped and self.overlong_penalty:
+        if not self.takes_scores and self.overlong_penalty:
             raise ValueError(
                 f"algorithm.overlong_penalty = {self.overlong_penalty:g} shapes a reward, and "
                 f'"{name}" has verdicts only (a truncated answer is wrong); set it to 0, or algorithm.name = "dapo"'

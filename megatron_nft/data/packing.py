@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_nft.types import MicroBatch, TrainBatch, TrainSequence
+from megatron_nft.types import TrainBatch, TrainSequence
 
 MAX_EXTRA_COST = 1.02
 """Balancing tokens and attention alike may make the heaviest rank this much heavier than balancing cost alone. It does
@@ -60,12 +60,12 @@ def pack(
         if not sequences:
             raise ValueError(f"groups {first} to {first + size - 1} have no sequences, and an update needs one")
         updates.append(_pack_update(sequences, dp, tokens_per_microbatch, attention_parity_tokens))
-    return TrainBatch(updates=tuple(updates))
+    return TrainBatch.of(updates)
 
 
 def _pack_update(
     sequences: list[TrainSequence], dp: int, budget: int, attention_parity_tokens: float
-) -> tuple[tuple[MicroBatch, ...], ...]:
+) -> list[list[list[TrainSequence]]]:
     sequences = sorted(sequences, key=lambda s: -s.num_tokens)  # equally long ones stay in the order they came in
     tokens_S = np.array([s.num_tokens for s in sequences])
     cost_S = tokens_S + tokens_S**2 / attention_parity_tokens
@@ -73,10 +73,7 @@ def _pack_update(
     num_microbatches = max(math.ceil(tokens_S[rank].clip(max=budget).sum() / budget) for rank in ranks)
     while (filled := _fill_ranks(ranks, tokens_S, cost_S, max(1, num_microbatches), budget)) is None:
         num_microbatches += 1
-    return tuple(
-        tuple(MicroBatch(sequences=tuple(sequences[i] for i in members)) for members in microbatches)
-        for microbatches in filled
-    )
+    return [[[sequences[i] for i in members] for members in microbatches] for microbatches in filled]
 
 
 def _split_over_ranks(tokens_S: np.ndarray, cost_S: np.ndarray, dp: int) -> list[list[int]]:

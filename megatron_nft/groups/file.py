@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_nft.groups.queue import Kept
+from megatron_nft.observe.batches import column_arrays, read_columns
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
 
@@ -30,11 +31,12 @@ def save_groups(kept: Sequence[Kept], path: Path) -> None:
         num_tokens=[len(rollout.token_ids_A) for rollout in rollouts],
         token_ids=np.concatenate([rollout.token_ids_A for rollout in rollouts]),
         engine_logprobs=np.concatenate([rollout.engine_logprobs_A for rollout in rollouts]),
+        score=[np.nan if verdict.score is None else verdict.score for verdict in verdicts],
+        **column_arrays(rollouts),
         **_texts("prompt_id", [item.group.prompt.prompt_id for item in kept]),
         **_texts("text", [rollout.text for rollout in rollouts]),
         **_texts("kind", [verdict.kind for verdict in verdicts]),
         **_texts("detail", [verdict.detail for verdict in verdicts]),
-        score=np.array([np.nan if verdict.score is None else verdict.score for verdict in verdicts], np.float64),
     )
 
 
@@ -47,13 +49,14 @@ def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
     with np.load(path, allow_pickle=False) as file:
         data = {name: file[name] for name in file.files}
     ends = np.cumsum(data["num_tokens"])[:-1]
-    columns = zip(
+    parts = zip(
         _read_texts(data, "text"),
         np.split(data["token_ids"], ends),
         np.split(data["engine_logprobs"], ends),
         data["truncated"].tolist(),
         data["policy_version"].tolist(),
         np.split(data["newer"], np.cumsum(data["num_newer"])[:-1]),
+        read_columns(data, data["num_tokens"]),
         strict=True,
     )
     rollouts = iter(
@@ -65,20 +68,17 @@ def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
                 truncated=truncated,
                 policy_version=version,
                 newer_versions=tuple((int(first), int(newer)) for first, newer in pairs),
+                columns=further,
             )
-            for text, token_ids, logprobs, truncated, version, pairs in columns
+            for text, token_ids, logprobs, truncated, version, pairs, further in parts
         ]
     )
-    no_scores = np.full(len(data["kind_bytes"]), np.nan)  # a file from before graders gave any
+    kinds, details = _read_texts(data, "kind"), _read_texts(data, "detail")
+    scores = data.get("score", np.full(len(kinds), np.nan)).tolist()  # not in files of earlier versions
     verdicts = iter(
         [
             Verdict(kind=kind, detail=detail, score=None if np.isnan(score) else score)
-            for kind, detail, score in zip(
-                _read_texts(data, "kind"),
-                _read_texts(data, "detail"),
-                data.get("score", no_scores).tolist(),
-                strict=True,
-            )
+            for kind, detail, score in zip(kinds, details, scores, strict=True)
         ]
     )
     return [

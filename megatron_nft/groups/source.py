@@ -20,6 +20,7 @@ from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
 from megatron_nft.groups.queue import GroupQueue, Kept, Taken
 from megatron_nft.groups.seeds import sampling_seed
+from megatron_nft.nft.groups import check_scores
 from megatron_nft.observe.report import Report
 from megatron_nft.rollout.api import Request, Sampling
 from megatron_nft.types import Prompt, RolloutGroup
@@ -251,7 +252,9 @@ class GroupSource:
         if self._grading is not None and self._grading[1].done():
             request_ids, future = self._grading
             self._grading = None
-            for request_id, group in zip(request_ids, future.result(), strict=True):
+            judged = future.result()
+            check_scores(judged, self._config.algorithm)
+            for request_id, group in zip(request_ids, judged, strict=True):
                 self._queue.grade(request_id, group)
             self._changed.notify_all()
         if self._grading is None and self._ungraded:

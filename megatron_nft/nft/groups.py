@@ -1,100 +1,68 @@
-"""From judged groups to training sequences: which groups are kept, and what a group's correct rate weighs.
+"""From judged groups to training sequences: which groups are kept, and what a method makes of one.
 
-Judged RolloutGroups come in, TrainSequences go out. Called by train.py; the weights by nft/loss.py.
+Judged RolloutGroups come in, TrainSequences go out. Called by train.py and the sources of groups.
 """
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from megatron_nft.config import AlgorithmConfig
+from megatron_nft.config.methods import METHODS
+from megatron_nft.nft.methods import method_of
 from megatron_nft.types import RolloutGroup, TrainSequence
 
-MIN_CORRECT_RATE, MAX_CORRECT_RATE = 0.02, 0.98
-"""Published clamp of p, which keeps w(q) and 1 / (1 - p) finite. Mixed groups of up to 50 answers never reach it."""
 
-Rate = TypeVar("Rate", float, Tensor)
+class ScoreError(ValueError):
+    """A grader gives scores, and the method takes right or wrong."""
 
 
 def keep_mixed(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """The groups that have right and wrong answers; the others carry no signal."""
+    """The groups whose answers differ in what they are worth; the others carry no signal."""
     return [group for group in groups if group.is_mixed]
 
 
-def clamp_correct_rate(correct_rate: Rate) -> Rate:
-    """p within [0.02, 0.98]."""
-    if isinstance(correct_rate, Tensor):
-        return correct_rate.clamp(MIN_CORRECT_RATE, MAX_CORRECT_RATE)
-    return min(max(correct_rate, MIN_CORRECT_RATE), MAX_CORRECT_RATE)
-
-
-def prompt_weight(correct_rate: Rate, normalize: int) -> Rate:
-    """w(q) for a clamped correct rate p: 1, 1 - p (on-policy: Dr. GRPO), or sqrt((1 - p) / p) (on-policy: GRPO).
+def check_scores(groups: Iterable[RolloutGroup], algorithm: AlgorithmConfig) -> None:
+    """Refuses scores that the method takes no notice of: they would be lost without a word.
 
     Raises:
-        ValueError: normalize is none of 0, 1, 2.
+        ScoreError: a verdict is worth something other than 1 for a right and 0 for a wrong answer.
     """
-    if normalize == 0:
-        return correct_rate * 0 + 1
-    if normalize == 1:
-        return 1 - correct_rate
-    if normalize == 2:
-        return ((1 - correct_rate) / correct_rate) ** 0.5
-    raise ValueError(f"normalize = {normalize}: choose 0 (w = 1), 1 (w = 1 - p) or 2 (w = sqrt((1 - p) / p))")
-
-
-def rewards(group: RolloutGroup, *, max_answer_tokens: int, penalty: float = 0.0, share: float = 0.2) -> np.ndarray:
-    """Float64 [G]: 1 for a right answer, 0 for a wrong one, less DAPO's soft overlong punishment.
-
-    DAPO (arXiv 2503.14476, equation 13) has rewards of 1 and -1, and a punishment that grows from 0 to 1 over the last
-    `share` of the allowed length; on the scale of 1 and 0 here it is half as large.
-    """
-    lengths_G = np.array([len(rollout.token_ids_A) for rollout in group.rollouts])
-    last_part = share * max_answer_tokens
-    punishment_G = np.clip((lengths_G - (max_answer_tokens - last_part)) / last_part, 0, 1)
-    return np.array(group.rights, np.float64) - 0.5 * penalty * punishment_G
-
-
-def advantages(rewards_G: np.ndarray, normalize: int) -> np.ndarray:
-    """Float64 [G]: rewards less their mean (1: Dr. GRPO), and that over their standard deviation (2: GRPO, DAPO).
-
-    The deviation is the population's, as in NFT's comparison: sqrt(p (1 - p)) for verdicts. Rewards that are all equal
-    have no advantage over each other.
-
-    Raises:
-        ValueError: normalize is neither 1 nor 2.
-    """
-    if normalize not in (1, 2):
-        raise ValueError(f"normalize = {normalize}: choose 1 (reward - mean) or 2 (over the standard deviation, too)")
-    centred_G = rewards_G - rewards_G.mean()
-    deviation = centred_G.std()
-    if normalize == 1 or deviation == 0:
-        return centred_G
-    return centred_G / deviation
+    if algorithm.takes_scores:
+        return
+    for group in groups:
+        for verdict in group.verdicts:
+            if verdict.reward != verdict.is_right:
+                raise ScoreError(
+                    f"the grader of data source {group.prompt.data_source!r} scores an answer to "
+                    f"{group.prompt.prompt_id} with {verdict.reward:g}, and algorithm.name = "
+                    f'"{algorithm.name}" takes right or wrong only; let the grader say 1 or 0, or choose one of '
+                    f"{', '.join(name for name, row in METHODS.items() if row.takes_scores)}"
+                )
 
 
 def to_sequences(group: RolloutGroup, algorithm: AlgorithmConfig, *, max_answer_tokens: int) -> list[TrainSequence]:
-    """One TrainSequence per rollout of a judged group, with the advantage that GRPO and its kin give it."""
+    """One TrainSequence per rollout of a judged group, with what the method makes of the group.
+
+    Raises:
+        ScoreError: the group has scores, and the method takes right or wrong.
+    """
+    check_scores([group], algorithm)
     prompt_P = group.prompt.token_ids_P
-    advantages_G = np.zeros(len(group.rollouts))  # NFT learns from verdicts
-    if algorithm.is_clipped:
-        rewards_G = rewards(
-            group,
-            max_answer_tokens=max_answer_tokens,
-            penalty=algorithm.overlong_penalty,
-            share=algorithm.overlong_share,
-        )
-        advantages_G = advantages(rewards_G, algorithm.normalize)
+    values_G = method_of(algorithm).answers(group, algorithm, max_answer_tokens)
+    advantages_G = values_G.pop("advantage", np.zeros(len(group.rollouts)))
     return [
         TrainSequence(
             token_ids_T=np.concatenate([prompt_P, rollout.token_ids_A]).astype(np.int32),
             num_prompt_tokens=len(prompt_P),
             verdict=float(right),
             correct_rate=group.correct_rate,
-            advantage=float(advantage),
+            advantage=float(advantages_G[i]),
             engine_logprobs_A=rollout.engine_logprobs_A,
+            columns={
+                **rollout.columns,
+                **{name: np.full(len(rollout.token_ids_A), x[i], np.float32) for name, x in values_G.items()},
+            },
         )
-        for rollout, right, advantage in zip(group.rollouts, group.rights, advantages_G, strict=True)
+        for i, (rollout, right) in enumerate(zip(group.rollouts, group.rights, strict=True))
     ]

@@ -1,5 +1,5 @@
-"""The NFT loss and its baselines: pure functions, tensors in, per-token losses out. Called by actor/pipeline.py and
-from notebooks.
+"""The NFT loss and its baselines: pure functions, tensors in, per-token losses out. Called by the methods
+(nft/methods), by actor/pipeline.py for what they share, and from notebooks.
 
 Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in Math Reasoning", arXiv 2505.18116.
 For a question q with answers of the old policy, verdict r in {0, 1}, correct rate p of the group, likelihood ratio
@@ -9,7 +9,7 @@ R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t):
     GRPO  L_t = - min( R_t A, clip(R_t, 1 - clip_low, 1 + clip_high) A )       and so Dr. GRPO and DAPO
 
 max_v is a straight-through clamp: the value is clipped, the gradient passes as if it were not. A is the answer's
-advantage (nft/groups.py). On-policy, where R_t = 1, both have the gradient -A_t dlog pi: NFT with normalize 1 that of
+advantage (nft/rewards.py). On-policy, where R_t = 1, both have the gradient -A_t dlog pi: NFT with normalize 1 that of
 Dr. GRPO (A = r - p), with normalize 2 that of GRPO (A = (r - p) / sqrt(p (1 - p))); the constant between them is 1
 (neg_weight = 1, the same reduction, p within [0.02, 0.98]). Nothing here is summed or averaged: the one place that
 normalises is actor/pipeline.py.
@@ -20,7 +20,7 @@ Shape suffix: _T answer tokens of any number of sequences, end to end.
 import torch
 from torch import Tensor
 
-from megatron_nft.nft.groups import clamp_correct_rate, prompt_weight
+from megatron_nft.nft.rewards import clamp_correct_rate, prompt_weight
 
 MAX_LOG_RATIO = 10.0
 """Cap of log R_t before exp: e^10 is far outside any trust region, and exp stays finite in fp32 (published value)."""
@@ -45,7 +45,7 @@ def nft_loss(
         verdicts_T: 1 for a token of a right answer, 0 for one of a wrong answer.
         correct_rates_T: the group's correct rate p, repeated per token; clamped to [0.02, 0.98].
         neg_weight: weight of wrong answers; 0 is rejection fine-tuning.
-        normalize: prompt weight w(q), see `groups.prompt_weight`.
+        normalize: prompt weight w(q), see `rewards.prompt_weight`.
         clamp_negative: eps, the lower clamp of a wrong answer's implicit ratio.
         sequence_ids_T: int64, equal for the tokens of one answer and counted from 0. Given: one likelihood ratio per
             answer, the product of its tokens' ratios, in place of R_t. None: a ratio per token.

@@ -5,11 +5,12 @@ in tests/parallel and whoever wants to see what a step trained on.
 """
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from megatron_nft.types import TrainBatch, TrainSequence
+from megatron_nft.types import Rollout, TrainBatch, TrainSequence, join_columns, split_columns
 
 _FIELDS = {
     "update",
@@ -23,6 +24,9 @@ _FIELDS = {
     "old_logprobs",
 }
 """Arrays of a batch file."""
+
+COLUMN = "column/"
+"""Before the name of a further column's array, here and in groups/file.py."""
 
 
 def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, float]:
@@ -58,6 +62,7 @@ def save_batch(batch: TrainBatch, path: Path) -> None:
         token_ids=np.concatenate([s.token_ids_T for s in sequences]),
         engine_logprobs=np.concatenate([s.engine_logprobs_A for s in sequences]),
         old_logprobs=np.concatenate([s.old_logprobs_A for s in sequences]),
+        **column_arrays(sequences),
     )
     partial.replace(path)
 
@@ -82,6 +87,7 @@ def load_batch(path: Path) -> list[list[TrainSequence]]:
     tokens = np.split(data["token_ids"], np.cumsum(data["num_tokens"])[:-1])
     answer_ends = np.cumsum(data["num_tokens"] - data["num_prompt_tokens"])[:-1]
     engine, old = (np.split(data[name], answer_ends) for name in ("engine_logprobs", "old_logprobs"))
+    columns = read_columns(data, data["num_tokens"] - data["num_prompt_tokens"])
     updates: list[list[TrainSequence]] = [[] for _ in range(int(data["update"].max()) + 1)]
     for i, update in enumerate(data["update"]):
         updates[update].append(
@@ -93,6 +99,18 @@ def load_batch(path: Path) -> list[list[TrainSequence]]:
                 advantage=float(data["advantage"][i]),
                 engine_logprobs_A=engine[i],
                 old_logprobs_A=old[i],
+                columns=columns[i],
             )
         )
     return updates
+
+
+def column_arrays(answers: Sequence[Rollout | TrainSequence]) -> dict[str, np.ndarray]:
+    """The answers' further columns as arrays of a file."""
+    return {COLUMN + name: values for name, values in join_columns(answers).items()}
+
+
+def read_columns(data: Mapping[str, np.ndarray], lengths: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """Each answer's further columns, from a file's arrays and the answers' numbers of tokens."""
+    joined = {name.removeprefix(COLUMN): values for name, values in data.items() if name.startswith(COLUMN)}
+    return split_columns(joined, lengths)

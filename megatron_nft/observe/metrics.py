@@ -1,7 +1,8 @@
 """The public metrics: every name with its unit, its meaning, and how values of many ranks and microbatches become one.
 
 Actors, weight sync, sampling and evaluation report dicts of these names; `observe.report` records them and refuses any
-other, so that a name can't drift between the code, metrics.jsonl and the report page. A new metric is a new line here.
+other, so that a name can't drift between the code, metrics.jsonl and the report page. A new metric is a new line here,
+or a `publish` in the file of the method whose it is.
 """
 
 import difflib
@@ -139,6 +140,17 @@ STAGES: tuple[str, ...] = tuple(
     if name.startswith("time/") and name != "time/step_s"
 )
 """The stages of a step in their order, each timed as time/<stage>_s."""
+
+
+def publish(name: str, unit: str, reduction: Reduction, meaning: str) -> None:
+    """Makes one more metric public, in this process: for a method (nft/methods) with a metric of its own.
+
+    Raises:
+        ValueError: the name is another metric's.
+    """
+    metric = Metric(name=name, unit=unit, reduction=reduction, meaning=meaning)
+    if METRICS.setdefault(name, metric) != metric:
+        raise ValueError(f"{name!r} is public already, as {METRICS[name].meaning!r}; choose another name")
 
 
 RATE_BINS = 10

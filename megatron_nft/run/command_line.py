@@ -11,6 +11,7 @@ from megatron_nft.config import Config, RecipeError, load_config
 from megatron_nft.data.prompts import DataError
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.nft.groups import ScoreError
 from megatron_nft.observe.batches import BatchError
 from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.canary import CanaryError
@@ -87,7 +88,7 @@ def main(
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (RecipeError, ModelFolderError, DataError, BatchError) as error:
+    except (RecipeError, ModelFolderError, DataError, BatchError, ScoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

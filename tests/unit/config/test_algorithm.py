@@ -49,7 +49,8 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["name=ppo"], "Input should be 'nft', 'rft', 'grpo', 'dr_grpo' or 'dapo'"),
+        (["name=ppo"], "algorithm.name = 'ppo': no such method; choose one of nft, rft, grpo, dr_grpo, dapo"),
+        (["name=[1]"], "algorithm.name = [1]: Input should be a valid string"),
         (["neg_weight=-0.5"], "neg_weight = -0.5: choose 0 (RFT) or more (1: NFT), or exactly -1 (DAPO)"),
         (["normalize=3"], "algorithm.normalize = 3: Input should be 0, 1 or 2"),
         (["kl_weight=0.1"], "kl_weight = 0.1 needs a reference model; set model.reference to an HF folder"),

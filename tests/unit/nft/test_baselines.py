@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_nft.config import AlgorithmConfig
-from megatron_nft.nft.groups import advantages, rewards, to_sequences
+from megatron_nft.nft.groups import to_sequences
 from megatron_nft.nft.loss import clipped_loss, importance_weights, kl_divergence, nft_loss, num_clipped
+from megatron_nft.nft.rewards import advantages, rewards
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
 

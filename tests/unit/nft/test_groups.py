@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from megatron_nft.config import AlgorithmConfig
-from megatron_nft.nft.groups import clamp_correct_rate, keep_mixed, prompt_weight, to_sequences
+from megatron_nft.nft.groups import keep_mixed, to_sequences
+from megatron_nft.nft.rewards import clamp_correct_rate, prompt_weight
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
 

@@ -188,7 +188,6 @@ def test_what_it_may_return(judge, returned, kind, score):
         ("(True, 'yes')", "tuple (True, 'yes')"),
         ("Private('a', 'b')", "Private Private('ab')"),
         ("Verdict(kind='correct')", "Verdict Verdict(kind='correct'"),
-        ("Verdict(kind='right', score=2)", "Verdict Verdict(kind='right'"),
         ("Verdict(kind='right', detail=7)", "Verdict Verdict(kind='right'"),
     ],
 )
@@ -197,6 +196,13 @@ def test_any_other_return_is_an_error_that_says_what_is_allowed(judge, returned,
     assert (verdict.kind, verdict.score) == ("error", None)
     assert verdict.detail.startswith(f"shop.grading:echo returned the {words}")
     assert verdict.detail.endswith("; allowed: a bool, a score from 0 to 1 or a Verdict")
+
+
+def test_a_verdict_with_a_score_that_is_none_is_an_error(judge):
+    (verdict,) = verdicts_of(judge, prompt_of("echo"), "Verdict(kind='right', score=2)")
+    assert (verdict.kind, verdict.detail) == (
+        "error", "ValueError: a grader's score is 2; it must be a number from 0 to 1"
+    )  # fmt: skip
 
 
 def test_exceptions_exits_and_crashes_are_errors_of_their_answer_alone(judge):
