@@ -110,10 +110,12 @@ class Fleet:
         return self._begin_build(self.names)
 
     def _begin_build(self, names: list[str]) -> Pending:
+        engines = {name: self._engines[name] for name in names}
         refs = {
-            name: self._engines[name].build.remote(self._config, _number(name), self._starts_empty) for name in names
+            name: engine.build.remote(self._config, _number(name), self._starts_empty)
+            for name, engine in engines.items()
         }
-        return Pending("start", refs, self._config.cluster.start_timeout_s, self._engines, self._logs)
+        return Pending("start", refs, self._config.cluster.start_timeout_s, engines, self._logs)
 
     def reuse(self, config: Config) -> None:
         """Serves another run, of the same engines; an actor sends the weights."""
