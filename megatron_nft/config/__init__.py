@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from megatron_nft.config.carriers import CARRIERS, CarrierTraits
 from megatron_nft.families.hf_config import HFConfig, hf_side, is_megatron_folder, read_hf_config
 
 CUDA_ONLY = (
@@ -470,6 +471,10 @@ class Config(Section):
         if self.cluster.device == "cpu":
             return "shared_memory"
         return "cuda_ipc" if self.is_colocated else "collective"
+
+    @property
+    def carrier_traits(self) -> CarrierTraits:
+        return CARRIERS[self.carrier]
 
     @model_validator(mode="after")
     def _check_sections_agree(self) -> "Config":
