@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_nft.families.family import HFConfig, ModelFolderError
-from megatron_nft.families.rules import FUSED, LOCAL, Rule, columns, rows, vocabulary, whole
+from megatron_nft.families.rules import LOCAL, TRANSFORMER_ENGINE, Rule, columns, rows, vocabulary, whole
 
 MEGATRON, HF = "decoder.layers.{layer}", "model.layers.{layer}"
 ATTENTION, MLP = f"{MEGATRON}.self_attention", f"{MEGATRON}.mlp"
@@ -77,9 +77,9 @@ class LlamaLike:
             Rule(f"{MLP}.linear_fc2.weight", (f"{HF}.mlp.down_proj.weight",), columns(hidden, inner)),
             # The two norms stand by themselves in local layers, inside the linear that follows in TransformerEngine's.
             Rule(f"{MEGATRON}.input_layernorm.weight", HF_NORM, whole(hidden), LOCAL),
-            Rule(f"{ATTENTION}.linear_qkv.layer_norm_weight", HF_NORM, whole(hidden), FUSED),
+            Rule(f"{ATTENTION}.linear_qkv.layer_norm_weight", HF_NORM, whole(hidden), TRANSFORMER_ENGINE),
             Rule(f"{MEGATRON}.pre_mlp_layernorm.weight", HF_MLP_NORM, whole(hidden), LOCAL),
-            Rule(f"{MLP}.linear_fc1.layer_norm_weight", HF_MLP_NORM, whole(hidden), FUSED),
+            Rule(f"{MLP}.linear_fc1.layer_norm_weight", HF_MLP_NORM, whole(hidden), TRANSFORMER_ENGINE),
         ]
         if not hf.tie_word_embeddings:
             table.append(Rule("output_layer.weight", ("lm_head.weight",), words))

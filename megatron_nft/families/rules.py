@@ -6,7 +6,7 @@ tensor-parallel ones today. No heavy imports.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -106,7 +106,7 @@ def vocabulary(rows: int, columns: int) -> Layout:
 
 # --- Rules -----------------------------------------------------------------------------------------------------------
 
-LOCAL, FUSED = "local", "fused"
+LOCAL, TRANSFORMER_ENGINE = "local", "fused"
 """Kinds of Megatron's layers: its local ones, and TransformerEngine's, which have norms inside the linears behind them.
 Checkpoints have the names of the second."""
 
@@ -118,7 +118,7 @@ class Rule:
     Args:
         megatron: the parameter. `{layer}` stands for the layer's number, counted from 0 over the whole model.
         hf: the tensors that make it: one for each piece of the layout, or one that holds all, one after the other.
-        only_in: LOCAL or FUSED: the kind of layers that has it by this name; None: both.
+        only_in: LOCAL or TRANSFORMER_ENGINE: the kind of layers that has it by this name; None: both.
         grid: axes on which the ranks lie that have it, whole or in part.
     """
 
@@ -169,7 +169,7 @@ class Table:
     def __init__(self, model_type: str, rules: Sequence[Rule]) -> None:
         self.model_type, self.rules = model_type, tuple(rules)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
 
     def find(self, megatron_name: str) -> tuple[Rule, Numbers]:

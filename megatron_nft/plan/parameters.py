@@ -16,7 +16,7 @@ from math import lcm
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.families.registry import table_of
-from megatron_nft.families.rules import FUSED, Place, Rule, along
+from megatron_nft.families.rules import TRANSFORMER_ENGINE, Place, Rule, along
 
 LAYER, EMBEDDING = "decoder.layers.{layer}.", "embedding.word_embeddings.weight"
 ORDER = (
@@ -69,7 +69,7 @@ def layers_of_rank(actor: ActorConfig, num_layers: int, pp_rank: int) -> int:
 
 def layer_rules(hf: HFConfig) -> list[Rule]:
     """Of one local layer's parameters, in the order in which Megatron registers them."""
-    rules = [rule for rule in table_of(hf) if rule.megatron.startswith(LAYER) and rule.only_in != FUSED]
+    rules = [rule for rule in table_of(hf) if rule.megatron.startswith(LAYER) and rule.only_in != TRANSFORMER_ENGINE]
     order = {f"{LAYER}{module}": number for number, module in enumerate(ORDER)}
     return sorted(rules, key=lambda rule: order.get(rule.megatron.rpartition(".")[0], len(order)))
 

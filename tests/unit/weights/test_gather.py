@@ -49,6 +49,22 @@ DENSE_NAMES = [
 ]  # fmt: skip
 
 
+def places_of(tp, etp, ep, *, ranks):
+    """Tensor-parallel ranks within data-parallel ones, and etp within ep within expert-data-parallel ones."""
+    return [
+        (AxisPlace("tp", r % tp, tp), AxisPlace("dp", r // tp, ranks // tp), AxisPlace("etp", r % etp, etp),
+         AxisPlace("ep", r // etp % ep, ep), AxisPlace("edp", r // (etp * ep), ranks // (etp * ep)))
+        for r in range(ranks)
+    ]  # fmt: skip
+
+
+def mixture_names(ep):
+    """Parameters of a rank of the mixture, one of ep expert-parallel ones."""
+    slots = [f"decoder.layers.0.mlp.experts.local_experts.{slot}" for slot in range(EXPERTS // ep)]
+    experts = [f"{slot}.linear_fc{number}.weight" for slot in slots for number in (1, 2)]
+    return [*(name for name in DENSE_NAMES if ".mlp." not in name), *experts]
+
+
 def shards_at(place, table, names, hf_tensors):
     """What a rank at `place` holds, cut from HF tensors, which are made as they are asked for."""
     found = []
@@ -98,16 +114,7 @@ def test_replicas_write_nothing():
 
 @pytest.mark.parametrize(("tp", "etp", "ep"), [(1, 1, 2), (1, 1, 4), (2, 1, 4), (2, 2, 2), (1, 2, 2)])
 def test_experts_would_fit(tp, etp, ep):
-    """Eight ranks: tensor-parallel within data-parallel, and etp within ep within expert-data-parallel."""
-    places = [
-        (AxisPlace("tp", r % tp, tp), AxisPlace("dp", r // tp, 8 // tp), AxisPlace("etp", r % etp, etp),
-         AxisPlace("ep", r // etp % ep, ep), AxisPlace("edp", r // (etp * ep), 8 // (etp * ep)))
-        for r in range(8)
-    ]  # fmt: skip
-    slots = [f"decoder.layers.0.mlp.experts.local_experts.{slot}" for slot in range(EXPERTS // ep)]
-    names = [name for name in DENSE_NAMES if ".mlp." not in name]
-    names += [f"{slot}.linear_fc{number}.weight" for slot in slots for number in (1, 2)]
-    plans = check(MIXTURE, places, lambda place: names)
+    plans = check(MIXTURE, places := places_of(tp, etp, ep, ranks=8), lambda place: mixture_names(ep))
     senders = [plan.has_owned_at(place) for plan, place in zip(plans, places, strict=True)]
     assert senders == [rank < max(tp, etp * ep) for rank in range(8)]
     down = {f"model.layers.0.mlp.experts.{expert}.down_proj.weight" for expert in range(EXPERTS)}
