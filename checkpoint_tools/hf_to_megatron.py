@@ -22,9 +22,10 @@ from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arg
 from checkpoint_tools.megatron_writer import Chunk, write_checkpoint
 from checkpoint_tools.safetensors_writer import cast
 from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, ModelFolderError, read_hf_config
+from megatron_nft.families.parameters import Parameter, parameters
 from megatron_nft.weights.export import copy_side_files
 from megatron_nft.weights.hf_tensors import HFTensors
-from megatron_nft.weights.parameters import Parameter, parameters
+from megatron_nft.weights.layouts import to_shard
 
 BLOCK_BYTES = 256 << 20
 """The vocabulary's rows are read and written in blocks of this size."""
@@ -90,11 +91,11 @@ def _chunks(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch
             offset, shape = (first, 0), (rows, parameter.shape[1])
             yield Chunk(parameter.key, parameter.shape, offset, shape, dtype, read)
     elif parameter.layer is None:
-        read = partial(_whole, parameter, hf, tensors, dtype)
+        read = partial(_whole, parameter, tensors, dtype)
         yield Chunk(parameter.key, parameter.shape, (0,) * len(parameter.shape), parameter.shape, dtype, read)
     else:
         size, offset = (hf.num_hidden_layers, *parameter.shape), (parameter.layer, *[0] * len(parameter.shape))
-        read = partial(_whole, parameter, hf, tensors, dtype)
+        read = partial(_whole, parameter, tensors, dtype)
         yield Chunk(parameter.key, size, offset, (1, *parameter.shape), dtype, read)
 
 
@@ -108,9 +109,9 @@ def _table_rows(
     return torch.cat([rows, rows.new_zeros(missing, shape[1])]) if missing else rows
 
 
-def _whole(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch.dtype) -> Tensor:
+def _whole(parameter: Parameter, tensors: HFTensors, dtype: torch.dtype) -> Tensor:
     sources = [cast(tensors[name], dtype, name) for name in parameter.hf_shapes]
-    return parameter.rule.layout.to_shard(sources, 0, 1, hf)
+    return to_shard(parameter.rule, sources, ())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,8 +25,9 @@ from checkpoint_tools.megatron_folder import MegatronFolder, StoredChunk, Stored
 from checkpoint_tools.safetensors_writer import SHARD_BYTES, SafetensorsWriter
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
+from megatron_nft.families.parameters import Parameter, parameters
 from megatron_nft.weights.export import finish_hf_folder
-from megatron_nft.weights.parameters import Parameter, parameters
+from megatron_nft.weights.layouts import parts
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def convert(
         progress = Progress("megatron_to_hf", total)
         with SafetensorsWriter(folder, specs, shard_bytes) as writer:
             for parameter, tensor in model:
-                for rows in hf_rows(stored, parameter, tensor, hf):
+                for rows in hf_rows(stored, parameter, tensor):
                     writer.write(rows.name, rows.first, rows.numbers)
                     progress.add(rows.numbers.numel() * specs[rows.name][0].itemsize)
         finish_hf_folder(folder, side_files, [writer.weight_map])
@@ -117,7 +118,7 @@ def find(stored: MegatronFolder, parameter: Parameter, hf: HFConfig) -> StoredTe
     return tensor
 
 
-def hf_rows(stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor, hf: HFConfig) -> Iterator[Rows]:
+def hf_rows(stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor) -> Iterator[Rows]:
     """The HF tensors of a parameter, each place once."""
     chunks = tensor.of_layer(parameter.layer)
     if parameter.is_plain:
@@ -131,9 +132,9 @@ def hf_rows(stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor, 
                 yield Rows(name, first, numbers[: hf_shape[0] - first])
         return
     whole = _assemble(stored, parameter, tensor, chunks)
-    parts = parameter.rule.layout.parts(whole, 0, 1, hf)
-    for (name, shape), part in zip(parameter.hf_shapes.items(), parts, strict=True):
-        yield Rows(name, 0, part.piece.reshape(shape))
+    for part in parts(parameter.rule, parameter.numbers, whole, ()):
+        first = part.where[0].start or 0
+        yield Rows(part.name, first, part.piece.reshape(-1, *parameter.hf_shapes[part.name][1:]))
 
 
 def _assemble(

@@ -23,8 +23,8 @@ from checkpoint_tools import hf_to_megatron, megatron_to_hf
 from checkpoint_tools.command import Progress, UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.parameters import parameters
 from megatron_nft.weights.hf_tensors import HFTensors
-from megatron_nft.weights.parameters import parameters
 
 LOGITS_TOLERANCE = 1e-4
 """Largest mean |difference| of log-probs, in nats: that of smoke's fp32 layouts."""
@@ -67,7 +67,7 @@ def compare_tensors(hf_folder: Path, checkpoint: Path) -> Check:
     model = [(parameter, megatron_to_hf.find(stored, parameter, hf)) for parameter in parameters(hf)]
     progress = Progress("verify", sum(parameter.numel * tensor.dtype.itemsize for parameter, tensor in model))
     for parameter, tensor in model:
-        for rows in megatron_to_hf.hf_rows(stored, parameter, tensor, hf):
+        for rows in megatron_to_hf.hf_rows(stored, parameter, tensor):
             expected = tensors.rows(rows.name, rows.first, rows.first + len(rows.numbers))
             if expected.dtype != tensor.dtype:
                 casts.add(f"{dtype_name(expected.dtype)} cast to {dtype_name(tensor.dtype)}")

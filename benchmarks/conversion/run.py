@@ -45,8 +45,8 @@ def make_model(folder: Path, config: dict) -> None:
 
     from checkpoint_tools.safetensors_writer import SafetensorsWriter
     from megatron_nft.families.hf_config import read_hf_config
+    from megatron_nft.families.parameters import parameters
     from megatron_nft.weights.export import finish_hf_folder
-    from megatron_nft.weights.parameters import parameters
 
     base = folder.with_name(folder.name + "-config")
     base.mkdir()

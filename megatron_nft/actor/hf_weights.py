@@ -1,4 +1,4 @@
-"""HF safetensors <-> this rank's Megatron parameters, through weights/mapping.py.
+"""HF safetensors <-> this rank's Megatron parameters, by the family's table.
 
 `load_hf_weights` fills a model from an HF folder, reading only the tensors that this stage holds; `named_shards` lists
 the parameters under names with global layer numbers. Called by actor/worker.py.
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from megatron_nft.actor.topology import Topology
 from megatron_nft.families.hf_config import HFConfig, ModelFolderError
+from megatron_nft.families.registry import table_of
 from megatron_nft.weights.hf_tensors import HFTensors
-from megatron_nft.weights.mapping import find_rule
+from megatron_nft.weights.layouts import to_shard
 
 
 def _parameters(model: Sequence[nn.Module]) -> Iterator[tuple[GPTModel, str, nn.Parameter]]:
@@ -39,19 +40,19 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
     Raises:
         ModelFolderError: a file or a tensor is missing, or has another shape than config.json says.
     """
-    tensors = HFTensors(folder)
+    tensors, table = HFTensors(folder), table_of(hf)
     with torch.no_grad():
         for gpt, name, parameter in _parameters(model):
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 name = "embedding.word_embeddings.weight"  # the last stage's copy
-            rule, layer = find_rule(_with_global_layer(name, gpt), hf)
-            sources = [tensors[hf_name] for hf_name in rule.hf_names(layer)]
-            shard = rule.layout.to_shard(sources, topology.tp_rank, topology.tp_size, hf)
-            if shard.shape != parameter.shape:
-                raise ModelFolderError(
-                    f"{folder}: {rule.hf_names(layer)} give a shard of {tuple(shard.shape)}, "
-                    f"the model has {tuple(parameter.shape)}"
-                )
+            rule, numbers = table.find(_with_global_layer(name, gpt))
+            sources = []
+            for hf_name, shape in rule.hf_shapes(numbers, topology.place).items():
+                sources.append(tensors[hf_name])
+                if (found := tuple(sources[-1].shape)) != shape:
+                    raise ModelFolderError(f"{folder}: {hf_name} is {found}, by config.json it is {shape}")
+            shard = to_shard(rule, sources, topology.place)
+            assert shard.shape == parameter.shape, f"{name}: {tuple(shard.shape)}, Megatron's {tuple(parameter.shape)}"
             parameter.copy_(shard)
             if hasattr(parameter, "get_high_precision_init_val"):  # fp8_param: master weights start from this
                 parameter.get_high_precision_init_val().copy_(shard)

@@ -1,7 +1,7 @@
 """An HF architecture as a Megatron-Core GPTModel: TransformerEngine layers on CUDA, local ones on a CPU.
 
 An HFConfig and the actor's layout come in; this rank's stage and shards, wrapped for data parallelism, go out, with
-uninitialised weights (actor/hf_weights.py fills them). Every Megatron argument is derived from the HF config.
+uninitialised weights (actor/hf_weights.py fills them). What follows from the architecture, the model's family says.
 """
 
 import torch
@@ -26,8 +26,11 @@ from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.hf_config import HFConfig
-from megatron_nft.weights.mapping import padded_vocab_size
+from megatron_nft.families.registry import family_of
+from megatron_nft.families.rules import padded_vocab_size
 
+ACTIVATIONS = {"silu": F.silu}
+"""By a family's name for it."""
 RECOMPUTE = {
     "none": {},
     "selective": {"recompute_granularity": "selective"},
@@ -53,14 +56,9 @@ def build_chunks(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[n
             config=config,
             transformer_layer_spec=layer_spec(config, topology, vp_stage if actor.vpp > 1 else None),
             vocab_size=padded_vocab_size(hf.vocab_size, actor.tp),
-            max_sequence_length=hf.max_position_embeddings,
             pre_process=topology.is_first_stage and vp_stage == 0,
             post_process=topology.is_last_stage and vp_stage == actor.vpp - 1,
-            share_embeddings_and_output_weights=hf.tie_word_embeddings,
-            position_embedding_type="rope",
-            rotary_base=hf.rope_theta,
-            rope_scaling=hf.rope_scaling_factor is not None,
-            rope_scaling_factor=hf.rope_scaling_factor or 1.0,
+            **family_of(hf).gpt_arguments(hf),
             vp_stage=vp_stage if actor.vpp > 1 else None,
         ).to(topology.device)
         if gpt.post_process:
@@ -78,23 +76,10 @@ def output_weight(chunk: nn.Module) -> Tensor:
 
 def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> TransformerConfig:
     """Megatron's arguments from the HF config and the layout."""
+    architecture = family_of(hf).transformer_arguments(hf)
     precision, on_cuda = PRECISIONS[actor.precision], topology.device.type == "cuda"
     return TransformerConfig(
-        num_layers=hf.num_hidden_layers,
-        hidden_size=hf.hidden_size,
-        ffn_hidden_size=hf.intermediate_size,
-        num_attention_heads=hf.num_attention_heads,
-        num_query_groups=hf.num_key_value_heads,
-        kv_channels=hf.head_dim,
-        layernorm_epsilon=hf.rms_norm_eps,
-        normalization="RMSNorm",
-        activation_func=F.silu,
-        gated_linear_unit=True,
-        add_bias_linear=False,
-        add_qkv_bias=hf.qkv_bias,
-        qk_layernorm=hf.qk_norm,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
+        **architecture | {"activation_func": ACTIVATIONS[architecture["activation_func"]]},
         **precision.megatron_arguments(actor),
         tensor_model_parallel_size=actor.tp,
         pipeline_model_parallel_size=actor.pp,

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_nft.config import ActorConfig
+from megatron_nft.families.rules import AxisPlace, Place, along
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,18 @@ class Topology:
         return self.is_last_stage and self.tp_rank == 0 and self.cp_rank == 0
 
     @property
-    def sends_weights(self) -> bool:
-        """Whether this rank's pipeline stage is sent from here: one leader per stage."""
-        return self.tp_rank == 0 and self.is_first_replica
+    def place(self) -> Place:
+        """Among the ranks of its stage: which shards it has, and which of those it owns (families/rules.py)."""
+        return (
+            AxisPlace("tp", self.tp_rank, self.tp_size),
+            AxisPlace("cp", self.cp_rank, self.cp_size),
+            AxisPlace("dp", self.dp_rank, self.dp_size),
+        )
 
     @property
-    def is_first_replica(self) -> bool:
-        """Whether this rank's shards are those that are sent and exported; other replicas hold equal ones."""
-        return self.dp_rank == 0 and self.cp_rank == 0
+    def stage_places(self) -> tuple[Place, ...]:
+        """Of the ranks that together hold this rank's stage once, by their number in the tensor-parallel group."""
+        return along("tp", self.tp_size)
 
 
 def free_address(host: str = "127.0.0.1") -> str:

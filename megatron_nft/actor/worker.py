@@ -25,6 +25,7 @@ from megatron_nft.actor.precision import PRECISIONS, check_device
 from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.registry import table_of
 from megatron_nft.observe.metrics import reduce_metrics
 from megatron_nft.types import MicroBatch
 from megatron_nft.weights.carriers import make_sender
@@ -68,11 +69,13 @@ class Worker:
         mib = config.weights.bucket_mib
         self.plan = plan_weights(
             list(named_shards(self.model, self.hf)),
-            self.hf,
-            tp_size=self.topology.tp_size,
+            table_of(self.hf),
+            places=self.topology.stage_places,
             dtype=getattr(torch, config.rollout.dtype),
             bucket_bytes=mib and (mib << 20) // self.topology.pp_size,
         )
+        self._owns_weights = self.plan.has_owned_at(self.topology.place)
+        self._stage_group = parallel_state.get_tensor_model_parallel_group()  # at plan.places
         self._host = address_toward(master)
         self._sender: Sender | None = None
         self._save: Save | None = None
@@ -136,32 +139,21 @@ class Worker:
 
     def weight_names(self) -> list[str] | None:
         """HF names of all tensors that this rank's stage sends, from its leader."""
-        return self.plan.hf_names if self.topology.sends_weights else None
+        return self.plan.hf_names if self._leads else None
 
-    def num_buckets(self) -> int:
-        """Buckets of this rank's stage."""
-        return len(self.plan.buckets)
+    def num_rounds(self) -> int:
+        """How often `send_bucket` is to be called in a sync, as far as this rank can tell."""
+        return self._open_sender().num_rounds if self._sends else 0
 
     def send_bucket(self, index: int, link: int) -> dict | None:
         """Puts one bucket of this stage on the wire (weights/wire.py, `Sender.send`); its manifest, from the leader.
 
-        A collective of one tensor-parallel group; other data-parallel ranks need not call it. `index` beyond this
-        stage's buckets: None.
+        A collective of the ranks that send; the others need not call it. `index` beyond this stage's buckets: None.
         """
-        if not self.topology.is_first_replica and self.config.carrier != "cuda_ipc":
+        if not self._sends:
             return None
-        if self._sender is None:
-            self._sender = make_sender(
-                self.config,
-                self.plan,
-                stage=self.topology.pp_rank,
-                tp_group=parallel_state.get_tensor_model_parallel_group(),
-                pp_group=parallel_state.get_pipeline_model_parallel_group(),
-                device=self.topology.device,
-                host=self._host,
-            )
-        manifest = self._sender.send(index, link)
-        return manifest.to_dict() if manifest and self.topology.sends_weights else None
+        manifest = self._open_sender().send(index, link)
+        return manifest.to_dict() if manifest and self._leads else None
 
     def save_hf(self, folder: str) -> dict[str, str] | None:
         """Writes this stage's weights as safetensors files into `folder`; HF name -> file name, from its leader."""
@@ -172,7 +164,7 @@ class Worker:
                 name = f"model-{index * self.topology.pp_size + self.topology.pp_rank:05d}.safetensors"
                 save_file({key: tensor.cpu() for key, tensor in tensors.items()}, Path(folder) / name, {"format": "pt"})
                 weight_map |= dict.fromkeys(tensors, name)
-        return weight_map if self.topology.sends_weights else None
+        return weight_map if self._leads else None
 
     def begin_save(self, folder: str, step: int, policy_version: int) -> None:
         """Copies this rank's state, and begins to write it into `folder`, in a thread; after at least one update."""
@@ -228,12 +220,34 @@ class Worker:
             self._sender.close()
         destroy_topology()
 
+    @property
+    def _leads(self) -> bool:
+        """Whether this rank speaks for its stage's weights: one of those that own them."""
+        return self._owns_weights and dist.get_rank(self._stage_group) == 0
+
+    @property
+    def _sends(self) -> bool:
+        return self._owns_weights or self.config.carrier_traits.every_rank_sends
+
+    def _open_sender(self) -> Sender:
+        """Made at the first call, a collective of the ranks that send."""
+        if self._sender is None:
+            self._sender = make_sender(
+                self.config,
+                self.plan,
+                stage=self.topology.pp_rank,
+                group=self._stage_group,
+                pp_group=parallel_state.get_pipeline_model_parallel_group(),
+                device=self.topology.device,
+                host=self._host,
+            )
+        return self._sender
+
     def _gather(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """HF tensors of one bucket on the stage's leader, an empty dict elsewhere."""
-        if not self.topology.is_first_replica:
+        if not self._owns_weights:
             return {}
-        bucket, sends = self.plan.buckets[index], self.topology.sends_weights
-        tensors = bucket.empty_tensors(dtype, self.topology.device) if sends else None
-        group = parallel_state.get_tensor_model_parallel_group()
-        gather_bucket(bucket, self.hf, tensors, dtype=dtype, group=group)
+        bucket = self.plan.buckets[index]
+        tensors = bucket.empty_tensors(dtype, self.topology.device) if self._leads else None
+        gather_bucket(bucket, self.plan.places, tensors, dtype=dtype, group=self._stage_group)
         return tensors or {}

@@ -150,9 +150,8 @@ class Actors:
 
     @cached_property
     def num_rounds(self) -> int:
-        """`begin_send`s of a sync: buckets of the stage that has the most; by CUDA IPC the stages take turns."""
-        turns = self._config.actor.pp if self._config.carrier == "cuda_ipc" else 1
-        return turns * max(self._call("num_buckets"))
+        """`begin_send`s of a sync."""
+        return max(self._call("num_rounds"))
 
     def begin_send(self, index: int, link: int) -> "PendingManifests":
         """Puts one bucket of every stage on the wire."""

@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from megatron_nft.config.actor import ActorConfig
 from megatron_nft.config.algorithm import AlgorithmConfig
+from megatron_nft.config.carriers import CARRIERS, CarrierTraits
 from megatron_nft.config.checkpoint import CheckpointConfig
 from megatron_nft.config.cluster import ClusterConfig
 from megatron_nft.config.data import DataConfig
@@ -65,6 +66,11 @@ class Config(Section):
         if self.cluster.device == "cpu":
             return "shared_memory"
         return "cuda_ipc" if self.is_colocated else "collective"
+
+    @property
+    def carrier_traits(self) -> CarrierTraits:
+        """What that carrier does."""
+        return CARRIERS[self.carrier]
 
     @model_validator(mode="after")
     def _check_sections_agree(self) -> "Config":

@@ -4,10 +4,11 @@ The same rule without tensors, so that it needs no torch; tests/parallel/test_pl
 """
 
 from functools import lru_cache
+from math import prod
 
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import HFConfig
-from megatron_nft.plan.parameters import layers_of_rank
+from megatron_nft.plan.parameters import chunk_rules, layers_of_rank
 
 AUTOMATIC_BUCKETS = 16
 SMALLEST_BUCKET_BYTES, LARGEST_BUCKET_BYTES = 16 << 20, 512 << 20
@@ -50,31 +51,13 @@ def _cut(hf: HFConfig, layers: int, is_first: bool, is_last: bool, element: int,
 
 def num_tensors(hf: HFConfig) -> int:
     """HF tensors of the whole model."""
-    return hf.num_hidden_layers * (9 + 3 * hf.qkv_bias + 2 * hf.qk_norm) + 2 + (not hf.tie_word_embeddings)
+    return sum(len(rule.hf) for rule in chunk_rules(hf, hf.num_hidden_layers, first=True, last=True))
 
 
 def _hf_tensors(hf: HFConfig, layers: int, is_first: bool, is_last: bool) -> list[list[int]]:
     """Per Megatron parameter, in order: elements of each HF tensor that it makes."""
-    hidden, ffn, table = hf.hidden_size, hf.intermediate_size, hf.vocab_size * hf.hidden_size
-    query, key = hf.num_attention_heads * hf.head_dim, hf.num_key_value_heads * hf.head_dim
-    layer = [
-        [hidden],
-        [hidden * query],
-        [query * hidden, key * hidden, key * hidden],
-        *([[query, key, key]] if hf.qkv_bias else []),
-        *([[hf.head_dim], [hf.head_dim]] if hf.qk_norm else []),
-        [hidden],
-        [ffn * hidden, ffn * hidden],
-        [hidden * ffn],
-    ]
-    parameters = layer * layers
-    if is_first:
-        parameters = [[table], *parameters]
-    if is_last:
-        parameters = [*parameters, [hidden]]
-        if not hf.tie_word_embeddings:
-            parameters.append([table])
-    return parameters
+    rules = chunk_rules(hf, layers, first=is_first, last=is_last)
+    return [[prod(shape) for shape in rule.hf_shapes({"layer": 0}).values()] for rule in rules]
 
 
 def _laid_out(sizes: list[int]) -> int:

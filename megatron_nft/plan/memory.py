@@ -162,7 +162,7 @@ def _actor(
         "workspace": workspace * slack,
     }
     scoring = {"activations": layer * slack, "logits": logits, "workspace": 0.0}
-    on_device = config.carrier != "shared_memory"
+    on_device = not config.carrier_traits.is_in_host_memory
     buckets = {"buckets": _bucket_bytes(config, hf, pp_rank) if on_device else 0.0}
     gathering = {"buckets": buckets["buckets"] + (_gather_bytes(config, hf, pp_rank) if on_device else 0.0)}
     limit, who = machine.memory_bytes, f"actor stage {pp_rank}"
@@ -196,8 +196,8 @@ def logits_bytes(config: Config, hf: HFConfig, answer_tokens: float) -> float:
 
 
 def _bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> float:
-    """The two buffers of an actor rank, for as long as it lives. With CUDA IPC every rank has every stage's buckets."""
-    stages = range(config.actor.pp) if config.carrier == "cuda_ipc" else [pp_rank]
+    """The two buffers of an actor rank, for as long as it lives."""
+    stages = range(config.actor.pp) if config.carrier_traits.every_rank_sends else [pp_rank]
     return float(BUCKETS_IN_USE * max(largest_bucket_bytes(config, hf, stage) for stage in stages))
 
 
@@ -254,7 +254,7 @@ def _host(
         )  # fmt: skip
     if on_host:
         parts["activations"] = on_host * actors_here
-    if config.carrier == "shared_memory":
+    if config.carrier_traits.is_in_host_memory:
         parts["buckets"] = sum(_bucket_bytes(config, hf, s) for s in range(actor.pp))
     parts["Ray's object store"] = OBJECT_STORE_BYTES
     return parts

@@ -2,21 +2,34 @@
 
 An HFConfig and the actor's layout come in; for each pipeline rank, the elements of its parameter and gradient buffers
 and of each data-parallel rank's optimizer shard go out, exactly (tests/parallel/test_plan.py compares them with the
-real ones). The rules are those of megatron-core 0.16-0.19, distributed/param_and_grad_buffer.py: parameters lie in
-reverse order, each at a multiple of 64 elements, buckets end at a multiple of lcm(ranks, 128), a tied embedding has a
-bucket of its own. The order is that of local layers; TransformerEngine's differs, which moves padding only.
+real ones). Which parameters there are and how ranks share them, the model's family says. The rules of the buffers are
+those of megatron-core 0.16-0.19, distributed/param_and_grad_buffer.py: parameters lie in reverse order, each at a
+multiple of 64 elements, buckets end at a multiple of lcm(ranks, 128), a tied embedding has a bucket of its own. The
+order is that of local layers; TransformerEngine's differs, which moves padding only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
 
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.registry import table_of
+from megatron_nft.families.rules import TRANSFORMER_ENGINE, Place, Rule, along
 
-VOCAB_MULTIPLE = 64
-"""As weights/mapping.py pads the vocabulary: to a multiple of this times tp."""
+LAYER, EMBEDDING = "decoder.layers.{layer}.", "embedding.word_embeddings.weight"
+ORDER = (
+    "input_layernorm",
+    "self_attention.linear_proj",
+    "self_attention.linear_qkv",
+    "self_attention.q_layernorm",
+    "self_attention.k_layernorm",
+    "pre_mlp_layernorm",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+"""A local layer's modules as Megatron registers them, each with its weight before its bias."""
 PARAMETER_ALIGNMENT = 64
 BUCKET_ALIGNMENT = 128
 SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK = 40_000_000, 1_000_000
@@ -43,12 +56,6 @@ class Bucket:
     spans: tuple[tuple[int, int], ...]  # (begin, end) of its parameters, counted from the bucket's begin
 
 
-def padded_vocab_size(vocab_size: int, tp: int) -> int:
-    """Rows of the embedding over all tensor-parallel ranks."""
-    multiple = VOCAB_MULTIPLE * tp
-    return -(-vocab_size // multiple) * multiple
-
-
 def layers_of_rank(actor: ActorConfig, num_layers: int, pp_rank: int) -> int:
     """Layers of a pipeline rank, over all its virtual stages."""
     first, last = actor.num_layers_in_first_pipeline_stage, actor.num_layers_in_last_pipeline_stage
@@ -60,40 +67,43 @@ def layers_of_rank(actor: ActorConfig, num_layers: int, pp_rank: int) -> int:
     return (num_layers - sum(ends)) // (actor.pp - len(ends))
 
 
-def layer_parameters(hf: HFConfig, tp: int) -> tuple[Parameter, ...]:
-    """Of one layer, in the order in which Megatron registers them."""
-    hidden, heads = hf.hidden_size, hf.num_attention_heads * hf.head_dim
-    qkv = heads + 2 * hf.num_key_value_heads * hf.head_dim
-    bias = [Parameter("self_attention.linear_qkv.bias", qkv // tp)] if hf.qkv_bias else []
-    norms = [Parameter(f"self_attention.{x}_layernorm.weight", hf.head_dim) for x in "qk"] if hf.qk_norm else []
-    return (
-        Parameter("input_layernorm.weight", hidden),
-        Parameter("self_attention.linear_proj.weight", hidden * heads // tp, is_linear=True),
-        Parameter("self_attention.linear_qkv.weight", qkv // tp * hidden, is_linear=True),
-        *bias,
-        *norms,
-        Parameter("pre_mlp_layernorm.weight", hidden),
-        Parameter("mlp.linear_fc1.weight", 2 * hf.intermediate_size // tp * hidden, is_linear=True),
-        Parameter("mlp.linear_fc2.weight", hidden * hf.intermediate_size // tp, is_linear=True),
-    )
+def layer_rules(hf: HFConfig) -> list[Rule]:
+    """Of one local layer's parameters, in the order in which Megatron registers them."""
+    rules = [rule for rule in table_of(hf) if rule.megatron.startswith(LAYER) and rule.only_in != TRANSFORMER_ENGINE]
+    order = {f"{LAYER}{module}": number for number, module in enumerate(ORDER)}
+    return sorted(rules, key=lambda rule: order.get(rule.megatron.rpartition(".")[0], len(order)))
 
 
-def chunk_parameters(hf: HFConfig, tp: int, layers: int, *, first: bool, last: bool, tied: bool) -> list[Parameter]:
+def chunk_rules(hf: HFConfig, layers: int, *, first: bool, last: bool) -> list[Rule]:
     """Of one virtual stage, in order.
 
     Args:
-        first, last: whether it has the embedding, and the final norm with the output layer.
+        first, last: whether it has the embedding, and the final norm with the output layer, unless that is tied.
+    """
+    outside = [rule for rule in table_of(hf) if not rule.megatron.startswith(LAYER)]
+    begin = [rule for rule in outside if rule.megatron == EMBEDDING]
+    end = [rule for rule in outside if rule.megatron != EMBEDDING]
+    return [*(begin if first else ()), *layer_rules(hf) * layers, *(end if last else ())]
+
+
+def chunk_parameters(hf: HFConfig, tp: int, layers: int, *, first: bool, last: bool, tied: bool) -> list[Parameter]:
+    """As `chunk_rules`, in elements of one tensor-parallel rank.
+
+    Args:
         tied: the output layer is the embedding, of which the last stage has a copy.
     """
-    table = padded_vocab_size(hf.vocab_size, tp) // tp * hf.hidden_size
-    chunk = [*layer_parameters(hf, tp) * layers]
-    if first:
-        chunk = [Parameter("embedding.word_embeddings.weight", table, is_tied=tied), *chunk]
-    if last:
-        chunk.append(Parameter("decoder.final_layernorm.weight", hf.hidden_size))
-        if tied or not hf.tie_word_embeddings:
-            chunk.append(Parameter("output_layer.weight", table, is_tied=tied))
+    place = along("tp", tp)[0]
+    chunk = [_parameter(rule, place, is_tied=tied) for rule in chunk_rules(hf, layers, first=first, last=last)]
+    if last and tied:
+        embedding, _ = table_of(hf).find(EMBEDDING)
+        chunk.append(replace(_parameter(embedding, place, is_tied=True), name="output_layer.weight"))
     return chunk
+
+
+def _parameter(rule: Rule, place: Place, *, is_tied: bool) -> Parameter:
+    name = rule.megatron.removeprefix(LAYER)
+    is_linear = ".linear_" in name and name.endswith(".weight")
+    return Parameter(name, rule.num_elements(place), is_linear, is_tied and rule.megatron == EMBEDDING)
 
 
 def lay_out_buffer(parameters: Sequence[Parameter], *, ranks: int, bucket_size: int | None) -> tuple[Bucket, ...]:

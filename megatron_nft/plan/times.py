@@ -239,18 +239,18 @@ def _sync(config: Config, hf: HFConfig, engine: Engine, machine: Machine) -> dic
     actor, e = config.actor, machine.efficiency
     stages = [bucket_bytes(config, hf, pp_rank) for pp_rank in range(actor.pp)]
     total = float(sum(sum(sizes) for sizes in stages))
-    rounds = max(len(sizes) for sizes in stages)
+    carrier = config.carrier_traits
+    rounds = carrier.num_rounds([len(sizes) for sizes in stages])
     tp_link, tp_speed = machine.link_name(actor.tp, 1), machine.link_bytes_per_s(actor.tp, 1)
     stride = actor.tp * actor.cp * actor.dp
     travel: dict[str, float] = {}
-    if config.carrier == "cuda_ipc":  # every stage's bucket goes to all devices, one stage after the other
-        rounds = sum(len(sizes) for sizes in stages)
+    if carrier.every_rank_sends:  # every stage's bucket goes to all devices, one stage after the other
         if actor.tp > 1:
             travel[f"gather {tp_link}"] = total / tp_speed
         if actor.pp > 1:
             name = f"broadcast {machine.link_name(actor.pp, stride)}"
             travel[name] = travel.get(name, 0.0) + total / machine.link_bytes_per_s(actor.pp, stride)
-    elif config.carrier == "collective":  # leaders of all stages at once, to every worker; they gather meanwhile
+    elif carrier.crosses_nodes:  # leaders of all stages at once, to every worker; they gather meanwhile
         gather = max(sum(sizes) for sizes in stages) / tp_speed if actor.tp > 1 else 0.0
         broadcast = total / (machine.network_gb_s * 1e9 * e.network)
         travel = {"broadcast between nodes": broadcast} if broadcast > gather else {f"gather {tp_link}": gather}

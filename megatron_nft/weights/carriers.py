@@ -18,23 +18,29 @@ def make_sender(
     plan: WeightPlan,
     *,
     stage: int,
-    tp_group: dist.ProcessGroup,
+    group: dist.ProcessGroup,
     pp_group: dist.ProcessGroup,
     device: torch.device,
     host: str,
 ) -> Sender:
-    """The sender of a rank of the first replica (on every rank for CUDA IPC). A collective of its groups."""
+    """The sender of a rank that owns tensors of its stage, or of every rank (CarrierTraits.every_rank_sends).
+
+    A collective of its groups.
+
+    Args:
+        group: the ranks that together hold the stage, at `plan.places`.
+    """
     carrier = config.carrier
     if carrier == "shared_memory":
         checksums = config.weights.checksums
-        return SharedMemorySender(plan, stage=stage, group=tp_group, device=device, checksums=checksums)
+        return SharedMemorySender(plan, stage=stage, group=group, device=device, checksums=checksums)
     if carrier == "cuda_ipc":
         assert dist.group.WORLD is not None
-        return CudaIpcSender(plan, tp_group=tp_group, pp_group=pp_group, world=dist.group.WORLD)
+        return CudaIpcSender(plan, group=group, pp_group=pp_group, world=dist.group.WORLD)
     return CollectiveSender(
         plan,
         stage=stage,
-        group=tp_group,
+        group=group,
         device=device,
         host=host,
         num_receivers=config.rollout.engines * config.rollout.tp,

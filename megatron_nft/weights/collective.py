@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_nft.config.carriers import CARRIERS
 from megatron_nft.weights.gather import gather_bucket
 from megatron_nft.weights.plan import WeightPlan
 from megatron_nft.weights.wire import BucketManifest, WireError, views
@@ -28,7 +29,7 @@ class CollectiveSender:
 
     Args:
         stage: pipeline rank.
-        group: the tensor-parallel group.
+        group: the ranks that hold the stage.
         host: this machine's address, as engines reach it.
         num_receivers: workers of all engines.
         timeout_s: longest wait for the receivers to join, and for a broadcast.
@@ -55,13 +56,17 @@ class CollectiveSender:
         self._link: int | None = None
         self._connection: _Connection | None = None
 
+    @property
+    def num_rounds(self) -> int:
+        return CARRIERS[CARRIER].num_rounds([len(self._plan.buckets)])
+
     def send(self, index: int, link: int) -> BucketManifest | None:
         """Gathers the bucket and begins its broadcast. A new `link` makes a new group, which the receivers join."""
         if index >= len(self._plan.buckets):
             return None
         bucket, slot = self._plan.buckets[index], index % 2
         if not self._is_leader:
-            gather_bucket(bucket, self._plan.hf, None, dtype=self._plan.dtype, group=self._group)
+            gather_bucket(bucket, self._plan.places, None, dtype=self._plan.dtype, group=self._group)
             return None
         if link != self._link:
             self.close()
@@ -70,7 +75,7 @@ class CollectiveSender:
         self._wait_for(slot)
         buffer = self._slots[slot][: bucket.num_bytes]
         tensors = views(buffer, bucket.tensors)
-        gather_bucket(bucket, self._plan.hf, tensors, dtype=self._plan.dtype, group=self._group)
+        gather_bucket(bucket, self._plan.places, tensors, dtype=self._plan.dtype, group=self._group)
         if self._device.type == "cuda":
             torch.cuda.synchronize()  # the thread's stream doesn't wait for this one
         assert self._connection is not None

@@ -1,7 +1,7 @@
 """The carrier between processes that share GPUs (colocated placement): the engine reads the actor's memory.
 
 Every rank holds two buffers on its GPU, made once; a bucket is brought to all GPUs of the actor (all-gather over the
-tensor-parallel group, broadcast over the pipeline group), and each engine worker opens the buffer that lies on its own
+ranks that hold it, broadcast over the pipeline group), and each engine worker opens the buffer that lies on its own
 GPU. What crosses between processes is the CUDA IPC handle, as hex text in the manifest: no pickle.
 Written for torch 2.11-2.13's storage sharing, which torch.multiprocessing uses; never run without a GPU.
 """
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_nft.config.carriers import CARRIERS
 from megatron_nft.weights.gather import gather_bucket
 from megatron_nft.weights.plan import WeightPlan
 from megatron_nft.weights.wire import BucketManifest, WireError, views
@@ -23,14 +24,15 @@ class CudaIpcSender:
     """See weights/wire.py, `Sender`. Bucket `index` is bucket index // stages of stage index % stages.
 
     Args:
-        tp_group, pp_group: the tensor-parallel group and the pipeline group of this rank.
+        group: the ranks that hold this rank's stage in its replica.
+        pp_group: the pipeline group of this rank.
         world: all ranks.
     """
 
     def __init__(
-        self, plan: WeightPlan, *, tp_group: dist.ProcessGroup, pp_group: dist.ProcessGroup, world: dist.ProcessGroup
+        self, plan: WeightPlan, *, group: dist.ProcessGroup, pp_group: dist.ProcessGroup, world: dist.ProcessGroup
     ) -> None:
-        self._plan, self._tp_group, self._pp_group = plan, tp_group, pp_group
+        self._plan, self._group, self._pp_group = plan, group, pp_group
         self._stage, self._stages = dist.get_rank(pp_group), dist.get_world_size(pp_group)
         sizes: list[list[int]] = [[] for _ in range(self._stages)]
         dist.all_gather_object(sizes, [bucket.num_bytes for bucket in plan.buckets], group=pp_group)
@@ -42,6 +44,10 @@ class CudaIpcSender:
         dist.all_gather_object(everyone, mine, group=world)
         self._handles = {uuid: handles for of_rank in everyone for uuid, handles in of_rank.items()}
 
+    @property
+    def num_rounds(self) -> int:
+        return CARRIERS[CARRIER].num_rounds([len(of_stage) for of_stage in self._sizes])
+
     def send(self, index: int, link: int) -> BucketManifest | None:
         """Brings the bucket to every GPU; returns when it lies there."""
         number, stage = divmod(index, self._stages)
@@ -51,10 +57,11 @@ class CudaIpcSender:
         if stage == self._stage:
             bucket = self._plan.buckets[number]
             tensors = views(buffer, bucket.tensors)
-            gather_bucket(bucket, self._plan.hf, tensors, dtype=self._plan.dtype, group=self._tp_group, everywhere=True)
+            places, dtype, group = self._plan.places, self._plan.dtype, self._group
+            gather_bucket(bucket, places, tensors, dtype=dtype, group=group, everywhere=True)
         dist.broadcast(buffer, src=dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
         torch.cuda.synchronize()
-        if stage != self._stage or dist.get_rank(self._tp_group) != 0:
+        if stage != self._stage or dist.get_rank(self._group) != 0:
             return None
         return BucketManifest(
             carrier=CARRIER,

@@ -1,7 +1,8 @@
 """A stage's parameters, cut into buckets: what goes on the wire, in which order, and where it lies.
 
 A rank's parameters come in under names with global layer numbers; buckets of HF tensors go out, the same on all ranks
-of the stage. Made once by actor/worker.py and reused in each sync.
+of the stage. Which ranks' shards are sent is asked of each tensor's rule. Made once by actor/worker.py and reused in
+each sync.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_nft.families.hf_config import HFConfig
-from megatron_nft.weights.mapping import Part, Rule, find_rule
+from megatron_nft.families.rules import Numbers, Place, Rule, Table
+from megatron_nft.weights.layouts import Part, parts
 from megatron_nft.weights.wire import TensorSpec, lay_out
 
 AUTOMATIC_BUCKETS = 16
@@ -23,17 +24,20 @@ benchmarks/weight_sync: from 16 to 256 MiB the size made no difference."""
 
 @dataclass(frozen=True)
 class Shard:
-    """One parameter of this rank, its rule, and the layer's number in the whole model."""
+    """One parameter of this rank, its rule, and the numbers in its name, counted over the whole model."""
 
     name: str
     tensor: Tensor
     rule: Rule
-    layer: str
+    numbers: Numbers
 
-    def parts(self, tensor: Tensor, rank: int, size: int, hf: HFConfig) -> dict[str, Part]:
-        """HF name -> the part of it in `tensor`, this parameter's shard on tensor-parallel rank `rank`."""
-        parts = self.rule.layout.parts(tensor, rank, size, hf)
-        return dict(zip(self.rule.hf_names(self.layer), parts, strict=True))
+    def hf_shapes(self, place: Place) -> dict[str, tuple[int, ...]]:
+        """HF name -> shape of the tensors that a rank at `place` has a part of, by this parameter."""
+        return self.rule.hf_shapes(self.numbers, place)
+
+    def parts(self, tensor: Tensor, place: Place) -> list[Part]:
+        """Those of `tensor`, this parameter's shard on the rank at `place`."""
+        return parts(self.rule, self.numbers, tensor, place)
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,15 @@ class Bucket:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """What a stage sends."""
+    """What a stage sends.
 
-    hf: HFConfig
+    Attributes:
+        places: of the ranks that together hold each tensor of the stage, by their number in the group in which they
+            send it.
+    """
+
     dtype: torch.dtype
-    tp_size: int
+    places: tuple[Place, ...]
     buckets: tuple[Bucket, ...]
 
     @property
@@ -72,12 +80,16 @@ class WeightPlan:
         """Of the buffer that can hold any bucket."""
         return max((bucket.num_bytes for bucket in self.buckets), default=0)
 
+    def has_owned_at(self, place: Place) -> bool:
+        """Whether there is a tensor whose shard at `place` is the one to be sent."""
+        return any(shard.rule.is_owned_at(place) for bucket in self.buckets for shard in bucket.shards)
+
 
 def plan_weights(
     parameters: Sequence[tuple[str, Tensor]],
-    hf: HFConfig,
+    table: Table,
     *,
-    tp_size: int,
+    places: Sequence[Place],
     dtype: torch.dtype,
     bucket_bytes: int | None,
 ) -> WeightPlan:
@@ -85,11 +97,13 @@ def plan_weights(
 
     Args:
         parameters: (Megatron name with the global layer number, this rank's shard), in an order equal on all ranks.
+        table: the model's.
+        places: see WeightPlan.
         dtype: number format in which they are sent.
         bucket_bytes: None for a sensible size.
     """
-    shards = [Shard(name, tensor, *find_rule(name, hf)) for name, tensor in parameters]
-    sizes = [max(spec.end for spec in _table([shard], hf, tp_size, dtype).values()) for shard in shards]
+    shards = [Shard(name, tensor, *table.find(name)) for name, tensor in parameters]
+    sizes = [max(spec.end for spec in _lay_out([shard], places, dtype).values()) for shard in shards]
     if bucket_bytes is None:
         bucket_bytes = min(max(sum(sizes) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
     buckets: list[list[Shard]] = [[]]
@@ -101,13 +115,13 @@ def plan_weights(
         buckets[-1].append(shard)
         filled += size
     return WeightPlan(
-        hf, dtype, tp_size, tuple(Bucket(tuple(shards), _table(shards, hf, tp_size, dtype)) for shards in buckets)
+        dtype, tuple(places), tuple(Bucket(tuple(shards), _lay_out(shards, places, dtype)) for shards in buckets)
     )
 
 
-def _table(shards: Sequence[Shard], hf: HFConfig, tp_size: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+def _lay_out(shards: Sequence[Shard], places: Sequence[Place], dtype: torch.dtype) -> dict[str, TensorSpec]:
     tensors = {}
     for shard in shards:
-        for name, part in shard.parts(shard.tensor.detach(), 0, tp_size, hf).items():
-            tensors[name] = (dtype, part.shape)
+        for place in places:
+            tensors |= {name: (dtype, shape) for name, shape in shard.hf_shapes(place).items()}
     return lay_out(tensors)

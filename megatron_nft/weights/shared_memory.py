@@ -1,8 +1,8 @@
 """The carrier between processes of one machine: every rank writes its own parts, every engine maps the whole.
 
 Two buffers a stage, made once. They are anonymous (memfd): they need no room in /dev/shm, which containers keep small,
-and vanish with the processes that use them, however those end. There is no gather: the tensor-parallel ranks write
-side by side what each has, cast on the way, and of an engine's tensor-parallel workers each reads only its own slices.
+and vanish with the processes that use them, however those end. There is no gather: the ranks write side by side
+what each owns, cast on the way, and of an engine's tensor-parallel workers each reads only its own slices.
 So every byte of the model is written once and read once, which is the least possible.
 """
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_nft.config.carriers import CARRIERS
 from megatron_nft.weights.gather import place_shards
 from megatron_nft.weights.plan import WeightPlan
 from megatron_nft.weights.wire import BucketManifest, WireError, views
@@ -25,7 +26,7 @@ class SharedMemorySender:
 
     Args:
         stage: pipeline rank, for messages.
-        group: the tensor-parallel group, all on this machine.
+        group: the ranks that hold the stage, all on this machine.
         device: of the group's collectives.
     """
 
@@ -33,7 +34,7 @@ class SharedMemorySender:
         self, plan: WeightPlan, *, stage: int, group: dist.ProcessGroup, device: torch.device, checksums: bool
     ) -> None:
         self._plan, self._stage, self._group, self._checksums = plan, stage, group, checksums
-        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
+        self._rank = dist.get_rank(group)
         self._files: list[int] = []
         size = max(plan.largest_bucket_bytes, 1)
         if self._rank == 0:
@@ -46,13 +47,17 @@ class SharedMemorySender:
         self._paths = [f"/proc/{pid}/fd/{file}" for file in files]
         self._slots = [_map(path, size, writable=True) for path in self._paths]
 
+    @property
+    def num_rounds(self) -> int:
+        return CARRIERS[CARRIER].num_rounds([len(self._plan.buckets)])
+
     def send(self, index: int, link: int) -> BucketManifest | None:
         """Writes this rank's parts. The bucket is whole when all ranks of the group have returned."""
         if index >= len(self._plan.buckets):
             return None
         bucket, slot = self._plan.buckets[index], index % 2
         tensors = views(self._slots[slot], bucket.tensors)
-        place_shards(bucket, self._plan.hf, tensors, tp_rank=self._rank, tp_size=self._size)
+        place_shards(bucket, tensors, self._plan.places[self._rank])
         checksum = None
         if self._checksums:
             dist.barrier(group=self._group)

@@ -92,7 +92,11 @@ class BucketManifest:
 
 
 class Sender(Protocol):
-    """A rank's side of a carrier."""
+    """A rank's side of a carrier. What the driver and the planner must know of it beforehand: config/carriers.py."""
+
+    @property
+    def num_rounds(self) -> int:
+        """How often `send` is called in a sync, `index` counting from 0, as far as this rank can tell."""
 
     def send(self, index: int, link: int) -> BucketManifest | None:
         """Puts bucket `index` of this rank's stage on the wire; its manifest, from the stage's leader.

@@ -34,6 +34,8 @@ CASES = [
     ("qwen3", "bfloat16", 2, "tp=2", "collective"),
     ("llama 3", "bfloat16", 1, "pp=2 vpp=2", "collective"),
     pytest.param("llama 3", "float32", 2, "tp=2 pp=2", "shared_memory", marks=TAKES_MINUTES),
+    # vLLM has no code of its own for this one: it runs transformers'.
+    pytest.param("seed_oss", "float32", 1, "tp=2", "shared_memory", marks=TAKES_MINUTES),
 ]
 
 

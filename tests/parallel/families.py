@@ -14,6 +14,11 @@ FAMILIES = {
     "qwen3": {"tie_word_embeddings": True, "head_dim": 64},  # heads wider than hidden_size / heads
     "llama 3": {"tie_word_embeddings": False, "rope_parameters": LLAMA3},
 }
+OTHERS = {
+    "mistral": {"tie_word_embeddings": False, "sliding_window": None},
+    "seed_oss": {"tie_word_embeddings": False, "head_dim": 64},
+}
+"""Families whose tables are those of one above: not for every product of layouts and carriers."""
 DIMENSIONS = {
     "hidden_size": 128, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1027, "max_position_embeddings": 1024,
@@ -26,7 +31,7 @@ def make_folder(family: str, dtype: str, seed: int, folder: Path) -> Path:
     """A model whose every weight depends on `seed`, norms and biases too, and a tokenizer of the words w3, w4, ..."""
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | FAMILIES[family]))
+    config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | (FAMILIES | OTHERS)[family]))
     save_random(config, folder, seed=seed, dtype=dtype)
     save_tokenizer(folder, DIMENSIONS["vocab_size"])
     return folder

@@ -10,8 +10,7 @@ from checkpoint_tools import hf_to_megatron, megatron_to_hf, verify
 from checkpoint_tools.show import describe
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.hf_tensors import HFTensors
-from tests.parallel.families import DIMENSIONS, FAMILIES, make_folder
-from tests.parallel.oracle import save_random
+from tests.parallel.families import FAMILIES, OTHERS, make_folder
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import _moved, stored_sequences
 
@@ -20,16 +19,10 @@ pytestmark = pytest.mark.parallel
 SHORT = ["data.max_prompt_tokens=150", "rollout.max_answer_tokens=100"]
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "mistral"])
+@pytest.fixture(scope="module", params=[*FAMILIES, *OTHERS])
 def folder(request, tmp_path_factory):
     """An HF folder in bf16 of each family; the vocabulary (1,027) is padded otherwise in every layout."""
-    folder = tmp_path_factory.mktemp(request.param.replace(" ", "_")) / "model"
-    if request.param != "mistral":
-        return make_folder(request.param, "bfloat16", 3, folder)
-    from transformers import AutoConfig
-
-    sizes = DIMENSIONS | {"tie_word_embeddings": False, "sliding_window": None}
-    return save_random(AutoConfig.for_model("mistral", **sizes), folder, seed=3, dtype="bfloat16")
+    return make_folder(request.param, "bfloat16", 3, tmp_path_factory.mktemp(request.param.replace(" ", "_")) / "model")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ FAMILIES = {
     # Heads wider than hidden_size / heads, as Qwen3's are.
     "qwen3": {"tie_word_embeddings": True, "head_dim": 64},
     "mistral": {"tie_word_embeddings": False, "sliding_window": None},
+    # No padding token, which is 1 by default: torch gives its row of the embedding no gradient.
+    "seed_oss": {"tie_word_embeddings": False, "head_dim": 64, "rope_theta": 1e7, "pad_token_id": None},
 }
 LAYOUTS = {"qwen3": ["actor.tp=2", "actor.sequence_parallel=true"], "llama": ["actor.pp=2"]}
 

@@ -94,19 +94,21 @@ def hf_tensors(worker, pick: Callable[[torch.nn.Parameter], torch.Tensor]) -> di
     replica, on the others those that are not sharded and so must be equal."""
     from megatron.core import parallel_state
 
+    from megatron_nft.families.registry import table_of
     from megatron_nft.weights.gather import gather_bucket
     from megatron_nft.weights.plan import plan_weights
 
     pairs = [(name, pick(parameter)) for name, parameter in every_shard(worker)]
-    tp_size, tp_group = worker.topology.tp_size, parallel_state.get_tensor_model_parallel_group()
-    plan = plan_weights(pairs, worker.hf, tp_size=tp_size, dtype=torch.float32, bucket_bytes=1 << 18)
+    table, places = table_of(worker.hf), worker.topology.stage_places
+    group = parallel_state.get_tensor_model_parallel_group()
+    plan = plan_weights(pairs, table, places=places, dtype=torch.float32, bucket_bytes=1 << 18)
     is_first = worker.topology.tp_rank == 0
     tensors = {}
     for bucket in plan.buckets:
         whole = bucket.empty_tensors(torch.float32, "cpu") if is_first else None
-        gather_bucket(bucket, worker.hf, whole, dtype=torch.float32, group=tp_group)
-        replicated = [s for s in bucket.shards if not s.rule.layout.is_sharded]
-        tensors |= whole or {s.rule.hf_names(s.layer)[0]: s.tensor for s in replicated}
+        gather_bucket(bucket, places, whole, dtype=torch.float32, group=group)
+        replicated = [s for s in bucket.shards if not s.rule.axes]
+        tensors |= whole or {next(iter(s.hf_shapes(()))): s.tensor for s in replicated}
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
 
 

@@ -17,7 +17,7 @@ class Rank:
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
-        self.weight_names, self.num_buckets = worker.weight_names, worker.num_buckets
+        self.weight_names, self.num_rounds = worker.weight_names, worker.num_rounds
         self.send_bucket = worker.send_bucket
 
     def read(self, folder: str) -> None:
@@ -40,7 +40,7 @@ class Trainer:
     def __init__(self, ranks: list[Any]) -> None:
         self._ranks = ranks
         self.weight_names = [name for names in self.call("weight_names") if names for name in names]
-        self.num_rounds = max(self.call("num_buckets"))
+        self.num_rounds = max(self.call("num_rounds"))
 
     def call(self, verb: str, *arguments: Any) -> list[Any]:
         for rank in self._ranks:

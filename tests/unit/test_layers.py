@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path("megatron_nft")
 TOOLS = Path("checkpoint_tools")
 FLOORS = [
-    {"config", "hf_config", "checkpoint_folder", "stop", "types", "observe"},
+    {"config", "families", "checkpoint_folder", "stop", "types", "observe"},
     {"weights", "nft", "data", "verdict", "plan", "doctor", "evaluation"},
     {"actor", "rollout"},
     {"cluster"},
@@ -80,7 +80,7 @@ def test_the_checkpoint_tools_use_weights_and_actor(path):
         top, *rest = name.split(".")
         assert top not in {"ray", "vllm", "megatron", "transformer_engine", "launch", "tests"}, f"{path} imports {name}"
         if top == "megatron_nft":
-            assert rest[0] in {"config", "hf_config", "checkpoint_folder", "weights", "actor"}, f"{path} imports {name}"
+            assert rest[0] in {"config", "families", "checkpoint_folder", "weights", "actor"}, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -30,8 +30,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.parameters import parameters
 from megatron_nft.weights.carriers import make_receiver
-from megatron_nft.weights.parameters import parameters
 from megatron_nft.weights.wire import BucketManifest, Receiver
 
 BACKEND = "megatron_nft"

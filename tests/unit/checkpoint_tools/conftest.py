@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from checkpoint_tools import hf_to_megatron
 from megatron_nft.families.hf_config import read_hf_config
-from megatron_nft.weights.parameters import parameters
+from megatron_nft.families.parameters import parameters
 
 CONFIG = {
     "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 32, "intermediate_size": 48,

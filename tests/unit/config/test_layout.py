@@ -52,5 +52,5 @@ def test_missing_model_folder(recipe):
 
 def test_unsupported_architecture(recipe, tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL | {"model_type": "gpt2"}))
-    with pytest.raises(ModelFolderError, match="model_type 'gpt2' is not supported; supported: qwen2"):
+    with pytest.raises(ModelFolderError, match="model_type 'gpt2' is not supported; supported: llama, mistral, qwen2"):
         load_config(recipe)

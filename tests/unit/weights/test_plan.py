@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_nft.families.registry import table_of
+from megatron_nft.families.rules import along
 from megatron_nft.weights.plan import LARGEST_BUCKET_BYTES, SMALLEST_BUCKET_BYTES, plan_weights
-from tests.unit.weights.test_mapping import HF
+from tests.unit.families.test_rules import HF
 
 LAYER = "decoder.layers.{}.self_attention.linear_qkv.{}"
 PARAMETERS = [
@@ -18,7 +20,9 @@ PARAMETERS = [
 
 
 def plan(bucket_bytes, parameters=PARAMETERS, hf=HF):
-    return plan_weights(parameters, hf, tp_size=2, dtype=torch.bfloat16, bucket_bytes=bucket_bytes)
+    return plan_weights(
+        parameters, table_of(hf), places=along("tp", 2), dtype=torch.bfloat16, bucket_bytes=bucket_bytes
+    )
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 1000, 2500, 1 << 20])
@@ -40,10 +44,10 @@ def test_a_bucket_lists_whole_hf_tensors_without_padding():
 
 def test_automatic_size_is_a_16th_within_bounds():
     assert len(plan(None).buckets) == 1  # far below the smallest
-    wide = replace(HF, hidden_size=1 << 14)
+    wide, wider = replace(HF, hidden_size=1 << 24), replace(HF, hidden_size=1 << 30)
     many = [(f"decoder.layers.{i}.input_layernorm.weight", torch.empty(1 << 24, device="meta")) for i in range(64)]
     sizes = [bucket.num_bytes for bucket in plan(None, many, wide).buckets]
     assert sizes == [SMALLEST_BUCKET_BYTES * 8] * 16
-    assert plan(None, [(name, tensor.repeat(64)) for name, tensor in many], wide).largest_bucket_bytes == max(
+    assert plan(None, [(name, tensor.repeat(64)) for name, tensor in many], wider).largest_bucket_bytes == max(
         LARGEST_BUCKET_BYTES, 2 << 30
     )

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from megatron_nft.families.hf_config import FAMILIES, read_hf_config
-from megatron_nft.weights.parameters import parameters
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.parameters import parameters
+from megatron_nft.families.registry import families
+from megatron_nft.weights.layouts import to_shard
 from tests.unit.checkpoint_tools.conftest import CONFIG
 
 
@@ -42,9 +44,9 @@ def test_qwen3_has_norms_of_its_heads(tmp_path):
     assert shapes["decoder.layers.self_attention.linear_qkv.weight"] == ((4 + 2 + 2) * 16, 32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_shapes_are_those_that_the_mapping_makes(tmp_path, family):
+@pytest.mark.parametrize("family", families())
+def test_shapes_are_those_that_the_layouts_make(tmp_path, family):
     hf = read_hf_config_of(tmp_path, model_type=family)
     for parameter in parameters(hf):
         sources = [torch.zeros(shape) for shape in parameter.hf_shapes.values()]
-        assert tuple(parameter.rule.layout.to_shard(sources, 0, 1, hf).shape) == parameter.shape, parameter.key
+        assert tuple(to_shard(parameter.rule, sources, ()).shape) == parameter.shape, parameter.key

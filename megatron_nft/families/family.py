@@ -1,0 +1,80 @@
+"""What a model family is: who reads its config.json, names and shapes its tensors, and tells Megatron what to build.
+
+Each family is a file beside this one (README.md), with an instance of its class as FAMILY; families/registry.py finds
+it by model_type. An HFConfig is one model's architecture in numbers: config checks layouts against it, the planner
+counts by it, and the family derives all else from it, so that no dimension is typed a second time. No heavy imports.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_nft.families.rules import Rule
+
+
+class ModelFolderError(ValueError):
+    """A model folder is missing, incomplete, or of an architecture that is not supported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFConfig:
+    """Dimensions of a decoder-only model, under their HF names."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    qk_norm: bool = False
+    rope_scaling_factor: float | None = None  # of Llama 3.1's rope scaling
+    sliding_window: int | None = None  # tokens; config.check_layout allows no longer sequence: the actor has no window
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer's matrices."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def attention_parity_tokens(self) -> float:
+        """Length of a sequence at which its causal attention costs as much as a layer's matrices, in tokens.
+
+        Forward FLOPs of a layer over T tokens: 2 P T of its P parameters, 2 T^2 heads head_dim of attention.
+        """
+        return self.layer_parameters / (self.num_attention_heads * self.head_dim)
+
+
+class Family(Protocol):
+    """All that the program knows of a family."""
+
+    model_type: str
+    """Of its config.json."""
+
+    def read(self, raw: dict[str, Any], file: Path) -> HFConfig:
+        """What a config.json says.
+
+        Args:
+            raw: its keys.
+            file: where it lies, for messages.
+
+        Raises:
+            ModelFolderError: it asks for something that the actor can't do.
+        """
+
+    def rules(self, hf: HFConfig) -> Sequence[Rule]:
+        """The table of a model: its Megatron parameters, the HF tensors that make each, their shapes and layout."""
+
+    def transformer_arguments(self, hf: HFConfig) -> dict[str, Any]:
+        """Of Megatron's TransformerConfig: all that follows from the architecture. An activation by its name."""
+
+    def gpt_arguments(self, hf: HFConfig) -> dict[str, Any]:
+        """Of Megatron's GPTModel, likewise."""

@@ -1,0 +1,5 @@
+"""Llama 2 and 3, with the rope scaling of 3.1."""
+
+from megatron_nft.families.llama_like import LlamaLike
+
+FAMILY = LlamaLike(model_type="llama")
