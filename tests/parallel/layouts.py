@@ -1,12 +1,14 @@
 """The layouts that tests/parallel/test_parity.py runs: a table, and what makes a layout possible.
 
 The table has every way in which up to 4 processes can be laid out, and every pair of values of two columns that is
-possible with them. test_parity.py holds it to both.
+possible with them. A push runs ON_A_PUSH, fewer rows that have every pair, too. test_parity.py holds both to it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from itertools import combinations, product
+
+from tests.parallel.covering import covering
 
 MAX_PROCESSES = 4
 NUM_LAYERS = 8
@@ -134,3 +136,11 @@ LAYOUTS = [
     Layout(1, 2, 2, 1, 2, 0, "selective", "small",  "tied", overlap=True),
 ]
 # fmt: on
+
+
+def meets(layout: Layout) -> set[Hashable]:
+    """What a layout is in the table for: its pairs of values, and whether it is uneven, or overlaps."""
+    return layout.pairs | {("uneven", layout.last_stage is not None), ("overlap", layout.overlap)}
+
+
+ON_A_PUSH = covering(LAYOUTS, meets)

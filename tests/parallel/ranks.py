@@ -1,7 +1,7 @@
 """Runs a function on several real processes: rank by rank, over gloo, with a deadline.
 
-A rank is forked from a server process, one for all tests, which has imported Megatron (6 s) once and never starts a
-thread. Not multiprocessing's own fork server: there is one in a process, and here verdict/pool.py has it.
+A rank is forked from a server process, one for all tests, which has imported Megatron and transformers (8 s) once and
+never starts a thread. Not multiprocessing's own fork server: a process has one, and here verdict/pool.py has it.
 """
 
 import multiprocessing
@@ -59,6 +59,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a rank prints is no answer
     warnings.filterwarnings("ignore")  # Megatron says on every rank what isn't installed
     import torch
+    from transformers import AutoModelForCausalLM  # noqa: F401
 
     import megatron_nft.actor.worker  # noqa: F401
 

@@ -1,7 +1,7 @@
 """Save and resume of the actor: the same run to the last bit in the same layout, to rounding in any other.
 
 In every layout (tp, pp, dp) of {1,2} x {1,2} x {1,2} six updates run straight, with a save after the third. Then ranks
-of every layout go on from the save of every layout.
+of every layout go on from their own save and from two others', with --all from every layout's.
 """
 
 import json
@@ -20,6 +20,12 @@ from tests.parallel.test_parity import hf_tensors
 pytestmark = pytest.mark.parallel
 LAYOUTS = list(product((1, 2), repeat=3))
 """(tp, pp, dp)."""
+OTHERS = {
+    # The layout in which all axes differ, and one in which a single axis does: each axis in turn.
+    layout: [tuple(3 - size for size in layout), tuple(3 - s if a == number % 3 else s for a, s in enumerate(layout))]
+    for number, layout in enumerate(LAYOUTS)
+}
+"""Whose saves ranks of a layout go on from on a push."""
 HALF = 3
 # With Adam's usual eps a gradient of 1e-9 moves its weight as far as one of 1e-1, rounding and all.
 SETTINGS = ["data.max_prompt_tokens=128", "optimizer.learning_rate=1e-3", "optimizer.eps=1e-2"]
@@ -61,11 +67,11 @@ def straight(rank, master, folder, layout):
     return metrics, hf_tensors(worker, lambda parameter: parameter)
 
 
-def resumed(rank, master, folder, layout):
-    """The last three updates, from each layout's save."""
+def resumed(rank, master, folder, layout, others):
+    """The last three updates, from each of the other layouts' saves."""
     worker, updates = build(rank, master, folder, layout)
     found = {}
-    for other in LAYOUTS:
+    for other in others:
         worker.load(f"{folder}/{name_of(other)}")
         metrics = worker.train_step(updates[HALF:])
         found[other] = metrics, hf_tensors(worker, lambda parameter: parameter)
@@ -94,20 +100,42 @@ def saves(tmp_path_factory):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
-def test_from_every_layout_to(saves, layout):
+def test_from_its_own_save_and_two_other_layouts_to(saves, layout):
     folder, outcomes = saves
-    ranks = run_ranks(np.prod(layout), resumed, str(folder), layout)
+    found = go_on(folder, outcomes, layout, [layout, *OTHERS[layout]])
     metrics, weights = outcomes[layout]
-    for other in LAYOUTS:
-        again, weights_again = whole([rank[other] for rank in ranks])
+    again, weights_again = found[layout]
+    assert again == metrics
+    assert all((weights_again[name] == weights[name]).all() for name in weights)
+    same_bits(folder / f"{name_of(layout)}_end", folder / f"{name_of(layout)}_resumed")
+
+
+@pytest.mark.night("the five layouts whose saves the test above does not load")
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+def test_from_all_other_layouts_to(saves, layout):
+    go_on(*saves, layout, [other for other in LAYOUTS if other != layout and other not in OTHERS[layout]])
+
+
+def go_on(folder, outcomes, layout, others):
+    """What came of each other layout's save on the ranks of this one; all equal the straight run of this one."""
+    ranks = run_ranks(np.prod(layout), resumed, str(folder), layout, others)
+    metrics, weights = outcomes[layout]
+    found = {other: whole([rank[other] for rank in ranks]) for other in others}
+    for other, (again, weights_again) in found.items():
         assert weights_again.keys() == weights.keys()
-        if other == layout:
-            assert again == metrics
-            assert all((weights_again[name] == weights[name]).all() for name in weights)
         for name, value in metrics.items():
             assert again[name] == pytest.approx(value, rel=1e-5, abs=5e-6), (other, name)
         assert max(abs(weights_again[name] - weights[name]).max() for name in weights) < 1e-6, other
-    same_bits(folder / f"{name_of(layout)}_end", folder / f"{name_of(layout)}_resumed")
+    return found
+
+
+def test_on_a_push_every_axis_changes_alone_both_ways_and_all_at_once():
+    pairs = [(layout, other) for layout, others in OTHERS.items() for other in others]
+    changes = [tuple(b - a for a, b in zip(*pair, strict=True)) for pair in pairs]
+    alone = {change for change in changes if sum(map(abs, change)) == 1}
+    assert alone == {(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)}
+    assert sum(0 not in change for change in changes) == len(LAYOUTS)
+    assert all(len(set(others)) == 2 and layout not in others for layout, others in OTHERS.items())
 
 
 def same_bits(one, other):

@@ -21,7 +21,8 @@ from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import stored_sequences
 
 pytestmark = pytest.mark.parallel
-KILLS = 20
+SAVE_S = 1.5
+"""In which several updates and saves take place."""
 
 
 class OneRank:
@@ -96,13 +97,16 @@ def saves_since(start, run_dir):
     return False
 
 
-def kill_twenty_times(rank, master, folder):
-    """Of each kill: the step that was being saved, the last whose publication had been told of, the newest one found,
-    and whether it cut a save."""
+def kill_often(rank, master, folder, kills):
+    """Kills at moments spread over SAVE_S, in some order.
+
+    Of each: the step that was being saved, the last whose publication had been told of, the newest one found, and
+    whether it cut a save.
+    """
     from megatron_nft.actor.topology import free_address
 
     folder, seen, draw = Path(folder), [], random.Random(7)
-    for _ in range(KILLS):
+    for moment in draw.sample(range(kills), kills):
         child = os.fork()
         if child == 0:
             try:
@@ -114,7 +118,7 @@ def kill_twenty_times(rank, master, folder):
         while not saves_since(start, folder / "run"):
             assert time.time() - start < 60, "no save has begun"
             time.sleep(0.002)
-        time.sleep(draw.uniform(0, 1.5))
+        time.sleep(SAVE_S * (moment + draw.random()) / kills)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         assert not (folder / "failed").exists(), (folder / "failed").read_text()
@@ -133,11 +137,12 @@ def kill_twenty_times(rank, master, folder):
     return seen
 
 
-def test_killed_at_twenty_moments_of_a_save(tmp_path):
-    (seen,) = run_ranks(1, kill_twenty_times, str(tmp_path), timeout_s=500.0)
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.night("moments closer to each other"))])
+def test_killed_at_many_moments_of_a_save(tmp_path, kills):
+    (seen,) = run_ranks(1, kill_often, str(tmp_path), kills, timeout_s=500.0)
     held = all(max(promised, begun - 1) <= newest <= begun for begun, promised, newest, _ in seen)
-    assert len(seen) == KILLS and held, f"begun, promised, newest, cut: {seen}"
-    assert sum(cut for *_, cut in seen) >= KILLS // 2, "most kills came in the middle of a save"
+    assert len(seen) == kills and held, f"begun, promised, newest, cut: {seen}"
+    assert sum(cut for *_, cut in seen) >= kills // 2, "most kills came in the middle of a save"
     assert seen[-1][2] >= 3, "every attempt went on from the last"
     kept = {
         p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if not p.name.endswith((".partial", ".deleting"))

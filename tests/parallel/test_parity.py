@@ -19,7 +19,8 @@ import torch.distributed as dist
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
-from tests.parallel.layouts import LAYOUTS, VALUES, Layout, possible_layouts
+from tests.parallel.covering import at_night
+from tests.parallel.layouts import LAYOUTS, ON_A_PUSH, VALUES, Layout, meets, possible_layouts
 from tests.parallel.oracle import GRAD_CLIP, OVERRIDES, VOCAB_SIZE, Group, Outcome, make_model, make_updates, train
 from tests.parallel.ranks import run_ranks
 
@@ -179,7 +180,9 @@ def out_of_bounds(found: dict[str, tuple[float, str]]) -> dict[str, tuple[float,
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout", at_night(LAYOUTS, ON_A_PUSH, "no pair of settings that is new, but all in this one combination"), ids=str
+)
 def test_parity(references, layout):
     reference = references[layout.embedding]
     found = differences(reference.run(layout), reference.outcome)
@@ -195,6 +198,14 @@ def test_the_table_has_every_way_to_lay_out_4_processes_and_every_pair_of_values
     assert all(layout.is_possible for layout in LAYOUTS)
     assert {layout.processes for layout in LAYOUTS} == {layout.processes for layout in possible}
     assert set().union(*(layout.pairs for layout in possible)) <= set().union(*(layout.pairs for layout in LAYOUTS))
+
+
+def test_a_push_runs_every_value_every_pair_of_values_and_what_is_special():
+    """Of the whole table; each of its rows is there for something that no other has."""
+    everything = set().union(*map(meets, LAYOUTS))
+    assert set().union(*map(meets, ON_A_PUSH)) == everything and len(ON_A_PUSH) < len(LAYOUTS)
+    for layout in ON_A_PUSH:
+        assert set().union(*(meets(other) for other in ON_A_PUSH if other != layout)) != everything, layout
 
 
 def test_the_updates_have_the_odd_cases(references):

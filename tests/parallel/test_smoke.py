@@ -1,11 +1,20 @@
-"""The smoke test under torchrun: passes in a real layout, and says so when something is wrong."""
+"""The smoke test under torchrun: passes in a real layout, and says so when something is wrong.
 
+torchrun starts it once; what one rank of it says is asked of forked ones, which have Megatron imported already.
+"""
+
+import io
+import os
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+from tests.parallel.ranks import run_ranks
 
 pytestmark = pytest.mark.parallel
 
@@ -20,6 +29,19 @@ def torchrun(ranks, *arguments):
     )  # fmt: skip
 
 
+def smoke(*arguments):
+    """Exit status, standard output and error of `python -m megatron_nft.smoke` on one rank."""
+    return run_ranks(1, smoke_on_rank, arguments)[0]
+
+
+def smoke_on_rank(rank, master, arguments):
+    sys.argv[1:], out, err = arguments, io.StringIO(), io.StringIO()
+    os.environ.pop("RANK", None)
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        runpy.run_module("megatron_nft.smoke", run_name="__main__")
+    return ended.value.code, out.getvalue(), err.getvalue()
+
+
 def test_smoke_passes_at_pp_2():
     done = torchrun(2, "--pp", "2")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
@@ -29,20 +51,15 @@ def test_smoke_passes_at_pp_2():
     assert re.search(r"2755 tokens in .* s \(median of 3\): .* tokens/s, .* model TFLOP/s, \d+% of the", step)
 
 
-def test_a_layout_that_does_not_fit_the_ranks_is_refused():
-    done = torchrun(1, "--tp", "2")
-    assert done.returncode != 0
-    assert "tp 2 x pp 1 x cp 1 = 2 does not divide the 1 ranks of torchrun" in done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_nft.smoke", "--precision", "fp8-blockwise"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2 and 'choose "fp32" or "bf16"' in done.stderr
-    assert "Warning" not in done.stderr, "refused before Megatron is loaded"
+def test_what_does_not_fit_is_refused():
+    status, _, error = smoke("--tp", "2")
+    assert status == 2
+    assert "tp 2 x pp 1 x cp 1 = 2 does not divide the 1 ranks of torchrun" in error
+    status, _, error = smoke("--precision", "fp8-blockwise")
+    assert status == 2 and 'choose "fp32" or "bf16"' in error
     done = subprocess.run([sys.executable, "-m", "megatron_nft", "smoke", "--tp=2"], capture_output=True, text=True)
     assert done.returncode == 2 and "torchrun --nproc-per-node 2 -m megatron_nft.smoke" in done.stderr
+    assert "Warning" not in done.stderr, "refused before Megatron is loaded"
 
 
 def test_another_model_on_one_rank(tmp_path):
@@ -50,11 +67,6 @@ def test_another_model_on_one_rank(tmp_path):
     model = Path("tests/assets/quickstart/model")
     for file in model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_nft.smoke", "--model", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "smoke: 5 passed, 0 failed" in done.stdout
+    status, output, error = smoke("--model", str(tmp_path))
+    assert status == 0, output + error[-3000:]
+    assert "smoke: 5 passed, 0 failed" in output

@@ -5,7 +5,8 @@ there, into running engines.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from functools import cache
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from megatron_nft.weights.carriers import make_receiver
 from megatron_nft.weights.sync import sync_weights
+from tests.parallel.covering import at_night, covering, pairs
 from tests.parallel.families import FAMILIES, make_folder
 from tests.parallel.trainer import LocalEngines, trainer
 
@@ -30,9 +32,10 @@ CARRIERS = ("shared_memory", "collective")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 CASES = [
     # Every layout with every family by every carrier; the number formats take turns.
-    pytest.param(family, layout, carrier, tuple(DTYPES)[number // 2 % 2], id=f"{family}, {layout}, {carrier}")
+    (family, layout, carrier, tuple(DTYPES)[number // 2 % 2])
     for number, (family, layout, carrier) in enumerate(product(FAMILIES, LAYOUTS, CARRIERS))
 ]
+ON_A_PUSH = covering(CASES, pairs)
 ROUNDS = 5
 
 
@@ -63,10 +66,26 @@ class Checker(LocalEngines):
         assert self.arrived == [set(self.expected)] * 2
 
 
-@pytest.mark.parametrize(("family", "layout", "carrier", "precision"), CASES)
-def test_engines_receive_the_folder_bit_for_bit(family, layout, carrier, precision, tmp_path):
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """folder_of(family, dtype, seed): its HF folder, made once."""
+    return cache(lambda *model: make_folder(*model, tmp_path_factory.mktemp("model")))
+
+
+def test_a_push_has_every_family_by_every_carrier_and_layout_and_every_layout_by_every_carrier():
+    found = set().union(*map(pairs, ON_A_PUSH))
+    columns = (FAMILIES, LAYOUTS, CARRIERS)
+    for (one, values), (other, others) in combinations(enumerate(columns), 2):
+        assert {((one, value), (other, its)) for value, its in product(values, others)} <= found
+
+
+@pytest.mark.parametrize(
+    "case", at_night(CASES, ON_A_PUSH, "the other carrier for the same family and layout"), ids=", ".join
+)
+def test_engines_receive_the_folder_bit_for_bit(case, folder_of, tmp_path):
+    family, layout, carrier, precision = case
     dtype = DTYPES[precision]
-    folders = [make_folder(family, dtype, seed, tmp_path / str(seed)) for seed in range(ROUNDS)]
+    folders = [folder_of(family, dtype, seed) for seed in range(ROUNDS)]
     recipe = [
         f"model.path={folders[0]}", "actor.tp=1", *LAYOUTS[layout], f"actor.precision={precision}",
         f"rollout.dtype={dtype}", f"weights.carrier={carrier}", "rollout.engines=2", "weights.bucket_mib=1",

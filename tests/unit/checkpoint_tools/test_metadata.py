@@ -24,7 +24,7 @@ class Malicious:
         return self.call
 
 
-@pytest.mark.parametrize("function", [os.mkdir, eval, torch.load, getattr], ids=str)
+@pytest.mark.parametrize("function", [os.mkdir, eval, torch.load, getattr], ids=lambda f: f.__name__)
 def test_metadata_that_calls_something_is_refused_and_nothing_called(megatron, tmp_path, function, capsys):
     made = tmp_path / "made"
     arguments = {os.mkdir: (str(made),), eval: (f"__import__('os').mkdir({str(made)!r})",)}.get(function, ("x", "y"))

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -15,10 +16,14 @@ from megatron_nft.config import ObserveConfig, RecipeError
 from megatron_nft.observe.report import Report
 from megatron_nft.run.folder import take_run_folder
 
+MISSING = [name for name in ("tensorboard", "wandb") if find_spec(name) is None]
+HOW_TO = f"no {' and no '.join(MISSING)} here: pip install -r requirements-trackers.txt"
+NEEDS_PACKAGES = pytest.mark.skipif(bool(MISSING), reason=HOW_TO)
+
 
 @pytest.fixture
-def make_tracked(make_config):
-    """make_tracked(*trackers, **settings of [run]): a recipe of 40 steps with 4 updates each."""
+def make_recipe(make_config):
+    """make_recipe(*trackers, **settings of [run]): a recipe of 40 steps with 4 updates each."""
 
     def make(*trackers, wandb_mode="offline", **run):
         config = make_config(**run)
@@ -27,6 +32,14 @@ def make_tracked(make_config):
         return config.model_copy(update={"train": train, "observe": observe})
 
     return make
+
+
+@pytest.fixture
+def make_tracked(make_recipe):
+    """The same, for a test that the packages of the trackers are needed for."""
+    if MISSING:
+        pytest.skip(HOW_TO)
+    return make_recipe
 
 
 def record(report, *steps, scale=1.0, left_out=0):
@@ -188,8 +201,8 @@ def test_overwriting_a_run_begins_another_one_in_wandb(make_tracked):
     assert len(read_wandb(config.run_dir)) == 2
 
 
-def test_updates_that_were_left_out_do_not_count(make_tracked):
-    config, stream = make_tracked(), io.StringIO()
+def test_updates_that_were_left_out_do_not_count(make_recipe):
+    config, stream = make_recipe(), io.StringIO()
     report = Report(config, stream)
     record(report, 1)
     record(report, 2, left_out=3)
@@ -198,14 +211,15 @@ def test_updates_that_were_left_out_do_not_count(make_tracked):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_package_is_said_before_anything_starts(make_tracked, monkeypatch, name):
+def test_a_missing_package_is_said_before_anything_starts(make_recipe, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)  # so that importing it fails
-    config = make_tracked(name)
+    config = make_recipe(name)
     with pytest.raises(RecipeError, match=rf'names "{name}".*pip install -r requirements-trackers.txt'):
         Report(config, io.StringIO())
     assert not config.run_dir.exists()
 
 
+@NEEDS_PACKAGES
 def test_wandb_online_without_an_account_is_said_before_anything_starts(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "megatron_nft.train", "launch/recipes/quickstart.toml", f"run.dir={tmp_path / 'runs'}",
@@ -252,8 +266,10 @@ def test_a_disk_that_fills_up_under_a_tracker_costs_the_tracker_only(make_tracke
 RUN_WITHOUT_NETWORK = """
 import sys, time
 from megatron_nft.config import load_config
+from megatron_nft.observe import wandb_tracker
 from megatron_nft.observe.report import Report
 
+wandb_tracker.INIT_TIMEOUT_S = 3.0
 report = Report(load_config("launch/recipes/quickstart.toml", sys.argv[1:]))
 start = time.monotonic()
 report.rewind(0)
@@ -265,6 +281,7 @@ report.close("done")
 """
 
 
+@NEEDS_PACKAGES
 def test_no_network_costs_wandb_only_and_no_step_waits_for_it(tmp_path):
     nothing_listens = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     done = subprocess.run(
