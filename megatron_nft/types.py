@@ -1,9 +1,9 @@
 """What travels between the stages of a step, in the order in which it comes into being.
 
     Prompt        a question, tokenized                             data/prompts
-    Rollout       one sampled answer and its engine_logprobs        rollout/engine
+    Rollout       one sampled answer and its engine_logprobs        rollout/vllm/engine
     Verdict       what the grader says of one answer                verdict/judge
-    RolloutGroup  a prompt, its K rollouts and their verdicts       rollout/sample, verdict/judge
+    RolloutGroup  a prompt, its K rollouts and their verdicts       cluster/stream, verdict/judge
     TrainSequence one prompt + answer, ready for the loss           nft/groups
     MicroBatch    sequences packed into one forward pass            data/packing
     TrainBatch    microbatches by update and data-parallel rank     data/packing

@@ -66,7 +66,7 @@ class Fleet:
         self._engines = {name: self._start(name) for name in map(_name, range(config.rollout.engines))}
         self._starting: dict[str, Pending] = {}  # in place of lost ones
         self._empty = set(self._engines) if starts_empty else set()  # without weights
-        self._lock = RLock()  # a producer's thread, an evaluation's and the driver's see to the same members
+        self._lock = RLock()  # the source's thread, an evaluation's and the driver's see to the same members
 
     def _start(self, name: str) -> Any:
         rollout, cluster, index = self._config.rollout, self._config.cluster, _number(name)

@@ -36,7 +36,8 @@ class RolloutConfig(Section):
     timeout_s: float = Field(3600.0, gt=0)
     """Longest wait for the next finished group; then the engines that are late are started again."""
     max_restarts: int = Field(3, ge=0)
-    """Engines that may die or hang, and be started again, in a run, before it stops."""
+    """Engines that may die or hang, and be started again, in a row without a step further than before, before the run
+    stops."""
     max_staleness: int = Field(2, ge=0)
     """`megatron_nft.train_async`: most weight syncs between the policy that sampled a token and the one that trains on
     it. 1: engines and trainer, as fast as each other, wait for each other a fifth of their time (benchmarks/async).

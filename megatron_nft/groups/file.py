@@ -1,6 +1,6 @@
 """Graded groups as a file of a checkpoint: numpy arrays without pickles, end to end, with the lengths beside them.
 
-Prompts are kept by their id: whoever reads the file has them. Called by resume.py for the groups of group_queue.py.
+Prompts are kept by their id: whoever reads the file has them. Called by run/checkpoints.py for the groups of queue.py.
 """
 
 from collections.abc import Mapping, Sequence

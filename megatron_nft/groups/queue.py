@@ -63,7 +63,7 @@ class _Counts:
 
 
 class GroupQueue:
-    """Requests under way and graded groups, between the producer and the trainer.
+    """Requests under way and graded groups, between the engines and the trainer.
 
     Attributes:
         version: of the policy that the engines hold.

@@ -1,6 +1,6 @@
 """The engine's side of the weight transfer: buckets (weights/wire) come in, vLLM's running model gets new weights.
 
-rollout/engine calls it through vLLM's native API (init, start, update per bucket, finish). Importing this module
+engine.py calls it through vLLM's native API (init, start, update per bucket, finish). Importing this module
 registers the backend "megatron_nft"; `RegisterBackend` makes vLLM's worker processes import it too.
 
 Adapted to vLLM 0.32.0. What is particular to it:
