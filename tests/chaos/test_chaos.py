@@ -3,9 +3,12 @@
 import pytest
 
 from tests.chaos.disturbed import disturb
-from tests.conftest import RUN, TAKES_MINUTES
+from tests.conftest import RUN
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.night("processes of any kind killed at random; tests/e2e kills one at a time"),
+]
 AGAIN = ["cluster.max_restarts=100", "rollout.max_restarts=100"]
 RISE = 0.5
 """Of greedy accuracy by a whole quickstart, at least; 0.637 to 0.645 in three undisturbed ones, by seed."""
@@ -29,7 +32,6 @@ def test_kills_in_a_short_run(straight, tmp_path):
     assert {path.name: path.stat().st_size for path in (outcome.run / "hf").iterdir()} == sizes
 
 
-@TAKES_MINUTES
 def test_thirty_kills_in_whole_quickstarts(tmp_path):
     left, seed = 30, 1
     while left > 0:

@@ -49,14 +49,14 @@ class Outcome:
     weights: dict[str, np.ndarray]  # after the last update
 
 
-def make_model(folder: Path, *, tied: bool) -> Path:
+def make_model(folder: Path, *, tied: bool, num_layers: int = NUM_LAYERS) -> Path:
     """A small random Qwen2 in an HF folder."""
     from transformers import Qwen2Config
 
     config = Qwen2Config(
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=NUM_LAYERS,
+        num_hidden_layers=num_layers,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=16,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.slurm.jobs import NEEDS_SLURM, TRAIN, Submit, assert_nothing_is_left, wait_for
 
-pytestmark = NEEDS_SLURM
+pytestmark = [*NEEDS_SLURM, pytest.mark.night("the other job scripts, and what a job says to bad input")]
 MODEL, RECIPE = "tests/assets/quickstart/model", "launch/recipes/quickstart.toml"
 
 

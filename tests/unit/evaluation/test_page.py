@@ -46,7 +46,7 @@ def test_a_page_stays_bounded():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian or Ubuntu: apt-get install chromium")
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.night("the same on a wide screen"))])
 def test_in_a_browser(tmp_path, width):
     benchmarks = {
         "aime24": [graded(i, KINDS, text="word " * 40) for i in range(12)],

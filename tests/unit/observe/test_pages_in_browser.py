@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here; on Debian or Ubuntu: apt-get install chromium"
 )
 PHONE, DESK = 390, 1280
+WIDTHS = [PHONE, pytest.param(DESK, marks=pytest.mark.night("a wide page has room for what fits a phone"))]
 STEPS = 120
 KINDS = ("right", "wrong", "unparsable", "timeout", "error")
 
@@ -128,7 +129,7 @@ def check(page, width, picture):
     assert page.screenshot(picture)[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_a_long_run(browser, make_page, tmp_path, width):
     page = browser.open(make_page(), width)
     check(page, width, tmp_path / "page.png")
@@ -140,6 +141,7 @@ def test_a_long_run(browser, make_page, tmp_path, width):
     assert "math500" in rows and "this run, step 120" in rows and "7B NFT (published)" in rows
 
 
+@pytest.mark.night("runs that have just begun, or are as long as none")
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize("num_steps", [0, 1, 10_000])
 def test_runs_of_any_length(browser, make_page, tmp_path, width, num_steps):
@@ -213,7 +215,7 @@ def test_pointing_at_a_chart_says_its_values(browser, make_page):
     assert "step 120" in text and "greedy70 (66.1–73.9)" in text.replace(" %", ""), text
 
 
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_runs_compared(browser, tmp_path, width):
     runs = [
         RunRecord(label=f"run_{name}_with_a_long_name", recipe={"run.seed": name * 6}, records=records())

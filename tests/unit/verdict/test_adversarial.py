@@ -10,7 +10,7 @@ import pytest
 from megatron_nft.config import VerdictConfig
 from megatron_nft.verdict.judge import Judge
 
-DEADLINE_S = 0.5
+WORKERS, DEADLINE_S = 2, 0.5
 MEMORY_GIB = 0.5
 ATTEMPTS = 3  # a late verdict may be the busy machine's fault: a real one is late every time
 
@@ -48,7 +48,7 @@ GOLD = "7"
 
 @pytest.fixture(scope="module")
 def judge():
-    with Judge(VerdictConfig(workers=2, deadline_s=DEADLINE_S, memory_gib=MEMORY_GIB)) as judge:
+    with Judge(VerdictConfig(workers=WORKERS, deadline_s=DEADLINE_S, memory_gib=MEMORY_GIB)) as judge:
         judge.warm_up()
         yield judge
 
@@ -73,23 +73,29 @@ def largest_worker_gib(judge):
     thread.join()
 
 
-def seconds(judge, text, gold):
-    """What one answer costs, and its verdict; the best of a few attempts if it is late."""
+def seconds(judge, *texts, gold=GOLD):
+    """What answers cost that are graded at once, by a worker each, and their verdicts; the best of a few attempts if
+    they are late."""
     found = []
     while not found or (min(found)[0] >= DEADLINE_S + 1 and len(found) < ATTEMPTS):
         start = time.perf_counter()
-        (verdict,) = judge.judge_answers([text], [gold], ["math"])
-        found.append((time.perf_counter() - start, verdict.kind))
+        verdicts = judge.judge_answers(texts, [gold] * len(texts), ["math"] * len(texts))
+        found.append((time.perf_counter() - start, [verdict.kind for verdict in verdicts]))
     return min(found)
 
 
 @pytest.mark.parametrize("answers", [HANGING, LONG, CODE, ODD], ids=["hanging", "long", "code", "odd"])
 def test_none_is_late_and_none_is_right(judge, largest_worker_gib, answers):
-    outcomes = {answer[:80]: seconds(judge, rf"So the answer is \boxed{{{answer}}}.", GOLD) for answer in answers}
-    assert {answer: s for answer, (s, _) in outcomes.items() if s >= DEADLINE_S + 1} == {}
-    assert [answer for answer, (_, kind) in outcomes.items() if kind == "right"] == []
+    late, kinds = [], []
+    for first in range(0, len(answers), WORKERS):
+        some = answers[first : first + WORKERS]
+        spent_s, theirs = seconds(judge, *[rf"So the answer is \boxed{{{answer}}}." for answer in some])
+        late += [answer[:80] for answer in some if spent_s >= DEADLINE_S + 1]
+        kinds += theirs
+    assert late == [] and len(kinds) == len(answers)
+    assert [answer[:80] for answer, kind in zip(answers, kinds, strict=True) if kind == "right"] == []
     if answers is HANGING:
-        assert sum(kind == "timeout" for _, kind in outcomes.values()) >= len(HANGING) // 2
+        assert kinds.count("timeout") >= len(HANGING) // 2
 
 
 def test_there_are_enough_of_them():
@@ -110,11 +116,11 @@ def test_there_are_enough_of_them():
     ],
 )
 def test_boxes_and_look_alikes(judge, text, gold, kind):
-    assert seconds(judge, text, gold)[1] == kind
+    assert seconds(judge, text, gold=gold)[1] == [kind]
 
 
 def test_memory_is_bounded(judge, largest_worker_gib):
-    seconds(judge, r"\boxed{((9!)!)!}", GOLD)
+    seconds(judge, r"\boxed{((9!)!)!}")
     assert 0 < largest_worker_gib[0] < 0.3 + MEMORY_GIB  # a fresh worker has 0.1 to 0.2 GiB
 
 
