@@ -116,7 +116,8 @@ class Worker:
             is_finite = self._is_finite(metrics.get("nft/loss", 0.0))
             metrics["actor/nonfinite_updates"] = float(not is_finite)
             if is_finite:
-                _, metrics["actor/grad_norm"], _ = self.optimizer.step()
+                _, norm, _ = self.optimizer.step()
+                metrics["actor/grad_norm"] = float(norm)  # with TransformerEngine a tensor on the device
             reports.append(metrics)
             num_tokens.append(answer_tokens)
             if not is_finite and not self.config.optimizer.skip_nonfinite:

@@ -27,11 +27,11 @@ class Turns:
 
     @contextmanager
     def engine_turn(self) -> Iterator[None]:
-        """A weight sync, after which the engines answer and the actor holds its weights alone. The engines take memory
-        for weights at its beginning, and for their KV cache once the actor has given its own back."""
+        """A weight sync, after which the engines answer. The actor keeps its weights, and gives back the rest before
+        the engines take memory for theirs: what it caches, no other process can have."""
         if self._shared:
+            self._actor.offload()
             self._engines.wake("weights")
         yield
         if self._shared:
-            self._actor.offload()
             self._engines.wake("kv_cache")
