@@ -32,7 +32,8 @@ from megatron_nft.actor.manifest import FileRecord, record
 from megatron_nft.actor.topology import Topology
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
-"""Optimizer state by parameter, not by data-parallel shard: a resume may have another layout."""
+"""Optimizer state by parameter, not by data-parallel shard: a resume may have another layout. Handed out as a copy:
+Megatron writes a process group into it, which is gone once the rank serves another run."""
 FROM_THE_RECIPE = ("betas", "eps", "max_lr", "min_lr")
 """Settings, the same in all of the optimizer's groups, that are the recipe's and not the checkpoint's."""
 EXTRA_STATE = "_extra_state"
@@ -195,7 +196,7 @@ def _write(transforms: list, buckets: list[tuple]) -> dict[str, FileRecord]:
 
 def _weights(chunk: nn.Module) -> dict[str, Any]:
     """Without the layers' extra state, which is FP8's scales: a checkpoint made from an HF folder has none."""
-    state = chunk.sharded_state_dict(metadata=SHARDING)
+    state = chunk.sharded_state_dict(metadata=dict(SHARDING))
     return {name: value for name, value in state.items() if not name.endswith(EXTRA_STATE)}
 
 
@@ -214,13 +215,14 @@ def _state(
     *,
     is_loading: bool,
 ) -> dict[str, Any]:
+    sharding = dict(SHARDING)
     weights = {
-        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata=SHARDING)
+        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata=sharding)
         for number, chunk in enumerate(model)
     }
     return {
         **weights,
-        "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=SHARDING),
+        "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=sharding),
         "schedule": schedule.state_dict(),
     }
 

@@ -118,11 +118,15 @@ class Fleet:
         return Pending("start", refs, self._config.cluster.start_timeout_s, engines, self._logs)
 
     def reuse(self, config: Config) -> None:
-        """Serves another run, of the same engines; an actor sends the weights."""
-        self._config = config
+        """Serves another run, of as many engines with the same settings; an actor sends the weights.
+
+        What the run before has left undone is forgotten; engines that it has lost are started again.
+        """
+        assert config.rollout.engines == len(self._engines), "one process an engine"
+        self._config, self._step, self._empty = config, 0, set(self._engines)
         self._restarts = Restarts(config.rollout.max_restarts, "engines have", "rollout.max_restarts")
-        self._step, self._empty = 0, set(self._engines)
-        self.link += 1
+        self.replace_lost("another run begins")
+        self.call("forget")
 
     # --- replacement
 

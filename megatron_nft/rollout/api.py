@@ -45,7 +45,7 @@ class Request:
 
 
 class Engine(Protocol):
-    """One rollout engine, in its own process. Starting it (its constructor) is the eighth verb."""
+    """One rollout engine, in its own process. Starting it (its constructor) is the ninth verb."""
 
     policy_version: int
 
@@ -61,6 +61,9 @@ class Engine(Protocol):
         Raises:
             EngineError: the weights are not whole, or a prompt is refused.
         """
+
+    def forget(self) -> None:
+        """Drops the requests of all streams: another run asks from here on."""
 
     def start_update(self, names: list[str]) -> None:
         """Begins a weight update that will bring these HF parameters; until it has finished nothing is generated."""

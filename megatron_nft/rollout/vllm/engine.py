@@ -110,6 +110,11 @@ class VllmEngine:
                 break
         return finished + self._finished.pop(stream, []), time.perf_counter() - start
 
+    def forget(self) -> None:
+        """See rollout/api.py."""
+        self._llm.llm_engine.abort_request(list(self._under_way))
+        self._under_way, self._finished = {}, {}
+
     def _begin(self, stream: str, requests: list[Request]) -> None:
         """All of them, or none if vLLM refuses one."""
         begun: list[str] = []
