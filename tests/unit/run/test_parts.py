@@ -17,7 +17,9 @@ def test_nothing_that_is_held_out_is_trained_on(tmp_path):
     drawn = data.prompts.take(len(train))
     assert sorted(p.prompt_id for p in drawn) == sorted(p.prompt_id for p in train), "an epoch: each once, no other"
     assert not {p.text for p in drawn} & {p.text for p in held_out}
-    assert [p.prompt_id for p in data.held_out] == [p.prompt_id for p in held_out][: config.evaluate.max_prompts or None]
+    assert [p.prompt_id for p in data.held_out] == [p.prompt_id for p in held_out][
+        : config.evaluate.max_prompts or None
+    ]
     assert data.canary.prompt_id in {p.prompt_id for p in train}
     assert said == [
         f"data: {len(train)} training prompts (0 too long and 0 without an answer left out), {len(data.held_out)} "
