@@ -45,7 +45,7 @@ def check_canary(actors: Any, engines: Any, prompt: Prompt, config: Config) -> d
         if key not in scores:
             scores[key] = _score(actors, prompt, answer, config)
         gaps[name] = float(np.abs(answer.engine_logprobs_A - scores[key]).mean())
-    worst = max(gaps, key=lambda name: gaps[name])
+    worst = max(gaps, key=lambda name: np.nan_to_num(gaps[name], nan=np.inf))  # no number is further away than that
     if not gaps[worst] <= config.weights.canary_gap:
         raise CanaryError(
             f"canary: {worst}'s log-probs are {gaps[worst]:.3g} nats per token from the actor's, weights.canary_gap is "

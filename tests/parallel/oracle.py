@@ -121,22 +121,27 @@ def load_model(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
 
 
-def answer_logprobs(model: torch.nn.Module, sequence: TrainSequence) -> torch.Tensor:
+def answer_logprobs(model: torch.nn.Module, sequence: TrainSequence, temperature: float = 1.0) -> torch.Tensor:
     """[A], carrying the gradient."""
     tokens = torch.from_numpy(sequence.token_ids_T).long()
     first = sequence.num_prompt_tokens
-    logprobs = torch.log_softmax(model(tokens[None]).logits[0], -1)
+    logprobs = torch.log_softmax(model(tokens[None]).logits[0] / temperature, -1)
     return logprobs[first - 1 : -1].gather(1, tokens[first:, None])[:, 0]
 
 
 def train(
-    folder: Path, updates: list[list[Group]], *, grad_clip: float = GRAD_CLIP, decays_all: bool = False
+    folder: Path,
+    updates: list[list[Group]],
+    *,
+    grad_clip: float = GRAD_CLIP,
+    decays_all: bool = False,
+    temperature: float = 1.0,
 ) -> Outcome:
     """The oracle's outcome. Megatron decays matrices only, neither norms nor biases (unless `decays_all`)."""
     model = load_model(folder)
     with torch.no_grad():
         sequences = [s for groups in updates for group in groups for s in group]
-        logprobs = {s.token_ids_T.tobytes(): answer_logprobs(model, s).numpy() for s in sequences}
+        logprobs = {s.token_ids_T.tobytes(): answer_logprobs(model, s, temperature).numpy() for s in sequences}
     named = dict(model.named_parameters())
     matrices = [p for p in named.values() if p.dim() > 1 or decays_all]
     others = [p for p in named.values() if p.dim() == 1 and not decays_all]
@@ -145,7 +150,7 @@ def train(
     metrics, gradients = [], []
     for number, groups in enumerate(updates, 1):
         optimizer.zero_grad()
-        metrics.append(_backward(model, [s for group in groups for s in group]))
+        metrics.append(_backward(model, [s for group in groups for s in group], temperature))
         gradients.append({name: p.grad.numpy().copy() for name, p in named.items()})
         norm = torch.stack([p.grad.norm() for p in named.values()]).norm()
         metrics[-1]["actor/grad_norm"] = norm.item()
@@ -157,10 +162,10 @@ def train(
     return Outcome(logprobs, metrics, gradients, {name: p.detach().numpy() for name, p in named.items()})
 
 
-def _backward(model: torch.nn.Module, sequences: list[TrainSequence]) -> dict[str, float]:
+def _backward(model: torch.nn.Module, sequences: list[TrainSequence], temperature: float) -> dict[str, float]:
     """Leaves the gradient of one update; its metrics, under the names of actor/pipeline.py."""
     repeats = [s.num_answer_tokens for s in sequences]
-    logprobs_A = torch.cat([answer_logprobs(model, s) for s in sequences])
+    logprobs_A = torch.cat([answer_logprobs(model, s, temperature) for s in sequences])
     old_A = torch.from_numpy(np.concatenate([s.old_logprobs_A for s in sequences])).double()
     verdicts_A, rates_A = (
         torch.from_numpy(np.repeat([getattr(s, name) for s in sequences], repeats))

@@ -102,6 +102,16 @@ def test_engines_receive_the_folder_bit_for_bit(case, folder_of, tmp_path):
         receiver.close()
 
 
+def test_an_engine_gets_its_own_number_format_whatever_the_actors(tmp_path):
+    """bf16 weights held in fp32 are the same in bf16 again; an engine would keep any other format."""
+    folder = make_folder("qwen2 tied", "bfloat16", 0, tmp_path / "0")
+    recipe = [f"model.path={folder}", "actor.tp=1", "actor.precision=fp32", "rollout.dtype=bfloat16"]
+    engines = Checker("shared_memory")
+    with trainer(tmp_path, recipe) as actor:
+        engines.expect(folder)
+        sync_weights(actor, engines, 1)
+
+
 def test_a_weight_that_differs_in_one_bit_is_noticed(tmp_path):
     """The negative control of the test above."""
     folder = make_folder("qwen2 tied", "float32", 0, tmp_path / "0")

@@ -54,6 +54,32 @@ def test_no_site_file():
     assert done.returncode == 2 and "cp slurm/site.env.example slurm/site.env" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("status", "warned", "ended", "requeued", "exits"),
+    [
+        (0, "", "", False, 0),
+        (75, "", "", True, 0),  # a checkpoint was saved: go on
+        (75, "1", "", True, 0),
+        (130, "1", "", True, 0),  # warned before anything could be saved
+        (0, "1", "", False, 0),
+        (1, "", "", False, 1),
+        (2, "", "", False, 2),
+        (130, "", "1", False, 130),  # somebody wants it ended
+    ],
+)
+def test_a_job_is_requeued_if_its_run_can_go_on(status, warned, ended, requeued, exits):
+    script = f"""source slurm/common.sh; NFT_LOG=logs warned={warned} ended={ended}
+        scontrol() {{ echo "scontrol $*"; }}; squeue() {{ echo COMPLETING; }}; end_job {status}"""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={"PATH": "/usr/bin:/bin", **IN_A_JOB},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == exits, done.stderr
+    assert ("scontrol requeue 7" in done.stdout) == requeued
+
+
 @pytest.mark.parametrize(("script", "nodes"), [("nft_32b", 16), ("nft_7b", 4)])
 def test_a_job_asks_for_the_gpus_of_its_recipe(script, nodes):
     text = Path(f"slurm/{script}.sbatch").read_text()

@@ -78,11 +78,12 @@ def test_plain_prompts_join_the_contents_and_get_the_tokenizers_special_tokens(t
 
 
 def test_long_prompts_and_rows_without_an_answer_are_counted(tmp_path, tokenizer):
-    rows = [row("1+1="), row("1" * 30), row("3+3=", None), row("4+4=", " "), row("5+5=", "10")]
+    rows = [row("1+1="), row("1" * 30), row("3+3=", None), row("4+4=", " "), row("5+5=", "10"), row("12+1=")]
     file = write(tmp_path / "sums.parquet", rows)
     loaded = load_prompts([file], tokenizer, config(max_prompt_tokens=18, missing_answer="skip"))
     assert [p.prompt_id for p in loaded.prompts] == ["sums/0", "sums/4"]
-    assert (loaded.num_too_long, loaded.num_without_answer) == (1, 2)
+    assert [len(p.token_ids_P) for p in loaded.prompts] == [18, 18] and loaded.num_too_long == 2, "18 are allowed"
+    assert loaded.num_without_answer == 2
 
 
 def test_ids_are_unique_over_files_of_the_same_name(tmp_path, tokenizer):

@@ -223,6 +223,8 @@ def test_shared_memory_and_disk(machine):
 
     found = complaints(replace(machine, disk_usage=room))
     assert found == {"shared memory": "FAIL 0.06 GiB free", "disk": f"warn 10.0 GiB free in {machine.disk}"}
+    full = complaints(replace(machine, disk_usage=lambda path: (0, 0, 1 * GIB)))
+    assert full == {"shared memory": "warn 1.00 GiB free", "disk": f"FAIL 1.0 GiB free in {machine.disk}"}
     assert "FAIL no " in complaints(replace(machine, shared_memory=machine.disk / "none"))["shared memory"]
 
 

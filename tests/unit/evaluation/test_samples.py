@@ -80,6 +80,7 @@ def test_cut_anywhere_and_written_on_it_is_the_same(tmp_path):
     ("settings", "message"),
     [
         (SETTINGS | {"temperature": 1.0}, "temperature was 0.6 there and is 1.0 now"),
+        (SETTINGS | {"model": "n"}, "model was 'm' there and is 'n' now"),
         (SETTINGS | {"seed": 2}, "seed was None there and is 2 now"),
         ({"model": "m", "temperature": 0.6}, "top_p was 0.7 there and is None now"),
     ],

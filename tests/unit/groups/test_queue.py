@@ -78,6 +78,25 @@ def test_without_staleness_a_round_is_whole_before_anything_else():
     assert queue.num_missing() == 5, "5 of 6 were mixed"
 
 
+def test_every_step_counts_its_own():
+    """Rounds, prompts asked for, and the patience with groups that are not mixed."""
+    queue = make_queue(0, max_rounds=2)
+    for step in (1, 2, 3):
+        grade(queue, ask(queue), step - 1)
+        taken, _ = queue.take(step)
+        assert (taken.metrics["rollout/rounds"], len(taken.graded), queue.num_asked) == (1, 4, 0)
+        queue.trained()
+        queue.synced(step, set(), restarts=False)
+    ahead = make_queue(2)
+    requests = ask(ahead)
+    grade(ahead, requests[:4], 0)
+    ahead.take(1)
+    ahead.synced(1, set(ahead.under_way), restarts=True)
+    grade(ahead, requests[4:], 1)
+    restarted = [ahead.take(step)[0].metrics["async/groups_restarted"] for step in (2, 3)]
+    assert restarted == [8, 0]
+
+
 @pytest.mark.parametrize("max_staleness", [1, 2, 4])
 def test_a_full_queue_asks_for_nothing(max_staleness):
     queue = make_queue(max_staleness)

@@ -74,21 +74,21 @@ def test_rollout_metrics_by_hand(make_group):
     groups = [
         make_group("right", "wrong", "unparsable"),
         make_group("right", "right", version=2),
-        make_group("timeout", "error", "right+cut"),  # a truncated answer counts as wrong
+        make_group("timeout", "error", "right+cut", "timeout"),  # a truncated answer counts as wrong
     ]
     assert rollout_metrics(groups) == {
-        "rollout/answers": 8,
+        "rollout/answers": 9,
         "rollout/groups_mixed": 1,
         "rollout/groups_all_right": 1,
         "rollout/groups_all_wrong": 1,
         "verdict/right": 3,
         "verdict/wrong": 2,
         "verdict/unparsable": 1,
-        "verdict/timeout": 1,
+        "verdict/timeout": 2,
         "verdict/error": 1,
-        "nft/correct_rate": 3 / 8,
-        "rollout/answer_tokens_mean": (60 + 30 + 60) / 8,
-        "rollout/truncated_fraction": 1 / 8,
+        "nft/correct_rate": 3 / 9,
+        "rollout/answer_tokens_mean": (60 + 30 + 100) / 9,
+        "rollout/truncated_fraction": 1 / 9,
         "rollout/policy_version": 2,
     }
 

@@ -7,11 +7,13 @@ import os
 import re
 import signal
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from megatron_nft.config import Config, RecipeError
+from megatron_nft.observe import report as report_module
 from megatron_nft.observe import terminal
 from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
@@ -62,6 +64,19 @@ def test_a_step_without_metrics_still_has_a_line(opened):
     with report.step(40):
         pass
     assert re.fullmatch(r"step 40/40 \| update 40/40 \| 0\.0s \| ETA 0s\n", stream.getvalue())
+
+
+def test_the_time_left_is_that_of_the_steps_left_at_the_latest_pace(make_config, monkeypatch):
+    now, stream = [0.0], io.StringIO()
+    monkeypatch.setattr(report_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    report = Report(make_config(), stream)
+    for step in range(1, 31):
+        with report.step(step):
+            now[0] += 100.0 if step == 1 else 2.0
+        now[0] += 1.0  # an evaluation, say
+    report.close("done")
+    left = re.findall(r"step (\d+)/40 .* ETA (\w+)\n", stream.getvalue())
+    assert left[0] == ("1", "1h05m") and left[-1] == ("30", "30s")
 
 
 def test_records_are_valid_json_even_with_nan(opened):

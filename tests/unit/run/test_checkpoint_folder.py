@@ -33,6 +33,23 @@ def test_a_checkpoint_is_there_once_it_is_published(tmp_path):
     assert manifest["weights"] == FileRecord(num_bytes=7, sha256=sha256)
 
 
+def test_all_bytes_are_on_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    """A name must not outlive a power cut that its contents don't."""
+    done, replace = [], os.replace
+
+    def renamed(old, new):
+        done.append(("named", os.path.basename(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(checkpoint_folder, "to_disk", lambda path: done.append(("on disk", path.name)))
+    monkeypatch.setattr(os, "replace", renamed)
+    save(tmp_path, 4)
+    first = done.index(("named", "step_4"))
+    written = {"manifest.json", "config.json", "hf", "step_4.partial"}  # the ranks have seen to their own files
+    assert {name for what, name in done[:first] if what == "on disk"} == written
+    assert done[first + 1 :] == [("on disk", "checkpoints"), ("named", "latest")]
+
+
 def test_steps_are_sorted_as_numbers(tmp_path):
     for step in (9, 10, 2):
         save(tmp_path, step)

@@ -86,6 +86,18 @@ def test_the_cache_tells_ground_truths_apart(judge):
     assert [v.kind for v in verdicts] == ["right", "wrong"]
 
 
+@pytest.mark.parametrize("first", ["math", "words"])
+def test_the_cache_tells_graders_apart(first):
+    """Two modes may extract the same text, and say different things of it."""
+    answers = {"math": r"\boxed{so it is 7}", "words": "so it is 7"}
+    with Judge(VerdictConfig(workers=1, deadline_s=20.0, modes={"words": "whole_text"})) as judge:
+        found = {
+            source: judge.judge_answers([answers[source]], ["7"], [source])[0].kind
+            for source in sorted(answers, key=lambda source: source != first)
+        }
+    assert found == {"math": "wrong", "words": "right"}
+
+
 def test_it_works_in_a_thread(judge):
     found = []
     thread = threading.Thread(target=lambda: found.extend(kinds(judge, [r"\boxed{4/8}", r"\boxed{9}", HANGING[0]])))
