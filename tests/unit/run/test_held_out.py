@@ -1,0 +1,73 @@
+"""What an evaluation asks of the engines, and what it makes of their answers; real engines: tests/e2e/test_held_out.py."""
+
+import numpy as np
+import pytest
+
+from megatron_nft.config import load_config
+from megatron_nft.evaluation.accuracy import wilson_interval
+from megatron_nft.run import held_out
+from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
+
+CONFIG = load_config(
+    "launch/recipes/quickstart.toml",
+    ["evaluate.samples=4", "evaluate.temperature=0.6", "evaluate.top_p=0.7", "rollout.temperature=1.0", "run.seed=3"],
+)
+NUM_RIGHT = {"easy/0": (1, 4), "easy/1": (1, 2), "hard/0": (0, 1)}
+"""Of the greedy answer, and of the four that are sampled."""
+PROMPTS = [
+    Prompt(prompt_id=name, text="", token_ids_P=np.zeros(1, np.int32), ground_truth="", data_source="")
+    for name in NUM_RIGHT
+]
+
+
+class Judge:
+    """Finds the first answers of each prompt right."""
+
+    def judge(self, groups):
+        return [
+            RolloutGroup(
+                prompt=group.prompt,
+                rollouts=group.rollouts,
+                verdicts=tuple(
+                    Verdict(kind="right" if i < NUM_RIGHT[group.prompt.prompt_id][len(group.rollouts) > 1] else "wrong")
+                    for i in range(len(group.rollouts))
+                ),
+            )
+            for group in groups
+        ]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The samplings that engines were asked for."""
+    found = []
+
+    def sample_groups(engines, prompts, sampling, rollout, *, on_progress, refill):
+        found.append(sampling)
+        answer = Rollout(text="", token_ids_A=np.zeros(2, np.int32), engine_logprobs_A=np.zeros(2, np.float32),
+                         truncated=False, policy_version=0)  # fmt: skip
+        return [RolloutGroup(prompt=p, rollouts=(answer,) * sampling.group_size) for p in prompts]
+
+    monkeypatch.setattr(held_out, "sample_groups", sample_groups)
+    return found
+
+
+def test_accuracies_are_of_all_prompts_and_of_each_benchmark(asked):
+    result = held_out.evaluate(None, Judge(), PROMPTS, CONFIG)
+    low, high = wilson_interval(2, 3)
+    assert result.metrics["eval/greedy_accuracy"] == 2 / 3 and result.metrics["eval/prompts"] == 3
+    assert (result.metrics["eval/greedy_accuracy_low"], result.metrics["eval/greedy_accuracy_high"]) == (low, high)
+    assert result.metrics["eval/avg_at_k"] == pytest.approx((4 + 2 + 1) / 12) and result.metrics["eval/k"] == 4
+    of = result.benchmarks
+    assert [(of[name]["eval/prompts"], of[name]["eval/greedy_accuracy"]) for name in of] == [(2, 1.0), (1, 0.0)]
+    assert [of[name]["eval/avg_at_k"] for name in ("easy", "hard")] == [0.75, 0.25]
+    assert [len(group.rollouts) for group in result.samples] == [1, 1, 1], "the greedy ones"
+
+
+def test_it_samples_as_its_own_settings_say_and_the_same_each_time(asked):
+    for _ in range(2):
+        held_out.evaluate(None, Judge(), PROMPTS, CONFIG)
+    greedy, sampled = asked[:2]
+    assert asked[2:] == asked[:2]
+    assert (greedy.group_size, greedy.temperature) == (1, 0.0)
+    assert (sampled.group_size, sampled.temperature, sampled.top_p, sampled.seed) == (4, 0.6, 0.7, 3)
