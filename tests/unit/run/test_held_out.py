@@ -1,4 +1,4 @@
-"""What an evaluation asks of the engines, and what it makes of their answers; real engines: tests/e2e/test_held_out.py."""
+"""What an evaluation asks of engines, and what it makes of their answers. Real ones: tests/e2e/test_held_out.py."""
 
 import numpy as np
 import pytest
