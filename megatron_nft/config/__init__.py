@@ -6,12 +6,13 @@ tests. Imports no torch, ray, vllm or megatron, so that a recipe can be checked 
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from megatron_nft.families.hf_config import HFConfig, hf_side, is_megatron_folder, read_hf_config
 
@@ -118,6 +119,16 @@ class RolloutConfig(Section):
 VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "whole_text"]
 """How an answer is found in a text, and compared: verdict/graders.py."""
 
+OWN_GRADER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""A grader of one's own, "package.module:function": verdict/own_grader.py."""
+
+
+def _known_mode(mode: str) -> str:
+    if mode not in get_args(VerdictMode) and not OWN_GRADER.fullmatch(mode):
+        known = ", ".join(get_args(VerdictMode))
+        raise ValueError(f'choose one of {known}, or a function of your own as "package.module:function"')
+    return mode
+
 
 class VerdictConfig(Section):
     workers: int = Field(2, ge=1)
@@ -126,9 +137,9 @@ class VerdictConfig(Section):
     """An answer whose grading takes longer counts as wrong, under the kind "timeout"."""
     memory_gib: float = Field(2.0, gt=0)
     """Memory that grading an answer may take; one that takes more counts as wrong, under the kind "error"."""
-    modes: dict[str, VerdictMode] = {}
-    """data_source -> how its answers are graded, where verdict/graders.py's table is not to hold:
-    {"gsm8k" = "last_number"}."""
+    modes: dict[str, Annotated[str, AfterValidator(_known_mode)]] = {}
+    """data_source -> how its answers are graded, where verdict/graders.py's table is not to hold: a mode or
+    a function of one's own (verdict/README.md), {"gsm8k" = "last_number", "my/source" = "package.module:function"}."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {

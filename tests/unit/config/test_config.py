@@ -42,9 +42,9 @@ def test_command_line_over_recipe_over_default(recipe):
 
 
 def test_resolved_recipe_reads_back_equal(recipe, tmp_path):
-    tables = ['verdict.modes={gsm8k = "last_number", "a/b \\" c" = "boxed"}', "evaluate.samples_of={math500 = 1}"]
-    config = load_config(recipe, ["run.seed=7", *tables])
-    assert config.verdict.modes == {"gsm8k": "last_number", 'a/b " c': "boxed"}
+    modes = 'verdict.modes={gsm8k = "last_number", "a/b \\" c" = "boxed", shop = "shop.grading:price"}'
+    config = load_config(recipe, ["run.seed=7", modes, "evaluate.samples_of={math500 = 1}"])
+    assert config.verdict.modes == {"gsm8k": "last_number", 'a/b " c': "boxed", "shop": "shop.grading:price"}
     again = tmp_path / "resolved.toml"
     again.write_text(to_toml(config))
     assert load_config(again) == config
@@ -77,6 +77,13 @@ def test_every_wrong_value_is_listed_with_its_reason(recipe):
     message = refusal(recipe, "rollout.group_size=1", "actor.precision=fp16")
     assert "rollout.group_size = 1: Input should be greater than or equal to 2" in message
     assert "actor.precision = 'fp16'" in message and "'fp32', 'bf16', 'fp8-delayed'" in message
+
+
+@pytest.mark.parametrize("mode", ["box", "module:", "module:two words", ":function", "boxed:", "a.b", "last number"])
+def test_a_verdict_mode_is_one_of_ours_or_a_function_of_a_module(recipe, mode):
+    message = refusal(recipe, f'verdict.modes={{shop = "{mode}"}}')
+    assert f"verdict.modes.shop = '{mode}': choose one of boxed, strict_boxed, answer_line, last_number" in message
+    assert message.endswith('or a function of your own as "package.module:function"')
 
 
 def test_tp_that_does_not_divide_the_heads(recipe):
