@@ -18,7 +18,7 @@ Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Prompt:
     token_ids_P: np.ndarray  # int32 [P]
     ground_truth: str
     data_source: str
+    extra_info: dict[str, Any] = field(default_factory=dict)  # the row's, as JSON has it; for graders of one's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Verdict:
 
     kind: VerdictKind
     detail: str = ""  # the extracted answer, or what went wrong
+    score: float | None = None  # from 0 to 1, of a grader that gives one; None: 1 if right, else 0
 
     @property
     def is_right(self) -> bool:

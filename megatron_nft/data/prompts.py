@@ -5,6 +5,7 @@ LoadedPrompts as they are. datasets and transformers (3 s each) are imported whe
 """
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = (
     "prompt (a list of {role, content} messages), reward_model ({ground_truth}) and data_source (text); "
-    "other columns are ignored"
+    "extra_info (a table) is for graders of one's own, other columns are ignored"
 )
 NEEDED_COLUMNS = ("prompt", "reward_model", "data_source")
 READERS = {".parquet": "from_parquet", ".jsonl": "from_json", ".json": "from_json"}
@@ -187,7 +188,7 @@ def load_rows(
         gold = _ground_truth(row, file, number)
         if gold is not None:
             text = _render(row, file, number, tokenizer, config)
-            usable.append((f"{stem}/{number}", text, gold, str(row["data_source"])))
+            usable.append((f"{stem}/{number}", text, gold, str(row["data_source"]), _extra_info(row, file, number)))
         elif config.missing_answer == "skip":
             num_without_answer += 1
         else:
@@ -195,13 +196,20 @@ def load_rows(
                 f"{file}, row {number} (counted from 0): no reward_model.ground_truth; "
                 'add it, or set data.missing_answer = "skip" to drop such rows'
             )
-    all_token_ids = _tokenize([text for _, text, _, _ in usable], tokenizer, config)
-    for (prompt_id, text, gold, source), token_ids_P in zip(usable, all_token_ids, strict=True):
+    all_token_ids = _tokenize([text for _, text, *_ in usable], tokenizer, config)
+    for (prompt_id, text, gold, source, extra_info), token_ids_P in zip(usable, all_token_ids, strict=True):
         if len(token_ids_P) > config.max_prompt_tokens:
             num_too_long += 1
             continue
         prompts.append(
-            Prompt(prompt_id=prompt_id, text=text, token_ids_P=token_ids_P, ground_truth=gold, data_source=source)
+            Prompt(
+                prompt_id=prompt_id,
+                text=text,
+                token_ids_P=token_ids_P,
+                ground_truth=gold,
+                data_source=source,
+                extra_info=extra_info,
+            )
         )
     return LoadedPrompts(prompts=tuple(prompts), num_too_long=num_too_long, num_without_answer=num_without_answer)
 
@@ -291,6 +299,18 @@ def _ground_truth(row: dict[str, Any], file: str, number: int) -> str | None:
     if not isinstance(gold, str | int | float | None):
         raise DataError(f"{file}, row {number}: ground_truth is a {type(gold).__name__}, not text or a number")
     return None if gold is None or not str(gold).strip() else str(gold)
+
+
+def _extra_info(row: dict[str, Any], file: str, number: int) -> dict[str, Any]:
+    """What JSON has not, such as a date, becomes text. Tables that are unlike each other may come as texts of JSON."""
+    info = row.get("extra_info")
+    try:
+        info = json.loads(info) if isinstance(info, str) and info.strip() else info or {}
+    except ValueError as error:
+        raise DataError(f"{file}, row {number}: extra_info is text, but no JSON: {error}") from error
+    if not isinstance(info, dict):
+        raise DataError(f"{file}, row {number}: extra_info is a {type(info).__name__}, not a table. Needed: {SCHEMA}")
+    return json.loads(json.dumps(info, default=str))
 
 
 def _render(

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_ids_are_unique_over_files_of_the_same_name(tmp_path, tokenizer):
     assert [p.prompt_id for p in loaded.prompts] == ["sums/0", "sums~2/0", "sums~3/0"]
 
 
+def test_extra_info_is_kept_as_json_has_it(tmp_path, tokenizer):
+    day = {"tests": [{"input": "1", "output": "2"}], "day": datetime(2026, 1, 2), "limit": None, "share": 0.5}
+    tables = write(tmp_path / "a.parquet", [{**row("1+1="), "extra_info": info} for info in (day, None)])
+    texts = [{**row("1+1="), "extra_info": info} for info in ('{"n": 1}', '{"of": "another kind"}', "")]
+    without = {name: value for name, value in row("1+1=").items() if name != "extra_info"}
+    loaded = load_prompts(
+        [tables, write(tmp_path / "b.jsonl", texts), write(tmp_path / "c.jsonl", [without])], tokenizer, config()
+    )
+    first = {**day, "day": "2026-01-02 00:00:00"}
+    assert [p.extra_info for p in loaded.prompts] == [first, {}, {"n": 1}, {"of": "another kind"}, {}, {}]
+    assert json.loads(json.dumps(loaded.prompts[0].extra_info)) == first
+
+
 def test_numbers_as_ground_truths_become_text(tmp_path, tokenizer):
     file = write(tmp_path / "sums.jsonl", [row("1+1=", 2), row("1-1=", 0)])
     assert [p.ground_truth for p in load_prompts([file], tokenizer, config()).prompts] == ["2", "0"]
@@ -121,6 +135,8 @@ def test_numbers_as_ground_truths_become_text(tmp_path, tokenizer):
         ("a.jsonl", [{**row(""), "prompt": []}], {}, "row 0: prompt is '[]'"),
         ("a.jsonl", [{**row(""), "reward_model": "2"}], {}, "row 0: reward_model is '2', not {ground_truth}"),
         ("a.jsonl", [row("1+1=", ["2"])], {}, "row 0: ground_truth is a list, not text or a number"),
+        ("a.jsonl", [{**row("?"), "extra_info": [1]}], {}, "row 0: extra_info is a list, not a table. Needed: prompt"),
+        ("a.jsonl", [{**row("?"), "extra_info": "{1"}], {}, "row 0: extra_info is text, but no JSON: "),
         (
             "a.jsonl",
             [{**row(""), "prompt": [{"role": "tool", "content": "?"}]}],

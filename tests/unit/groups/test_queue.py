@@ -36,7 +36,10 @@ def answered(request, version, *, mixed=True, newer=()):
         )
         for i in range(2)
     )
-    verdicts = (Verdict(kind="right", detail="1"), Verdict(kind="wrong" if mixed else "right"))
+    verdicts = (
+        Verdict(kind="right", detail="1"),
+        Verdict(kind="wrong", score=0.25) if mixed else Verdict(kind="right"),
+    )
     return RolloutGroup(prompt=request.prompt, rollouts=rollouts, verdicts=verdicts)
 
 
