@@ -167,11 +167,13 @@ def grade(
     """The benchmark's prompts with their answers and verdicts."""
     answers = [samples.answers(prompt, num_samples) for prompt in benchmark.prompts]
     cases = [
-        (answer.text, prompt.ground_truth, prompt.data_source)
+        (answer.text, prompt)
         for prompt, its_answers in zip(benchmark.prompts, answers, strict=True)
         for answer in its_answers
     ]
-    verdicts = iter(judge.judge_answers(*zip(*cases, strict=True)))
+    texts, prompts = zip(*cases, strict=True)
+    golds, sources = [p.ground_truth for p in prompts], [p.data_source for p in prompts]
+    verdicts = iter(judge.judge_answers(texts, golds, sources, prompts=prompts))
     return [
         GradedPrompt(
             answers=its_answers,

@@ -2,7 +2,8 @@
 
     python -m megatron_nft.doctor [RECIPE [section.key=value ...]] [--json]
 
-Reads files and variables only: starts nothing, imports neither torch nor vLLM. Exit status: 0, or 1 if a check FAILs.
+Reads files and variables only: imports neither torch nor vLLM, and starts nothing but, for a recipe with graders of
+one's own, a process that tries these. Exit status: 0, or 1 if a check FAILs.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ GIB = 1 << 30
 TOKENIZER = ("tokenizer.json", "tokenizer.model")
 HUB_NAME_PARTS = 2
 """owner/name."""
+GRADERS_TIMEOUT_S = 120
 
 
 def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
@@ -40,6 +43,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
     yield from check_model(folder)
     for name in dict.fromkeys([*config.data.train, *config.data.held_out]):
         yield from check_data(machine, name)
+    yield from check_own_graders([mode for mode in config.verdict.modes.values() if ":" in mode], recipe, overrides)
     yield from check_run_folder(machine, config.run_dir, _size(folder))
 
 
@@ -79,6 +83,24 @@ def check_data(machine: Machine, name: str) -> Iterator[Finding]:
     else:
         reason = "a name on the hub: it is downloaded at the start, by every machine"
         yield warn("data", name, reason, "download it once, and give the file")
+
+
+def check_own_graders(names: Sequence[str], recipe: str, overrides: Sequence[str]) -> Iterator[Finding]:
+    """By the verdict's own check, in a process of its own: to import a module is to run it."""
+    if not names:
+        return
+    command = [sys.executable, "-m", "megatron_nft.verdict.check", recipe, *overrides]
+    value = ", ".join(dict.fromkeys(names))
+    try:
+        checked = subprocess.run(command, capture_output=True, text=True, timeout=GRADERS_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        reason = f"not checked within {GRADERS_TIMEOUT_S} s"
+        yield fail("graders", value, reason, "have the modules do less when they are imported")
+        return
+    if checked.returncode:
+        yield fail("graders", value, checked.stderr.strip(), "mend verdict.modes, or what it names")
+    else:
+        yield ok("graders", value)
 
 
 def check_run_folder(machine: Machine, folder: Path, model_bytes: int) -> Iterator[Finding]:

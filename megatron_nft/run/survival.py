@@ -20,6 +20,7 @@ from megatron_nft.observe.report import Report
 from megatron_nft.run.checkpoints import Checkpoints, Progress, Restarts, checkpoints_to_resume, progress_to_resume
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.verdict.check import check_own_graders
 from megatron_nft.verdict.judge import Judge
 
 
@@ -38,6 +39,7 @@ class Run(ABC):
         prompts, self.canary = PromptStream(train.prompts, config.run.seed), train.prompts[0]
         if (earlier := progress_to_resume(config)) is not None:
             prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
+        check_own_graders(config.verdict)  # this, too
         held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
         held_out = held_out[: config.evaluate.max_prompts or None]
         report.announce(

@@ -7,14 +7,18 @@ A data_source and the recipe's verdict.modes come in, a Grader goes out. Called 
     answer_line   the last line "Answer: ...", as DAPO's prompts ask for, or else the last box; by math-verify
     last_number   the last number of the text, or after GSM8K's "####"; compared as a number
     whole_text    math-verify's own search over the whole text, boxes, formulas and plain numbers
+
+verdict.modes may name a function of one's own in place of a mode, too: own_grader.py.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from megatron_nft.config import VerdictMode
 from megatron_nft.types import Verdict
 from megatron_nft.verdict.math_answer import judge_math, last_boxed
+from megatron_nft.verdict.own_grader import judge_own
 from megatron_nft.verdict.plain_answer import answer_line, judge_number, judge_same_text, last_number, strict_boxed
 from megatron_nft.verdict.whole_text import judge_whole_text, whole_text
 
@@ -24,9 +28,10 @@ class Grader:
     """How answers of a data source are graded."""
 
     extract: Callable[[str], str | None]  # answer's text -> what is compared; runs in the driver, so it must be fast
-    judge: Callable[[str, str], Verdict]  # (extracted answer, ground truth) -> verdict; a module's function
+    judge: Callable[..., Verdict]  # (extracted answer, ground truth) -> verdict; a module's function
     in_worker: bool = True  # judge may hang, or exhaust memory
-    missing: str  # detail of the verdict when nothing could be extracted
+    missing: str = ""  # detail of the verdict when nothing could be extracted
+    is_own: bool = False  # judge takes the prompt's text and extra_info, too, and need not say the same tomorrow
 
 
 MODES: dict[VerdictMode, Grader] = {
@@ -60,6 +65,16 @@ DATA_SOURCES: dict[str, VerdictMode] = {
 """data_source -> mode, where it isn't the default. Add yours here, or in the recipe's verdict.modes."""
 
 
-def grader_of(data_source: str, modes: Mapping[str, VerdictMode]) -> Grader:
+def grader_of(data_source: str, modes: Mapping[str, str]) -> Grader:
     """The grader of a data source; `modes` (verdict.modes) overrides the table above."""
-    return MODES[modes.get(data_source, DATA_SOURCES.get(data_source, DEFAULT_MODE))]
+    mode = modes.get(data_source, DATA_SOURCES.get(data_source, DEFAULT_MODE))
+    return MODES[mode] if mode in MODES else _own_grader(mode)
+
+
+@functools.cache
+def _own_grader(name: str) -> Grader:
+    return Grader(extract=_all_of_it, judge=functools.partial(judge_own, name), is_own=True)
+
+
+def _all_of_it(text: str) -> str:
+    return text

@@ -1,19 +1,25 @@
 """Rollouts -> verdicts. The driver's `judge` stage, and the benchmarks' grader.
 
 The data_source of a prompt picks its grader (graders.py). The driver extracts the answer, looks it up among earlier
-verdicts, and sends only new ones to the pool: the K answers of a group are mostly the same few.
+verdicts, and sends only new ones to the pool: the K answers of a group are mostly the same few. Verdicts of graders of
+one's own are not kept for later: who knows what they depend on.
 """
 
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import repeat
 from threading import Lock
+from typing import NamedTuple
 
 from megatron_nft.config import VerdictConfig
-from megatron_nft.types import RolloutGroup, Verdict
+from megatron_nft.types import Prompt, RolloutGroup, Verdict
+from megatron_nft.verdict.check import PRELOAD, check_own_graders, own_graders
 from megatron_nft.verdict.graders import grader_of
-from megatron_nft.verdict.math_answer import MAX_ANSWER_CHARS, judge_math, last_boxed, warm_up
-from megatron_nft.verdict.pool import GradingPool, JudgeError
+from megatron_nft.verdict.math_answer import MAX_ANSWER_CHARS, judge_math, last_boxed
+from megatron_nft.verdict.own_grader import prepare
+from megatron_nft.verdict.pool import Call, GradingPool, JudgeError
 
 CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
 # A "timeout" or "error" may be the machine's fault: it holds for one call of the judge only.
@@ -24,13 +30,22 @@ WARM_UP_DEADLINE_S = 60.0
 KNOWN_ANSWERS = ((r"so \boxed{2\sqrt{2}}", r"\sqrt{8}", "right"), (r"so \boxed{3\sqrt{2}}", r"\sqrt{8}", "wrong"))
 
 
+class _Case(NamedTuple):
+    """Answers that are one case have one verdict."""
+
+    answer: str  # extracted
+    gold: str
+    source: str
+    prompt: int  # for a grader of one's own: id() of the Prompt, of which it gets text and extra_info
+
+
 class Judge:
     """Grades answers in a warm pool of processes. A context manager; threads that grade take turns."""
 
     def __init__(self, config: VerdictConfig):
         self.config = config
-        self._pool = GradingPool(config.workers, warm_up, ["megatron_nft.verdict.preload"], config.memory_gib)
-        self._cache: OrderedDict[tuple[str, str, str], Verdict] = OrderedDict()
+        self._pool = GradingPool(config.workers, partial(prepare, own_graders(config)), PRELOAD, config.memory_gib)
+        self._cache: OrderedDict[_Case, Verdict] = OrderedDict()
         self._turn = Lock()
 
     def __enter__(self) -> "Judge":
@@ -43,8 +58,10 @@ class Judge:
         """Starts the workers and has them grade answers whose verdicts are known.
 
         Raises:
+            RecipeError: a grader of one's own can't be used.
             JudgeError: the workers don't start, or a known answer gets another verdict.
         """
+        check_own_graders(self.config)
         verdicts = self._pool.run(
             [(judge_math, last_boxed(a), gold) for a, gold, _ in KNOWN_ANSWERS], WARM_UP_DEADLINE_S
         )
@@ -70,6 +87,7 @@ class Judge:
                 [prompt.ground_truth for prompt, _ in members],
                 [prompt.data_source for prompt, _ in members],
                 on_progress,
+                [prompt for prompt, _ in members],
             )
         arriving = iter(verdicts)
         return [dataclasses.replace(group, verdicts=tuple(next(arriving) for _ in group.rollouts)) for group in groups]
@@ -80,18 +98,26 @@ class Judge:
         golds: Sequence[str],
         data_sources: Sequence[str],
         on_progress: Callable[[int, int], None] | None = None,
+        prompts: Sequence[Prompt] | None = None,
     ) -> list[Verdict]:
         """Verdicts of the answers' texts, in order. An answer that takes longer than deadline_s gets "timeout".
+
+        Args:
+            prompts: of the answers, for graders of one's own; without them these get an empty prompt and extra_info.
 
         Raises:
             JudgeError: grading itself is broken.
         """
         verdicts: list[Verdict | None] = [None] * len(answers)
-        waiting: dict[tuple[str, str, str], list[int]] = {}  # new case -> the answers that share it
-        for index, (answer, gold, source) in enumerate(zip(answers, golds, data_sources, strict=True)):
+        waiting: dict[_Case, list[int]] = {}  # new case -> the answers that share it
+        calls: dict[_Case, Call] = {}
+        questions = repeat(None, len(answers)) if prompts is None else prompts
+        for index, (answer, gold, source, prompt) in enumerate(
+            zip(answers, golds, data_sources, questions, strict=True)
+        ):
             grader = grader_of(source, self.config.modes)
             extracted = grader.extract(answer)
-            case = (extracted, gold, source)
+            case = _Case(extracted, gold, source, id(prompt) if grader.is_own else 0)
             if extracted is None:
                 verdicts[index] = Verdict(kind="unparsable", detail=grader.missing)
             elif not grader.in_worker:
@@ -101,6 +127,8 @@ class Judge:
                 verdicts[index] = self._cache[case]
             else:
                 waiting.setdefault(case, []).append(index)
+                question = ("", {}) if prompt is None else (prompt.text, prompt.extra_info)
+                calls[case] = (grader.judge, extracted, gold, *(question if grader.is_own else ()))
 
         cases = list(waiting)
         num_done = len(answers) - sum(len(indices) for indices in waiting.values())
@@ -110,7 +138,7 @@ class Judge:
             case = cases[case_index]
             for index in waiting[case]:
                 verdicts[index] = verdict
-            if verdict.kind in CACHED_KINDS and len(case[0]) <= MAX_ANSWER_CHARS:
+            if verdict.kind in CACHED_KINDS and len(case.answer) <= MAX_ANSWER_CHARS and not case.prompt:
                 self._cache[case] = verdict
                 if len(self._cache) > CACHE_SIZE:
                     self._cache.popitem(last=False)
@@ -118,8 +146,7 @@ class Judge:
             if on_progress is not None:
                 on_progress(num_done, len(answers))
 
-        calls = [(grader_of(source, self.config.modes).judge, answer, gold) for answer, gold, source in cases]
-        self._pool.run(calls, self.config.deadline_s, take)
+        self._pool.run(list(calls.values()), self.config.deadline_s, take)
         if on_progress is not None and not cases:
             on_progress(num_done, len(answers))
         return verdicts

@@ -27,8 +27,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from megatron_nft.types import Verdict
 
-# (function, extracted answer, ground truth). The function is pickled by name: a module's, no lambda.
-Call = tuple[Callable[[str, str], Verdict], str, str]
+# (function, extracted answer, ground truth ...). The function is pickled by name: a module's, no lambda.
+Call = tuple[Callable[..., Verdict], *tuple[Any, ...]]
 
 MEMORY_GIB = 2.0  # address space above a fresh worker's; ((9!)!)! alone takes 0.8
 WORN_SHARE = 0.5  # of the limit: a worker that keeps more of it after a call is replaced before the next one
@@ -36,6 +36,10 @@ WORN_EXIT_CODE = 75  # os.EX_TEMPFAIL: such a worker hands the next call back, u
 # Beyond the deadlines: starting all workers.
 SLACK_S = 120.0
 IDLE_CLOSE_S = 3.0  # that idle workers get to end by themselves
+
+
+def nothing() -> None:
+    """The `prepare` of workers that need no preparation."""
 
 
 class JudgeError(RuntimeError):
@@ -103,7 +107,8 @@ class GradingPool:
                 raise JudgeError(
                     f"{num_missing} of {len(calls)} verdicts did not come in {longest_wait_s:.0f} s"
                 ) from None
-            num_breakdowns += is_broken
+            # A fresh worker hands no call back: one that does nothing else exits with that code on its own.
+            num_breakdowns += is_broken or not set(todo) & verdicts.keys()
         self._is_idle = True
         return [verdicts[index] for index in range(len(calls))]
 
@@ -188,13 +193,13 @@ _worn_bytes = sys.maxsize
 """In a worker: the memory at which it asks to be replaced."""
 
 
-def _call(function: Callable[[str, str], Verdict], answer: str, gold: str) -> Verdict:
+def _call(function: Callable[..., Verdict], *arguments: Any) -> Verdict:
     """Runs in a worker. Caches that grow (the parser's tables, sympy's) and heaps in pieces end with their process."""
     global _worn_bytes
     if _used_bytes() > _worn_bytes:
         os._exit(WORN_EXIT_CODE)
     try:
-        return function(answer, gold)
+        return function(*arguments)
     except MemoryError:
         _worn_bytes = 0
         return Verdict(kind="error", detail="grading it takes more memory than verdict.memory_gib")

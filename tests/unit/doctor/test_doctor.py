@@ -286,6 +286,16 @@ def test_data_that_is_missing_or_on_the_hub(machine, recipe):
     assert "HF_HUB_OFFLINE is set" in troubles(offline, recipe, 'data.train=["someone/math"]')["data"]
 
 
+def test_graders_of_ones_own_are_tried_in_a_process_of_their_own(machine, recipe, monkeypatch):
+    (recipe.parent / "shop_grading.py").write_text("def price(**others):\n    return True\n")
+    monkeypatch.setenv("PYTHONPATH", str(recipe.parent))
+    assert troubles(machine, recipe, 'verdict.modes={shop = "shop_grading:price"}') == {}
+    found = troubles(machine, recipe, 'verdict.modes={shop = "shop_grading:cost", gsm8k = "last_number"}')
+    assert found.keys() == {"graders"}
+    assert found["graders"].startswith("shop_grading:cost: graders that can't be used:\n  verdict.modes: 'shop' = ")
+    assert found["graders"].endswith("shop_grading.py has no function cost (async ones don't do); name one that it has")
+
+
 def test_a_run_folder_that_is_a_file_or_on_a_full_disk(machine, recipe):
     (recipe.parent / "runs").write_text("")
     assert "is a file" in troubles(machine, recipe)["run folder"]

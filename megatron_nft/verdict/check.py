@@ -1,0 +1,77 @@
+"""What a recipe's verdicts need, found out before a run: graders of one's own that can be used.
+
+    python -m megatron_nft.verdict.check RECIPE [section.key=value ...]
+
+Judge and doctor call it. Exit status 0, or 2 with the reasons.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_nft.config import OWN_GRADER, RecipeError, VerdictConfig, load_config
+from megatron_nft.families.hf_config import ModelFolderError
+from megatron_nft.verdict.own_grader import loads
+from megatron_nft.verdict.pool import GradingPool, nothing
+
+PRELOAD = ("megatron_nft.verdict.preload",)
+"""What every worker has imported. One list: a process has one fork server."""
+IMPORT_DEADLINE_S = 60.0
+
+
+def own_graders(config: VerdictConfig) -> list[str]:
+    """The graders of one's own that the recipe names, each once."""
+    return list(dict.fromkeys(mode for mode in config.modes.values() if OWN_GRADER.fullmatch(mode)))
+
+
+def check_own_graders(config: VerdictConfig) -> None:
+    """Imports them in a worker process of the run's memory limit, not here.
+
+    Raises:
+        RecipeError: one can't be imported, isn't a function, or doesn't take what it is given.
+    """
+    names = own_graders(config)
+    if not names:
+        return
+    pool = GradingPool(1, nothing, PRELOAD, config.memory_gib)
+    try:
+        verdicts = dict(zip(names, pool.run([(loads, name) for name in names], IMPORT_DEADLINE_S), strict=True))
+    finally:
+        pool.close()
+    problems = [
+        f"  verdict.modes: {source!r} = {name!r}: {_reason(verdicts[name].kind, verdicts[name].detail)}"
+        for source, name in config.modes.items()
+        if name in verdicts and not verdicts[name].is_right
+    ]
+    if problems:
+        raise RecipeError("\n".join(["graders that can't be used:", *problems]))
+
+
+def _reason(kind: str, detail: str) -> str:
+    if kind == "timeout":
+        return f"not imported within {IMPORT_DEADLINE_S:g} s; have its module do less when it is imported"
+    return detail
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_nft.verdict.check",
+        description="Checks before a run what its verdicts need: that graders of one's own can be used.",
+    )
+    parser.add_argument("recipe", help="TOML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = load_config(arguments.recipe, arguments.overrides).verdict
+        check_own_graders(config)
+    except (RecipeError, ModelFolderError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name in own_graders(config):
+        print(f"ok   {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
