@@ -17,7 +17,7 @@ Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -64,10 +64,16 @@ class Verdict:
     kind: VerdictKind
     detail: str = ""  # the extracted answer, or what went wrong
     score: float | None = None  # from 0 to 1, of a grader that gives one; None: 1 if right, else 0
+    rule: str = ""  # which of verdict/'s rules decided, where one did: "evaluated", "unit left out" ...
 
     @property
     def is_right(self) -> bool:
         return self.kind == "right"
+
+    @property
+    def is_graded(self) -> bool:
+        """Says something of the answer; a timeout or an error says something of the machine, or of the ground truth."""
+        return self.kind not in ("timeout", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +90,23 @@ class RolloutGroup:
         return [v.is_right and not r.truncated for v, r in zip(self.verdicts, self.rollouts, strict=True)]
 
     @property
+    def graded(self) -> "RolloutGroup":
+        """Without the answers that could not be graded: these are neither right nor wrong. A truncated one is wrong."""
+        pairs = zip(self.rollouts, self.verdicts, strict=True)
+        kept = [(rollout, verdict) for rollout, verdict in pairs if verdict.is_graded or rollout.truncated]
+        if len(kept) == len(self.rollouts):
+            return self
+        return replace(self, rollouts=tuple(r for r, _ in kept), verdicts=tuple(v for _, v in kept))
+
+    @property
     def correct_rate(self) -> float:
-        """Share of right answers, p in the paper."""
-        return sum(self.rights) / len(self.rollouts)
+        """Share of right answers among the graded ones, p in the paper."""
+        return sum(self.rights) / (len(self.graded.rollouts) or 1)
 
     @property
     def is_mixed(self) -> bool:
         """Has right and wrong answers; others carry no learning signal."""
-        return 0 < sum(self.rights) < len(self.rollouts)
+        return 0 < sum(self.rights) < len(self.graded.rollouts)
 
 
 @dataclass(frozen=True, kw_only=True)

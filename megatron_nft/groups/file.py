@@ -34,6 +34,7 @@ def save_groups(kept: Sequence[Kept], path: Path) -> None:
         **_texts("text", [rollout.text for rollout in rollouts]),
         **_texts("kind", [verdict.kind for verdict in verdicts]),
         **_texts("detail", [verdict.detail for verdict in verdicts]),
+        **_texts("rule", [verdict.rule for verdict in verdicts]),
         score=np.array([np.nan if verdict.score is None else verdict.score for verdict in verdicts], np.float64),
     )
 
@@ -72,10 +73,11 @@ def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
     no_scores = np.full(len(data["kind_bytes"]), np.nan)  # a file from before graders gave any
     verdicts = iter(
         [
-            Verdict(kind=kind, detail=detail, score=None if np.isnan(score) else score)
-            for kind, detail, score in zip(
+            Verdict(kind=kind, detail=detail, rule=rule, score=None if np.isnan(score) else score)
+            for kind, detail, rule, score in zip(
                 _read_texts(data, "kind"),
                 _read_texts(data, "detail"),
+                _read_texts(data, "rule") if "rule_bytes" in data else [""] * len(no_scores),
                 data.get("score", no_scores).tolist(),
                 strict=True,
             )

@@ -76,7 +76,8 @@ def advantages(rewards_G: np.ndarray, normalize: int) -> np.ndarray:
 
 
 def to_sequences(group: RolloutGroup, algorithm: AlgorithmConfig, *, max_answer_tokens: int) -> list[TrainSequence]:
-    """One TrainSequence per rollout of a judged group, with the advantage that GRPO and its kin give it."""
+    """One TrainSequence per graded rollout of a judged group, with the advantage that GRPO and its kin give it."""
+    group = group.graded
     prompt_P = group.prompt.token_ids_P
     advantages_G = np.zeros(len(group.rollouts))  # NFT learns from verdicts
     if algorithm.is_clipped:
