@@ -121,6 +121,8 @@ def _described(chain: Chain) -> tuple[str | None, Any]:
     import sympy
 
     names = [place for place, side in enumerate(chain.sides) if is_name(side)]
+    if len(chain.sides) == 3 and 1 in names:
+        names = [1]  # a < x < b
     if chain.relations == ("in",) and names[:1] == [0]:
         return chain.sides[0].text if isinstance(chain.sides[0], Leaf) else None, _set(chain.sides[1])[1]
     if len(names) == 0 and len(chain.sides) == 2:

@@ -56,10 +56,11 @@ _IN_ANY_ORDER = re.compile(
     re.IGNORECASE,
 )
 _IN_ORDER = re.compile(
-    r"in (?:increasing|decreasing|ascending|descending|alphabetical|that|this|the) order|from (?:least|smallest|greatest|largest)|"
-    r"ordered (?:pair|triple|list|quadruple)|respectively|order(?:ed)? from",
+    r"(?:increasing|decreasing|ascending|descending|alphabetical|chronological) order|from (?:least|smallest|greatest|largest)|"
+    r"respectively|in the (?:same )?order",
     re.IGNORECASE,
 )
+_SENTENCE = re.compile(r"(?<=[.?!])\s+|\n\n")
 
 
 def judge_math(answer: str, gold: str, question: str = "") -> Verdict:
@@ -125,7 +126,7 @@ def _judge(answer: str, gold: str, question: str) -> Verdict:
 @functools.lru_cache(maxsize=1024)
 def asks_for_all(question: str) -> bool:
     """Whether what is asked for has no order: all solutions, values separated by commas."""
-    return bool(_IN_ANY_ORDER.search(question)) and not _IN_ORDER.search(question)
+    return any(_IN_ANY_ORDER.search(part) and not _IN_ORDER.search(part) for part in _SENTENCE.split(question))
 
 
 @functools.lru_cache(maxsize=64)

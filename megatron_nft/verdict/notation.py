@@ -16,7 +16,7 @@ _FONTS = re.compile(rf"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|mathcal|em
 _COLOURS = re.compile(rf"\\textcolor\s*\{{[^{{}}]*\}}\s*{GROUP}")
 _SWITCHES = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|mleft|mright|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|"
-    r"Biggl?|Biggr|bf|rm|it|bfseries|normalfont|middle|strut|nonumber|phantom\s*\{[^{}]*\}|color\s*\{[^{}]*\}|"
+    r"Biggl?|Biggr|bf|rm|it|bfseries|normalfont|middle|strut|nonumber|phantom(?:\s*\{[^{}]*\})?|color\s*\{[^{}]*\}|"
     r"hspace\*?\s*\{[^{}]*\}|vspace\*?\s*\{[^{}]*\})(?![A-Za-z])\.?"
 )
 _TEXTS = re.compile(rf"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|mathrm|operatorname\*?|rm|hbox)\s*{GROUP}")
@@ -69,7 +69,7 @@ def _wrapping(text: str) -> str:
         if text.count("$") - text.count(r"\$") == 1 and re.search(r"(?<!\\)\$$", text):
             text = text[:-1]
         if text == before:
-            return re.sub(r"(?<!\\)\$\s*,?\s*(?:and|where)?\s*\$|\$,\$", ",", text) if text.count("$") > 1 else text
+            return re.sub(r"(?<!\\)\$", " ", text)
 
 
 def _texts(text: str) -> str:

@@ -121,8 +121,8 @@ def _in_order(golds: Sequence[Node], answers: Sequence[Node], comparison: Compar
 
 
 def _in_any_order(golds: Sequence[Node], answers: Sequence[Node], comparison: Comparison) -> bool:
-    if not all(isinstance(gold, Leaf) for gold in golds):
-        golds, answers = list(dict.fromkeys(golds)), list(dict.fromkeys(answers))  # pairs, named: a set
+    if all(isinstance(gold, Many) for gold in golds):
+        golds, answers = list(dict.fromkeys(golds)), list(dict.fromkeys(answers))  # a set of pairs
     if len(golds) != len(answers):
         return False
     left = list(answers)

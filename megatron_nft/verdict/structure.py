@@ -20,7 +20,7 @@ _FAMILY = re.compile(
 )
 _PARAMETER = "q_{Z}"
 _NAME = re.compile(
-    r"^[|(]?(?:\\(?:angle|triangle|frac|overline|vec|max|min|text|mathbb|alpha|beta|gamma|theta|phi|lambda|mu|sigma|omega|pi|rho|tau|"
+    r"^[|(]?(?:\\(?:angle|triangle|frac|overline|vec|max|min|text|mathbb|alpha|beta|gamma|theta|phi|lambda|mu|sigma|omega|rho|tau|"
     r"epsilon|delta|Delta|Omega|psi|chi|eta|hat|bar|tilde|overrightarrow|ell)|[A-Za-z'|,:\s(){}]|_\{[^{}]*\})+$"
 )
 WORD = re.compile(r"^(?:\\text\{[^{}]*\}|[^\W\d_]|[\s\-'.!?()]|\\(?:angle|triangle|odot|ldots)|(?<=[A-Z])\d|(?<=[A-Z])_\{[\w,]*\}|\d(?=[A-Z]))+$")
@@ -186,7 +186,9 @@ def is_name(node: Node) -> bool:
     """What may stand before "=" without being part of the answer: x, f(x), AB, (p, q), the ratio of two of these."""
     if isinstance(node, Many):
         return all(is_name(item) for item in node.items)
-    return isinstance(node, Leaf | Word) and bool(_NAME.match(node.text)) and not re.search(r"(?<![_{\w])\d", node.text)
+    if not isinstance(node, Leaf | Word) or node.text in ("e", "i"):
+        return False
+    return bool(_NAME.match(node.text)) and not re.search(r"(?<![_{\w])\d", node.text)
 
 
 def split(text: str, separators: set[str]) -> list[str]:

@@ -21,7 +21,7 @@ from megatron_nft.verdict.pool import GradingPool, JudgeError
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE_S = 1.0
-HANGING = (r"\boxed{9^{9^{9}}}", r"\boxed{100000000!}", r"\boxed{(x+y+z+1)^{60}}")
+HANGING = (r"\boxed{\sin(9^{9^{9}})}", r"\boxed{\cos(7^{7^{7^{7}}})}", r"\boxed{\tan(3^{9^{9}}) + i}")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def test_a_hanging_answer_ends_at_its_deadline_and_harms_no_other(judge, hanging
     start = time.perf_counter()
     answers = [rf"\boxed{{{n}/{2 * n}}}" for n in range(1, 21)]
     assert kinds(judge, [*answers[:10], hanging, *answers[10:]]) == ["right"] * 10 + ["timeout"] + ["right"] * 10
-    assert time.perf_counter() - start < DEADLINE_S + 3
+    assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     assert kinds(judge, [r"\boxed{\frac{3}{6}}", r"\boxed{3}"]) == ["right", "wrong"]
 
 
 def test_equal_answers_are_graded_once(judge):
     start = time.perf_counter()
-    assert Counter(kinds(judge, [r"so \boxed{2/4}", r"\boxed{2^{2^{99}}}"] * 64)) == {"right": 64, "timeout": 64}
-    assert time.perf_counter() - start < DEADLINE_S + 3
+    assert Counter(kinds(judge, [r"so \boxed{2/4}", HANGING[0]] * 64)) == {"right": 64, "timeout": 64}
+    assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     start = time.perf_counter()
     assert kinds(judge, [r"again \boxed{2/4}"] * 5000) == ["right"] * 5000
     assert time.perf_counter() - start < 1
@@ -113,7 +113,7 @@ def test_one_shot():
 def test_a_script_needs_no_main_guard(tmp_path, how):
     script = (
         "from megatron_nft.verdict.judge import judge_answers\nprint('once')\n"
-        r"print([v.kind for v in judge_answers([r'\boxed{1}', r'\boxed{9^{9^{9}}}'], ['1.0', '7'], ['m'] * 2, 0.5)])"
+        r"print([v.kind for v in judge_answers([r'\boxed{1}', r'\boxed{\sin(9^{9^{9}})}'], ['1.0', '7'], ['m'] * 2, 0.5)])"
     )
     (tmp_path / "grade.py").write_text(script)
     arguments = {"file": [str(tmp_path / "grade.py")], "stdin": ["-"], "module": ["-m", "grade"]}[how]
@@ -155,7 +155,7 @@ def test_workers_killed_while_idle_are_replaced_and_ctrl_c_is_not_theirs():
 
 
 def test_broken_grading_is_an_error_not_a_wrong_answer(tmp_path):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('math-verify was built for another antlr')")
+    (tmp_path / "latex2sympy2_extended.py").write_text("raise ImportError('it was built for another antlr')")
     finished = run_python("Judge(VerdictConfig(workers=1)).warm_up()", PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
     assert finished.wait(60) != 0
     message = finished.stderr.read().decode()
@@ -166,7 +166,7 @@ def test_broken_grading_is_an_error_not_a_wrong_answer(tmp_path):
 def test_workers_die_with_a_killed_driver():
     mark = f"judge-test-{os.getpid()}-{time.time()}"
     code = r"judge = Judge(VerdictConfig(deadline_s=60)); judge.warm_up(); print('warm', flush=True);" + (
-        r"judge.judge_answers([r'\boxed{9^{9^{9}}}'], ['1'], ['math'])"
+        r"judge.judge_answers([r'\boxed{\sin(9^{9^{9}})}'], ['1'], ['math'])"
     )
     driver = run_python(code, MARK=mark, PYTHONPATH=str(REPOSITORY))
     try:
