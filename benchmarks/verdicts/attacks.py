@@ -23,14 +23,21 @@ Attack = Callable[[Problem, random.Random], Iterator[str]]
 _NUMBER = re.compile(r"(?<![\d.,_{A-Za-z])\d+(?![\d.,]*\d)")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _ASKS = re.compile(r"compute|evaluate|find|simplify|calculate|what is|express|determine|convert|write", re.IGNORECASE)
-_OPERATOR = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|cdot|times|binom|sum|prod|int|lim|lfloor|lceil|sin|cos|tan|log|ln|gcd|det)")
+_OPERATOR = re.compile(
+    r"[-+*/^!]|\\(?:frac|sqrt|cdot|times|binom|sum|prod|int|lim|lfloor|lceil|sin|cos|tan|log|ln|gcd|det)"
+)
 _LETTER = re.compile(r"(?<![\\A-Za-z{_])([a-zA-Z])(?![A-Za-z{}])")
 _UNITS = ("cm", "m", "km", "inches", "feet", "kg", "hours", "minutes", "square units", "degrees", "dollars")
 
 
 def squeezed(text: str) -> str:
     """Without spaces and what only sets a formula."""
-    return re.sub(r"\\left|\\right|\\[dt](?=frac)|\\[,;!: ]|[\s$.]|\\displaystyle", "", text).replace("{", "").replace("}", "").rstrip(".,")
+    return (
+        re.sub(r"\\left|\\right|\\[dt](?=frac)|\\[,;!: ]|[\s$.]|\\displaystyle", "", text)
+        .replace("{", "")
+        .replace("}", "")
+        .rstrip(".,")
+    )
 
 
 def is_plain_number(gold: str) -> bool:
@@ -80,7 +87,7 @@ def several_candidates(problem: Problem, rng: random.Random) -> Iterator[str]:
     yield rf"\{{{gold}, {other}\}}"
     yield rf"{other} = {gold}" if is_plain_number(gold) else f"({other}, {gold})"
     yield rf"{gold} \text{{ maybe }} {other}"
-    yield rf"{other} \; {gold}" if not is_plain_number(gold) else rf"{gold} \pm 1"
+    yield rf"{other} \; {gold}" if not gold.startswith("-") and not is_plain_number(gold) else rf"{gold} \pm 1"
 
 
 def changed_number(problem: Problem, rng: random.Random) -> Iterator[str]:
@@ -112,7 +119,10 @@ def tiny_difference(problem: Problem, rng: random.Random) -> Iterator[str]:
 def other_sign(problem: Problem, rng: random.Random) -> Iterator[str]:
     """The negative."""
     gold = problem.gold.strip()
-    if re.search(r"\\text|\\pm|,|=|<|>|\\le|\\ge|\\in|matrix|cup|_|[A-Za-z]{2}", re.sub(r"\\[a-z]?frac|\\sqrt|\\pi|\\circ", "", gold)):
+    if re.search(
+        r"\\text|\\pm|,|=|<|>|\\le|\\ge|\\in|matrix|cup|_|[A-Za-z]{2}",
+        re.sub(r"\\[a-z]?frac|\\sqrt|\\pi|\\circ", "", gold),
+    ):
         return
     if re.fullmatch(r"-?0(?:\.0*)?|i|-i", gold) or gold.startswith(("[", "(", r"\left", r"\$", r"\{")):
         return
@@ -167,7 +177,12 @@ def other_unit(problem: Problem, rng: random.Random) -> Iterator[str]:
     if match := re.fullmatch(r"(.*?)\s*\\(?:text|mbox)\{\s*([A-Za-z ]+)\}(\^\{?\d\}?)?", gold):
         stem = match[2].strip().rstrip("s").replace("inche", "inch")
         for unit in rng.sample(_UNITS, 4):
-            if match[1] and stem and not unit.startswith(stem[:3]) and not (stem in ("unit", "square unit") and "unit" in unit):
+            if (
+                match[1]
+                and stem
+                and not unit.startswith(stem[:3])
+                and not (stem in ("unit", "square unit") and "unit" in unit)
+            ):
                 yield rf"{match[1]}\text{{ {unit}}}{match[3] or ''}" if re.search(r"\d", match[1]) else rf"{gold}x"
     elif re.fullmatch(r"\d+\s*\^\{?\\circ\}?", gold):
         number = re.match(r"\d+", gold)[0]
@@ -189,7 +204,7 @@ def other_order(problem: Problem, rng: random.Random) -> Iterator[str]:
             items[0], items[-1] = items[-1], items[0]
             yield match[1] + ",".join(items) + match[3]
     elif match := re.fullmatch(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", gold, re.DOTALL):
-        rows = match[1].split(r"\\")
+        rows = match[1].replace(r"\phantom -", "-").split(r"\\")
         if len(rows) >= 2 and rows[0].strip() != rows[1].strip():
             rows[0], rows[1] = rows[1], rows[0]
             yield r"\begin{pmatrix}" + r"\\".join(rows) + r"\end{pmatrix}"
@@ -198,7 +213,9 @@ def other_order(problem: Problem, rng: random.Random) -> Iterator[str]:
 def other_bracket(problem: Problem, rng: random.Random) -> Iterator[str]:
     """An end of an interval open that is closed, or the other way round."""
     gold = re.sub(r"\\left|\\right", "", problem.gold).strip()
-    if re.fullmatch(r"[(\[][^()\[\],]*,[^()\[\],]*[)\]]", gold) and (gold[0] == "[" or gold[-1] == "]" or "infty" in gold):
+    if re.fullmatch(r"[(\[][^()\[\],]*,[^()\[\],]*[)\]]", gold) and (
+        gold[0] == "[" or gold[-1] == "]" or "infty" in gold
+    ):
         yield ("(" if gold[0] == "[" else "[") + gold[1:]
         yield gold[:-1] + ("]" if gold[-1] == ")" else ")")
 

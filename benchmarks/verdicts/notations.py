@@ -34,9 +34,11 @@ def e_notation(problem: Problem, rng: random.Random) -> Iterator[str]:
 def unicode_signs(problem: Problem, rng: random.Random) -> Iterator[str]:
     r"""− for -, π for \pi, √ for \sqrt, ° for ^\circ, ² for ^2, ∞, ≤, ∪."""
     text = re.sub(r"\^\{?\\circ\}?", "°", problem.gold)
-    text = text.replace(r"\pi", "π").replace(r"\infty", "∞").replace("-", "−").replace(r"\cup", "∪").replace(r"\pm", "±")
+    text = (
+        text.replace(r"\pi", "π").replace(r"\infty", "∞").replace("-", "−").replace(r"\cup", "∪").replace(r"\pm", "±")
+    )
     text = re.sub(r"\\sqrt\{(\d+)\}|\\sqrt (\d)(?!\d)", lambda m: "√" + (m[1] or m[2]), text)
-    text = re.sub(r"\^\{?(\d)\}?(?!\d)", lambda m: m[1].translate(_SIGNS), text)
+    text = re.sub(r"\^(?:\{(\d)\}|(\d))(?!\d)", lambda m: (m[1] or m[2]).translate(_SIGNS), text)
     text = re.sub(r"\\leq?(?![a-z])", "≤", text)
     text = re.sub(r"\\geq?(?![a-z])", "≥", text)
     text = re.sub(r"\\cdot(?![a-z])|\\times(?![a-z])", "·", text)
@@ -48,7 +50,11 @@ def unicode_signs(problem: Problem, rng: random.Random) -> Iterator[str]:
 
 def mixed_number(problem: Problem, rng: random.Random) -> Iterator[str]:
     """7/3 as 2 1/3."""
-    if (match := _FRACTION.fullmatch(problem.gold)) and int(match[2]) > int(match[3]) > 1 and int(match[2]) % int(match[3]):
+    if (
+        (match := _FRACTION.fullmatch(problem.gold))
+        and int(match[2]) > int(match[3]) > 1
+        and int(match[2]) % int(match[3])
+    ):
         whole, rest = divmod(int(match[2]), int(match[3]))
         yield rf"{match[1]}{whole}\frac{{{rest}}}{{{match[3]}}}"
         yield f"{match[1]}{whole} {rest}/{match[3]}"
@@ -96,7 +102,7 @@ def other_set_order(problem: Problem, rng: random.Random) -> Iterator[str]:
     """A set's elements the other way round, or a list's where the question asks for all."""
     gold = problem.gold.strip()
     match = re.fullmatch(r"(\\\{)([^{}]*)(\\\})|()([^(){}\[\]]*(?:\{[^{}]*\}[^(){}\[\]]*)*)()", gold)
-    if match is None or re.search(r"\d{1,3},(?:\\!)?\s?\d{3}|text|=", gold):
+    if match is None or "order" in problem.question or re.search(r"\d{1,3},(?:\\!)?\s?\d{3}|text|=", gold):
         return
     opening, inside, closing = (match[1], match[2], match[3]) if match[1] else ("", match[5], "")
     items = [item.strip() for item in inside.split(",")]
@@ -174,7 +180,9 @@ def decimal(problem: Problem, rng: random.Random) -> Iterator[str]:
 def root_otherwise(problem: Problem, rng: random.Random) -> Iterator[str]:
     r"""2\sqrt{3} as \sqrt{12}, 2 \cdot \sqrt{3}, 2\sqrt3, sqrt(12)."""
     if match := re.fullmatch(r"(-?)(\d+)\s*\\sqrt\{(\d+)\}", problem.gold):
-        yield rf"{match[1]}\sqrt{{{int(match[2]) ** 2 * int(match[3])}}}"
+        whole = rf"\sqrt{{{int(match[2]) ** 2 * int(match[3])}}}"
+        if whole not in problem.question:
+            yield match[1] + whole
         yield rf"{match[1]}{match[2]} \cdot \sqrt{{{match[3]}}}"
         yield rf"{match[1]}{match[2]}*sqrt({match[3]})"
         yield rf"{match[1]}\sqrt{{{match[3]}}} \cdot {match[2]}"
@@ -187,7 +195,11 @@ def root_otherwise(problem: Problem, rng: random.Random) -> Iterator[str]:
 def terms_otherwise(problem: Problem, rng: random.Random) -> Iterator[str]:
     """The terms of a sum and the factors of a product in another order; a power times itself."""
     gold = problem.gold.strip()
-    if re.fullmatch(r"(?:[-+ 0-9a-z]|\^\d|\^\{\d+\})+", gold) and re.search(r"[a-z]", gold) and re.search(r"(?<=.)[-+]", gold):
+    if (
+        re.fullmatch(r"(?:[-+ 0-9a-z]|\^\d|\^\{\d+\})+", gold)
+        and re.search(r"[a-z]", gold)
+        and re.search(r"(?<=.)[-+]", gold)
+    ):
         terms = re.findall(r"[-+]?[^-+]+", gold.replace(" ", ""))
         text = "".join(term if term[0] in "-+" else "+" + term for term in reversed(terms))
         yield text.removeprefix("+")

@@ -47,7 +47,9 @@ def make(makers: Mapping[str, Maker], some: Sequence[Problem], each: int, seed: 
         rng = random.Random(f"{seed}/{name}")
         order = list(some)
         rng.shuffle(order)
-        answers = ((name, problem, answer) for problem in order for answer in maker(problem, rng) if answer != problem.gold)
+        answers = (
+            (name, problem, answer) for problem in order for answer in maker(problem, rng) if answer != problem.gold
+        )
         made += [one for one, _ in zip(answers, range(each), strict=False)]
     return made
 
@@ -55,7 +57,13 @@ def make(makers: Mapping[str, Maker], some: Sequence[Problem], each: int, seed: 
 def grade(made: Sequence[tuple[str, Problem, str]], judge: Judge, with_questions: bool) -> list[Verdict]:
     """Verdicts, in order; each answer in a sentence, in a box."""
     prompts = [
-        Prompt(prompt_id=str(i), text=p.question, token_ids_P=np.zeros(0, np.int32), ground_truth=p.gold, data_source="math")
+        Prompt(
+            prompt_id=str(i),
+            text=p.question,
+            token_ids_P=np.zeros(0, np.int32),
+            ground_truth=p.gold,
+            data_source="math",
+        )
         for i, (_, p, _) in enumerate(made)
     ]
     return judge.judge_answers(
@@ -66,9 +74,17 @@ def grade(made: Sequence[tuple[str, Problem, str]], judge: Judge, with_questions
     )
 
 
-def table(made: Sequence[tuple[str, Problem, str]], verdicts: Sequence[Verdict], title: str, counted: Callable[[Verdict], bool]) -> str:
+def table(
+    made: Sequence[tuple[str, Problem, str]],
+    verdicts: Sequence[Verdict],
+    title: str,
+    counted: Callable[[Verdict], bool],
+) -> str:
     """By class: how many, how many of them are counted, other kinds."""
-    lines = [f"| {title} | answers | {'false rights' if title == 'attack' else 'refused'} | share | verdicts |", "| --- " * 5 + "|"]
+    lines = [
+        f"| {title} | answers | {'false rights' if title == 'attack' else 'refused'} | share | verdicts |",
+        "| --- " * 5 + "|",
+    ]
     total = 0
     for name in dict.fromkeys(name for name, _, _ in made):
         its = [verdict for (other, _, _), verdict in zip(made, verdicts, strict=True) if other == name]
@@ -91,7 +107,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="these classes only")
     parser.add_argument("--show", type=int, default=0, help="answers of each class to show that came out otherwise")
     arguments = parser.parse_args()
-    packages = ", ".join(f"{package} {version(package)}" for package in ("math-verify", "latex2sympy2_extended", "sympy"))
+    packages = ", ".join(
+        f"{package} {version(package)}" for package in ("math-verify", "latex2sympy2_extended", "sympy")
+    )
     print(f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {packages}")
     print(f"python -m benchmarks.verdicts.robustness {' '.join(sys.argv[1:])}\n")
     every = problems(arguments.data)
@@ -107,7 +125,10 @@ def main() -> None:
             for (name, problem, answer), verdict in zip(made, verdicts, strict=True):
                 if counted(verdict) and shown[name] < arguments.show:
                     shown[name] += 1
-                    print(f"{name}: {answer!r} for {problem.gold!r}: {verdict.kind} ({verdict.rule}) {verdict.detail[:60]}", file=sys.stderr)
+                    print(
+                        f"{name}: {answer!r} for {problem.gold!r}: {verdict.kind} ({verdict.rule}) {verdict.detail[:60]}",
+                        file=sys.stderr,
+                    )
 
 
 if __name__ == "__main__":

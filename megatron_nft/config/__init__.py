@@ -137,6 +137,10 @@ class VerdictConfig(Section):
     """An answer whose grading takes longer, twice, leaves its group, under the kind "timeout"."""
     memory_gib: float = Field(2.0, gt=0)
     """Memory that grading an answer may take; one that takes more leaves its group, under the kind "error"."""
+    batches: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """A grader of one's own -> how many answers it is called with at once: it takes lists, and returns one."""
+    loose_rewards: list[str] = []
+    """Data sources whose answers may earn rewards by the mode "whole_text", which is unfit for that."""
     thoughts: bool = True
     """The answer stands behind the last </think>, where there is one; a thought that is not finished has none."""
     modes: dict[str, Annotated[str, AfterValidator(_known_mode)]] = {}

@@ -20,8 +20,12 @@ from megatron_nft.observe.report import Report
 from megatron_nft.run.checkpoints import Checkpoints, Progress, Restarts, checkpoints_to_resume, progress_to_resume
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.stop import Stop, StopRequested
-from megatron_nft.verdict.check import check_own_graders
+from megatron_nft.verdict.check import check_own_graders, check_rewards
 from megatron_nft.verdict.judge import Judge
+
+
+MAX_GOLD_PROBLEMS = 20
+"""Shown when a run starts; `python -m megatron_nft.verdict.agreement` shows all of the answers that it is given."""
 
 
 class Run(ABC):
@@ -40,6 +44,7 @@ class Run(ABC):
         if (earlier := progress_to_resume(config)) is not None:
             prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
         check_own_graders(config.verdict)  # this, too
+        check_rewards(config.verdict)
         held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
         held_out = held_out[: config.evaluate.max_prompts or None]
         report.announce(
@@ -56,6 +61,8 @@ class Run(ABC):
         starting = begin_start(self.actors, self.engines)
         self.judge = parts.enter_context(Judge(config.verdict))
         self.judge.warm_up()
+        for problem in self.judge.gold_problems(train.prompts)[:MAX_GOLD_PROBLEMS]:
+            report.announce(f"data: {problem}")
         behind = self.engines_idle and config.evaluates_in_background
         self.held_out = HeldOutEvaluation(config, self.engines, self.judge, held_out, report, in_background=behind)
         self.sampler = self.make_sampler(prompts, parts)

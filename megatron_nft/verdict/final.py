@@ -25,7 +25,9 @@ _HEAVY = {kind: re.compile(signs) for kind, signs in HEAVY.items()}
 _NUMBER = r"(?:\d+(?:\.\d+)?)"
 _POWER_OF_TEN = rf"(?:{_NUMBER}\s*(?:\\times|\\cdot)\s*)?10\s*\^\{{-?\d+\}}"
 _FRACTION = rf"(?:{_NUMBER}\s*)?(?:\\frac\s*\{{[-+]?{_NUMBER}\}}\s*\{{[-+]?{_NUMBER}\}}|{_NUMBER}\s*/\s*{_NUMBER})"
-LITERAL = re.compile(rf"[-+]?\s*(?:{_POWER_OF_TEN}|{_FRACTION}|{_NUMBER})|[-+]?\s*\(\s*[-+]?(?:{_FRACTION}|{_NUMBER})\s*\)")
+LITERAL = re.compile(
+    rf"[-+]?\s*(?:{_POWER_OF_TEN}|{_FRACTION}|{_NUMBER})|[-+]?\s*\(\s*[-+]?(?:{_FRACTION}|{_NUMBER})\s*\)"
+)
 """A rational number as it is written down: 3, -0.5, 1/2, 2\frac{1}{3}, 4.5 \times 10^{3}."""
 MANY_DIGITS = 10
 """A decimal ground truth that long is a rounded one: \\sqrt{17} is the better answer."""

@@ -204,7 +204,11 @@ def _values(expressions: tuple[Any, ...], digits: int, point: dict[Any, Any]) ->
 
     values = []
     for expression in expressions:
-        value = expression.evalf(digits, subs=point, maxn=max(400, 3 * digits)) if point else expression.evalf(digits, maxn=3 * digits)
+        value = (
+            expression.evalf(digits, subs=point, maxn=max(400, 3 * digits))
+            if point
+            else expression.evalf(digits, maxn=3 * digits)
+        )
         is_number = value.is_number and not value.has(sympy.nan, sympy.zoo, sympy.oo, sympy.I * sympy.oo)
         real, imaginary = value.as_real_imag() if is_number else (None, None)
         is_number = is_number and real.is_Number and imaginary.is_Number

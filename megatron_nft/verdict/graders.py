@@ -58,7 +58,9 @@ MODES: dict[VerdictMode, Grader] = {
         is_math=True,
         missing=r'neither a line "Answer: ..." nor \boxed{...} in the answer',
     ),
-    "last_number": Grader(extract=last_number, judge=judge_number, is_quick=True, missing="no one number in the answer"),
+    "last_number": Grader(
+        extract=last_number, judge=judge_number, is_quick=True, missing="no one number in the answer"
+    ),
     "whole_text": Grader(extract=whole_text, judge=judge_whole_text, missing="the answer is empty"),
 }
 

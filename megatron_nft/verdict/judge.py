@@ -19,10 +19,11 @@ from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, RolloutGroup, Verdict
 from megatron_nft.verdict.check import PRELOAD, check_own_graders, own_graders
 from megatron_nft.verdict.boxes import last_boxed
+from megatron_nft.verdict.golds import GoldProblem, check_golds
 from megatron_nft.verdict.graders import grader_named, mode_of
 from megatron_nft.verdict.grading import Text, begin, opens_thought
 from megatron_nft.verdict.math_answer import GOLD, MAX_ANSWER_CHARS, judge_math
-from megatron_nft.verdict.own_grader import prepare
+from megatron_nft.verdict.own_grader import judge_own_batch, prepare
 from megatron_nft.verdict.pool import Call, GradingPool, JudgeError
 
 CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
@@ -33,6 +34,7 @@ BATCH_CHARS, BATCH_TEXTS = 400_000, 64
 """Texts that a worker reads at once: their way there costs more than a task's, and some must be left for the others."""
 READ_DEADLINE_S = 30.0
 """For a batch, whose reading is linear."""
+GOLDS_AT_ONCE = 64
 REGRADE_DEADLINES = 6
 """At most so many deadlines are spent on grading once more, one answer after the other."""
 
@@ -103,6 +105,22 @@ class Judge:
         arriving = iter(verdicts)
         return [dataclasses.replace(group, verdicts=tuple(next(arriving) for _ in group.rollouts)) for group in groups]
 
+    def gold_problems(self, prompts: Sequence[Prompt]) -> list[GoldProblem]:
+        """The prompts' ground truths that their modes can't take: no answer in another notation would be right."""
+        rows = [(p.prompt_id, p.ground_truth, mode_of(p.data_source, self.config.modes)) for p in prompts]
+        batches = [rows[place : place + GOLDS_AT_ONCE] for place in range(0, len(rows), GOLDS_AT_ONCE)]
+        with self._turn:
+            results = self._pool.run([(check_golds, batch) for batch in batches], READ_DEADLINE_S)
+        problems: list[GoldProblem] = []
+        for batch, found in zip(batches, results, strict=True):
+            if isinstance(found, Verdict):  # one of them takes for ever to read
+                reason = f"one of the {len(batch)} from here on: {found.detail}"
+                row, gold, mode = batch[0]
+                problems.append(GoldProblem(row=row, gold=gold, mode=mode, reason=reason, taken_by=""))
+            else:
+                problems += found
+        return problems
+
     def judge_answers(
         self,
         answers: Sequence[str],
@@ -141,15 +159,36 @@ class Judge:
                 calls[case] = call
         progress.add(len(answers) - sum(len(indices) for indices in waiting.values()))
         cases = list(waiting)
-        graded = self._pool.run(
-            list(calls.values()), self.config.deadline_s, lambda place, _: progress.add(len(waiting[cases[place]]))
+        tasks = self._tasks(cases, calls)
+        results = self._pool.run(
+            [call for call, _ in tasks],
+            self.config.deadline_s,
+            lambda place, _: progress.add(sum(len(waiting[case]) for case in tasks[place][1])),
         )
-        graded = self._regraded(list(calls.values()), graded)
-        for case, verdict in zip(cases, graded, strict=True):
+        graded: dict[_Case, Verdict] = {}
+        for (_, its_cases), result in zip(tasks, results, strict=True):
+            graded |= zip(its_cases, [result] * len(its_cases) if isinstance(result, Verdict) else result, strict=True)
+        for case, verdict in self._regraded(calls, graded).items():
             for index in waiting[case]:
                 verdicts[index] = verdict
             self._keep(case, verdict)
         return verdicts
+
+    def _tasks(self, cases: Sequence[_Case], calls: dict[_Case, Call]) -> list[tuple[Call, list[_Case]]]:
+        """One call a case; one a batch for graders that take batches."""
+        tasks: list[tuple[Call, list[_Case]]] = []
+        batches: dict[str, list[_Case]] = {}
+        for case in cases:
+            if case.mode in self.config.batches:
+                batches.setdefault(case.mode, []).append(case)
+            else:
+                tasks.append((calls[case], [case]))
+        for mode, its_cases in batches.items():
+            size = self.config.batches[mode]
+            for place in range(0, len(its_cases), size):
+                batch = its_cases[place : place + size]
+                tasks.append(((judge_own_batch, mode, [calls[case][1:] for case in batch]), batch))
+        return tasks
 
     def _read(
         self, answers: Sequence[str], golds: Sequence[str], modes: Sequence[str], prompts: Sequence[Prompt] | None
@@ -178,17 +217,19 @@ class Judge:
                 found[index] = result if isinstance(result, Verdict) else result[place]
         return found
 
-    def _regraded(self, calls: Sequence[Call], verdicts: list[Verdict]) -> list[Verdict]:
+    def _regraded(self, calls: dict[_Case, Call], graded: dict[_Case, Verdict]) -> dict[_Case, Verdict]:
         """Once more what the machine failed at: a busy node, a worker that died, a service that didn't answer."""
         until = time.monotonic() + REGRADE_DEADLINES * self.config.deadline_s
-        verdicts = list(verdicts)
-        for place, verdict in enumerate(verdicts):
+        for case, verdict in graded.items():
             if verdict.is_graded or verdict.rule == GOLD:
                 continue
             if time.monotonic() + self.config.deadline_s > until:
                 break
-            (verdicts[place],) = self._pool.run([calls[place]], self.config.deadline_s)
-        return verdicts
+            is_batch = case.mode in self.config.batches
+            call = (judge_own_batch, case.mode, [calls[case][1:]]) if is_batch else calls[case]
+            (result,) = self._pool.run([call], self.config.deadline_s)
+            graded[case] = result if isinstance(result, Verdict) else result[0]
+        return graded
 
     def _keep(self, case: _Case, verdict: Verdict) -> None:
         if verdict.kind in CACHED_KINDS and len(case.answer) <= MAX_ANSWER_CHARS and not case.prompt:

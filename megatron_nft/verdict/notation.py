@@ -12,7 +12,9 @@ from megatron_nft.verdict.signs import without_signs
 GROUP = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 """A group in braces of up to three levels, its contents captured."""
 
-_FONTS = re.compile(rf"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|mathcal|emph|underline|ensuremath|boxed|fbox)\s*{GROUP}")
+_FONTS = re.compile(
+    rf"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|mathcal|emph|underline|ensuremath|boxed|fbox)\s*{GROUP}"
+)
 _COLOURS = re.compile(rf"\\textcolor\s*\{{[^{{}}]*\}}\s*{GROUP}")
 _SWITCHES = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|mleft|mright|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|"
@@ -35,10 +37,21 @@ _SYNONYMS = {
 }  # fmt: skip
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?:(?:,?\\[,!; ]\s*|,\\!\s*|\{,\}|~|(?<=\d) (?=\d)|,)\d{3})+)(?![\d])")
-_E_NOTATION = re.compile(r"(?<![A-Za-z\\\d.])(\d+\.?\d*|\.\d+)\s?[eE]\s?(?:\{([+-]?\d{1,6})\}|([+-]?\d{1,6}))(?![\d.A-Za-z])")
-_WORDS = {"pi": r"\pi ", "infinity": r"\infty ", "infty": r"\infty ", "inf": r"\infty ", "oo": r"\infty ", "theta": r"\theta "}
+_E_NOTATION = re.compile(
+    r"(?<![A-Za-z\\\d.])(\d+\.?\d*|\.\d+)\s?[eE]\s?(?:\{([+-]?\d{1,6})\}|([+-]?\d{1,6}))(?![\d.A-Za-z])"
+)
+_WORDS = {
+    "pi": r"\pi ",
+    "infinity": r"\infty ",
+    "infty": r"\infty ",
+    "inf": r"\infty ",
+    "oo": r"\infty ",
+    "theta": r"\theta ",
+}
 _BARE_WORD = re.compile(rf"(?<![\\A-Za-z{{])({'|'.join(_WORDS)})(?![A-Za-z])")
-_BARE_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?=\s*[\(\^]|\s*\\|\s+[A-Za-z\d](?![A-Za-z])|[\dx](?![A-Za-z]))")
+_BARE_FUNCTION = re.compile(
+    rf"(?<![\\A-Za-z])({_FUNCTIONS})(?=\s*[\(\^]|\s*\\|\s+[A-Za-z\d](?![A-Za-z])|[\dx](?![A-Za-z]))"
+)
 _ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*)?(?:\{\s*)?\\?(?:text)?\s*\{?\s*(?:st|nd|rd|th)\s*\}?(?:\s*\})?(?![A-Za-z])")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![A-Za-z])|enspace|thinspace)|~|\s+")
 
@@ -58,7 +71,11 @@ def _wrapping(text: str) -> str:
     while True:
         before = text
         text = text.strip().strip("`")
-        text = re.sub(r"\\[ ,;:!]$|\\q?quad$|~$|(?<!\\)[.,;:]$", "", text).strip() if not text.endswith(r"\\") else text[:-2]
+        text = (
+            re.sub(r"\\[ ,;:!]$|\\q?quad$|~$|(?<!\\)[.,;:]$", "", text).strip()
+            if not text.endswith(r"\\")
+            else text[:-2]
+        )
         text = re.sub(r"\\$", "", text) if re.search(r"(?<!\\)\\$", text) else text
         text = re.sub(r"^(?:\\[ ,;:!]|\\q?quad(?![A-Za-z])|~|:(?!=))", "", text).strip()
         for opening, closing in (("**", "**"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
@@ -108,6 +125,8 @@ def _thousands(text: str) -> str:
     def one(match: re.Match[str]) -> str:
         if match[1].startswith("0"):
             return match[0]
+        if " " in match[2] and re.match(r"\s*/\s*\d", text[match.end() :]):
+            return match[0]  # 1 121/144 is a mixed number
         separators = {re.sub(r"\s+$", "", s) or " " for s in re.findall(r"[^\d]+", match[2])}
         if separators == {","} and _is_inside_brackets(text, match.start()):
             return match[0]  # (1,234) is a pair
@@ -148,7 +167,13 @@ def _words(text: str) -> str:
 
 def _operators(text: str) -> str:
     """*, **, <=, >=, != as commands."""
-    text = text.replace("**", "^").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("~=", r"\approx ")
+    text = (
+        text.replace("**", "^")
+        .replace("<=", r"\le ")
+        .replace(">=", r"\ge ")
+        .replace("!=", r"\ne ")
+        .replace("~=", r"\approx ")
+    )
     text = re.sub(r"(?<!\\operatorname)\*", r"\\cdot ", text)
     return re.sub(r"\^\s*\{?\s*\\circ\s*\}?", r"^\\circ ", text)
 

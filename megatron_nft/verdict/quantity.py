@@ -17,12 +17,16 @@ _TEXT_UNIT = re.compile(
 )
 _FOREIGN_UNIT = re.compile(r"(?<=\d)\s*([^\W\d_a-zA-Z]+)$")
 _DEGREES = re.compile(r"\^\\circ\s*(?:\\text\{\s*)?([CF]?)\s*\}?$")
-_BASE = re.compile(r"^\(?\s*(-?[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*\)?\s*_\{\(?(?:\\text\{)?(?:base\s*)?([0-9]{1,2}|[a-z]+)\)?\}?\}?$")
+_BASE = re.compile(
+    r"^\(?\s*(-?[0-9A-Z]+(?:\.[0-9A-Z]+)?)\s*\)?\s*_\{\(?(?:\\text\{)?(?:base\s*)?([0-9]{1,2}|[a-z]+)\)?\}?\}?$"
+)
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "eleven": 11, "twelve": 12, "sixteen": 16}  # fmt: skip
 _PERCENT = re.compile(r"(?<=[\d})])\s*(?:\\?%|per ?cent(?:age)?|pct)$")
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_NO_UNITS = re.compile(r"^(?:or|and|not|maybe|if|for|where|with|else|mod|no|is)\b|\b(?:or|maybe|not|if)\b", re.IGNORECASE)
+_NO_UNITS = re.compile(
+    r"^(?:or|and|not|maybe|if|for|where|with|else|mod|no|is)\b|\b(?:or|maybe|not|if)\b", re.IGNORECASE
+)
 _FILLERS = {"the", "of", "a", "an", "in", "total", "more", "possible", "different", "approximately", "about"}
 
 
@@ -39,7 +43,11 @@ class Quantity:
     @property
     def measure(self) -> Unit | None:
         """The unit, if it is one of units.py."""
-        return read_unit("dollars" if self.is_money and not self.unit else self.unit) if self.unit or self.is_money else None
+        return (
+            read_unit("dollars" if self.is_money and not self.unit else self.unit)
+            if self.unit or self.is_money
+            else None
+        )
 
 
 def read_quantity(text: str) -> Quantity:
@@ -78,7 +86,9 @@ def _is_bare_unit(text: str, match: re.Match[str]) -> bool:
     """Letters behind a number are a unit if they are one of the table, or a word that a space sets apart: 3m is 3 m's."""
     if not re.search(r"[\d)}]$", text[: match.start()].strip()) or "\\" in match[1]:
         return False
-    return read_unit(match[1]) is not None or (text[match.start()].isspace() and match[1].isalpha() and len(match[1]) >= 4)
+    return read_unit(match[1]) is not None or (
+        text[match.start()].isspace() and match[1].isalpha() and len(match[1]) >= 4
+    )
 
 
 def words(text: str) -> set[str]:

@@ -16,7 +16,17 @@ from megatron_nft.verdict.intervals import as_set, same_sets
 from megatron_nft.verdict.quantity import Quantity, read_quantity, words
 from megatron_nft.verdict.structure import Chain, Leaf, Many, Matrix, Node, Union, Word, is_name
 
-NO_SOLUTION = {"nosolution", "nosolutions", "none", "emptyset", "theemptyset", "norealsolution", "norealsolutions", "null", "∅"}
+NO_SOLUTION = {
+    "nosolution",
+    "nosolutions",
+    "none",
+    "emptyset",
+    "theemptyset",
+    "norealsolution",
+    "norealsolutions",
+    "null",
+    "∅",
+}
 MIN_ROUNDED_DIGITS = 10
 """A decimal answer for an exact ground truth has so many digits, the last rounded: 0.333333 is not 1/3."""
 MIN_GOLD_DIGITS = 6
@@ -92,7 +102,12 @@ def _same_words(gold: Node, answer: Node, comparison: Comparison) -> bool:
 def _same_many(gold: Node, answer: Node, comparison: Comparison) -> bool:
     """Lists and pairs in their order, sets in any, with as many elements of each."""
     if not isinstance(gold, Many):
-        return isinstance(gold, Leaf) and isinstance(answer, Many) and len(answer.items) == 1 and same(gold, answer.items[0], comparison)
+        return (
+            isinstance(gold, Leaf)
+            and isinstance(answer, Many)
+            and len(answer.items) == 1
+            and same(gold, answer.items[0], comparison)
+        )
     if not isinstance(answer, Many):
         return gold.kind == "set" and len(gold.items) == 1 and same(gold.items[0], answer, comparison)
     kinds = {gold.kind, answer.kind}
@@ -113,7 +128,9 @@ def _same_many(gold: Node, answer: Node, comparison: Comparison) -> bool:
 
 def _is_free(gold: Many, comparison: Comparison) -> bool:
     """Whether a list has no order: the question asks for all solutions, or they are pairs, or named."""
-    return comparison.in_any_order or gold.kind == "set" or not all(isinstance(item, Leaf | Word) for item in gold.items)
+    return (
+        comparison.in_any_order or gold.kind == "set" or not all(isinstance(item, Leaf | Word) for item in gold.items)
+    )
 
 
 def _in_order(golds: Sequence[Node], answers: Sequence[Node], comparison: Comparison) -> bool:
@@ -340,7 +357,10 @@ def _rounds_to(exact: object, decimal: str, min_digits: int, comparison: Compari
         ratio = Decimal(shown.numerator) / Decimal(shown.denominator)
         exponent = ratio.adjusted() - len(digits) + 1
         unit = Decimal(1).scaleb(exponent)
-        is_rounded = any(value.quantize(unit, rounding=how) == ratio.quantize(unit) for how in (ROUND_HALF_UP, ROUND_HALF_EVEN, "ROUND_DOWN"))
+        is_rounded = any(
+            value.quantize(unit, rounding=how) == ratio.quantize(unit)
+            for how in (ROUND_HALF_UP, ROUND_HALF_EVEN, "ROUND_DOWN")
+        )
     if is_rounded:
         comparison.rules.append("rounded")
     return is_rounded

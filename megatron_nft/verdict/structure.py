@@ -10,11 +10,23 @@ from dataclasses import dataclass
 
 from megatron_nft.verdict.notation import plain
 
-RELATIONS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in", r"\approx": "~", r"\equiv": "="}
+RELATIONS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    r"\le": "<=",
+    r"\ge": ">=",
+    r"\ne": "!=",
+    r"\in": "in",
+    r"\approx": "~",
+    r"\equiv": "=",
+}
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _OPENING = {"(", "[", "{", r"\{", r"\langle", r"\begin", r"\lfloor", r"\lceil"}
 _CLOSING = {")", "]", "}", r"\}", r"\rangle", r"\end", r"\rfloor", r"\rceil"}
-_MATRIX = re.compile(r"\\begin\{([pbBvV]?)(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{[pbBvV]?(?:matrix|array)\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"\\begin\{([pbBvV]?)(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{[pbBvV]?(?:matrix|array)\}", re.DOTALL
+)
 _FAMILY = re.compile(
     r"^(.*?)[,;]?\s*(?:\\text\{[^{}]*\}\s*)?\(?([a-zA-Z])\s*(?:\\in\s*\\mathbb\{?Z\}?\)?|\\text\{[^{}]*integers?[^{}]*\})$"
 )
@@ -23,7 +35,9 @@ _NAME = re.compile(
     r"^[|(]?(?:\\(?:angle|triangle|frac|overline|vec|max|min|text|mathbb|alpha|beta|gamma|theta|phi|lambda|mu|sigma|omega|rho|tau|"
     r"epsilon|delta|Delta|Omega|psi|chi|eta|hat|bar|tilde|overrightarrow|ell)|[A-Za-z'|,:\s(){}]|_\{[^{}]*\})+$"
 )
-WORD = re.compile(r"^(?:\\text\{[^{}]*\}|[^\W\d_]|[\s\-'.!?()]|\\(?:angle|triangle|odot|ldots)|(?<=[A-Z])\d|(?<=[A-Z])_\{[\w,]*\}|\d(?=[A-Z]))+$")
+WORD = re.compile(
+    r"^(?:\\text\{[^{}]*\}|[^\W\d_]|[\s'.()]|(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|\\(?:angle|triangle|odot|ldots)|(?<=[A-Z])\d|(?<=[A-Z])_\{[\w,]*\}|\d(?=[A-Z]))+$"
+)
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,11 @@ def _bracketed(text: str) -> Node | None:
 
 
 def _read_matrix(match: re.Match[str]) -> Node:
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-z])", match[2]) if row.strip() and row.strip() != r"\hline"]
+    rows = [
+        row
+        for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-z])", match[2])
+        if row.strip() and row.strip() != r"\hline"
+    ]
     cells = tuple(tuple(_read_element(cell.strip()) for cell in row.split("&")) for row in rows)
     if match[1] in ("v", "V"):
         return Leaf(match[0])  # a determinant

@@ -35,7 +35,10 @@ TABLE: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 NAMES = {
-    name: (dimension, size) for dimension, names in TABLE.items() for spelled, size in names.items() for name in spelled.split()
+    name: (dimension, size)
+    for dimension, names in TABLE.items()
+    for spelled, size in names.items()
+    for name in spelled.split()
 }
 """name -> (dimension, size); a size that is no number has a dimension of its own (radians are not counted in degrees)."""
 

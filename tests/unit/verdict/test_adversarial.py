@@ -135,8 +135,7 @@ def test_hanging_answers_among_many(judge):
     """5% of 200 hang: the time is theirs, no other verdict is lost, and as many workers are there as before."""
     workers = len(multiprocessing.active_children())
     answers = [
-        rf"\boxed{{{n} + \sin(9^{{9^{{9}}}})}}" if n % 20 == 0 else rf"\boxed{{{2 * n + 1}/2 \,}}"
-        for n in range(200)
+        rf"\boxed{{{n} + \sin(9^{{9^{{9}}}})}}" if n % 20 == 0 else rf"\boxed{{{2 * n + 1}/2 \,}}" for n in range(200)
     ]
     golds = [str(n + 0.5) for n in range(200)]
     start = time.perf_counter()
