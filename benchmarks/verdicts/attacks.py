@@ -1,7 +1,7 @@
 r"""Wrong answers that a grader may take for right, made from a problem's ground truth: one class a function.
 
-A Problem comes in, texts of answers go out, each of which is wrong. Pure functions of the problem and a random generator;
-run by robustness.py over data sets, and by the unit tests over a few made-up problems.
+A Problem comes in, texts of answers go out, each of which is wrong. Pure functions of the problem and a random
+generator; run by robustness.py over data sets, and by the unit tests over a few made-up problems.
 """
 
 import random

@@ -1,7 +1,7 @@
 r"""Right answers in other notations than their ground truth's: one class a function.
 
-A Problem comes in, texts of answers go out, each of which a person would call right. Run by robustness.py over data sets,
-and by the unit tests over a few made-up problems.
+A Problem comes in, texts of answers go out, each of which a person would call right. Run by robustness.py over data
+sets, and by the unit tests over a few made-up problems.
 """
 
 import random
@@ -89,7 +89,7 @@ def percent(problem: Problem, rng: random.Random) -> Iterator[str]:
     r"""1/4 as 25\%; 28\% without its sign."""
     if match := _FRACTION.fullmatch(problem.gold):
         value = Fraction(int(match[2]), int(match[3] if int(match[3]) else 1)) * 100
-        if value.denominator == 1 and 0 < value and value % 100:
+        if value.denominator == 1 and value > 0 and value % 100:
             yield rf"{match[1]}{value}\%"
             yield f"{match[1]}{value}%"
             yield f"{match[1]}{value} percent"

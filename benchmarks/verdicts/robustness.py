@@ -126,7 +126,7 @@ def main() -> None:
                 if counted(verdict) and shown[name] < arguments.show:
                     shown[name] += 1
                     print(
-                        f"{name}: {answer!r} for {problem.gold!r}: {verdict.kind} ({verdict.rule}) {verdict.detail[:60]}",
+                        f"{name}: {answer!r} for {problem.gold!r}: {verdict.kind} ({verdict.rule})",
                         file=sys.stderr,
                     )
 

@@ -116,7 +116,7 @@ class RolloutConfig(Section):
     weights and the old KV cache; "recompute": and with a new one; "restart": they begin again from their prompt."""
 
 
-VerdictMode = Literal["boxed", "strict_boxed", "dapo_line", "answer_line", "last_number", "whole_text"]
+VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "dapo_line", "whole_text"]
 """How an answer is found in a text, and compared: verdict/graders.py."""
 
 OWN_GRADER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

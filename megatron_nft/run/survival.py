@@ -23,7 +23,6 @@ from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.verdict.check import check_own_graders, check_rewards
 from megatron_nft.verdict.judge import Judge
 
-
 MAX_GOLD_PROBLEMS = 20
 """Shown when a run starts; `python -m megatron_nft.verdict.agreement` shows all of the answers that it is given."""
 

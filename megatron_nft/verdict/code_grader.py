@@ -3,8 +3,8 @@
     verdict.modes = {"my/programs" = "megatron_nft.verdict.code_grader:grade"}
 
 A row's extra_info has "cases", a list of {"stdin": ..., "stdout": ...} (or its text as JSON); without it the program's
-output is to be the ground truth. What is expected never reaches the program, so that it can't print it, and an early exit
-wins nothing. Each case runs in a process of its own, without network and within limits: sandbox.py.
+output is to be the ground truth. What is expected never reaches the program, so that it can't print it, and an early
+exit wins nothing. Each case runs in a process of its own, without network and within limits: sandbox.py.
 """
 
 import json
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,8 @@ def run(program: Path, stdin: str, seconds: float) -> str | None:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
-            except ProcessLookupError:
-                pass
             process.wait()
         stdout.seek(0)
         return stdout.read(MAX_OUTPUT_CHARS) if process.returncode == 0 else None

@@ -7,13 +7,21 @@ before anything is computed. A policy that is paid for formulas learns to copy t
 import re
 
 HEAVY: dict[str, str] = {
-    "sum": r"\\(?:sum|Sigma_|bigoplus)", "product": r"\\prod", "integral": r"\\i*int(?![A-Za-z])|\\oint", "limit": r"\\lim",
-    "determinant": r"\\det|\{[vV]matrix\}", "rounding": r"\\[lr]?floor|\\[lr]?ceil|\\operatorname\{(?:floor|ceil)",
-    "divisor": r"\\gcd|\\lcm|\\(?:text|operatorname)\{\s*(?:gcd|lcm)", "combinatorial": r"\\(?:binom|Gamma)|!|\{\}_|[CP]_\{",
-    "remainder": r"\\[bp]?mod|\\(?:text|operatorname)\{\s*mod", "derivative": r"\\partial|\\frac\{d\}|\\frac\{d[^{}]*\}\{d[A-Za-z]|'",
-    "extremum": r"\\(?:max|min|sup|inf|arg)(?![A-Za-z])", "count": r"\\(?:phi|varphi|sigma|tau|pi)\s*\(\s*\d", "conjugate": r"\\overline",
+    "sum": r"\\(?:sum|Sigma_|bigoplus)",
+    "product": r"\\prod",
+    "integral": r"\\i*int(?![A-Za-z])|\\oint",
+    "limit": r"\\lim",
+    "determinant": r"\\det|\{[vV]matrix\}",
+    "rounding": r"\\[lr]?floor|\\[lr]?ceil|\\operatorname\{(?:floor|ceil)",
+    "divisor": r"\\gcd|\\lcm|\\(?:text|operatorname)\{\s*(?:gcd|lcm)",
+    "combinatorial": r"\\(?:binom|Gamma)|!|\{\}_|[CP]_\{",
+    "remainder": r"\\[bp]?mod|\\(?:text|operatorname)\{\s*mod",
+    "derivative": r"\\partial|\\frac\{d\}|\\frac\{d[^{}]*\}\{d[A-Za-z]|'",
+    "extremum": r"\\(?:max|min|sup|inf|arg)(?![A-Za-z])",
+    "count": r"\\(?:phi|varphi|sigma|tau|pi)\s*\(\s*\d",
+    "conjugate": r"\\overline",
     "value": r"\\(?:tr|Re|Im|deg|operatorname|text)(?![A-Za-z])|\\left\.|\|_",
-}  # fmt: skip
+}
 """What is to be evaluated -> its signs. Allowed where the ground truth has one of the same kind."""
 TRANSCENDENTAL = r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])"
 LOGARITHM = r"\\(?:log|ln|lg|exp)(?![A-Za-z])"

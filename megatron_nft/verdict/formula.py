@@ -1,10 +1,10 @@
 r"""Formulas as sympy's, and whether two have the same value: exactly where they are numbers.
 
-A formula's text in the one notation comes in, a sympy expression goes out; `same_value` compares two. Called by same.py,
-in a worker: any of it may take for ever or all memory (verdict/pool.py holds both limits).
+A formula's text in the one notation comes in, a sympy expression goes out; `same_value` compares two. Called by
+same.py, in a worker: any of it may take for ever or all memory (verdict/pool.py holds both limits).
 
-math-verify's grammar (latex2sympy2_extended 1.11) reads the text. math-verify's own comparison rounds to 6 decimals and
-15 digits, so that 10^{-20} is 10^{-30}; it is asked only about what is no number and no formula of letters.
+math-verify's grammar (latex2sympy2_extended 1.11) reads the text. math-verify's own comparison rounds to 6 decimals
+and 15 digits, so that 10^{-20} is 10^{-30}; it is asked only about what is no number and no formula of letters.
 """
 
 import functools
@@ -69,7 +69,7 @@ def _grammatical(text: str) -> str:
 
 
 def rational(expression: Any) -> Fraction | None:
-    """The exact value of what is made of integers by + - * / and whole powers; None of anything else, or if too long."""
+    """The exact value of what is made of integers by + - * / and whole powers; None of anything else, or too long."""
     import sympy
 
     if expression.is_Rational:

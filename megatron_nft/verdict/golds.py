@@ -18,7 +18,6 @@ from megatron_nft.verdict.quantity import read_quantity
 from megatron_nft.verdict.structure import Word, read
 
 _LETTERS = re.compile(r"\\[A-Za-z]+|_\{[^{}]*\}|([A-Za-z])")
-_DIGITS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def why_not_taken(gold: str, mode: str) -> str | None:
 
 
 def _what_is_lost(gold: str) -> str | None:
-    """A letter or a number of the text that its reading has not."""
+    """A letter of the text that its reading has not."""
     if all_boxed(gold):
         return None
     node = read(gold)
@@ -78,7 +77,4 @@ def _what_is_lost(gold: str) -> str | None:
         letters = {match[1] for match in _LETTERS.finditer(value) if match[1]} - set("eidEI")
         if lost := {letter for letter in letters if letter not in said}:
             return f"its reading {said[:60]!r} has no {', '.join(sorted(lost))}"
-        if _DIGITS.search(value) and not _DIGITS.search(said) and "exp" not in said and value.strip("()") != "1":
-            if parsed.is_number is False and not re.fullmatch(r".*(?:\^\{1\}|1\s*[A-Za-z\\(]).*", value):
-                return f"its reading {said[:60]!r} has no number"
     return None

@@ -1,6 +1,7 @@
 r"""How the answers of a data source are graded: the modes, and which published data set needs which.
 
-A data_source and the recipe's verdict.modes come in, a Grader goes out. Called by judge.py, grading.py and agreement.py.
+A data_source and the recipe's verdict.modes come in, a Grader goes out. Called by judge.py, grading.py and
+agreement.py.
 
     boxed         the last \boxed{...}, as mathematics (math_answer.py): "0.5" is \frac{1}{2}. The default.
     strict_boxed  DAPO's: the last \boxed{...} within the last 100 characters, equal to the ground truth as text

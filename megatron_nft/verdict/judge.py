@@ -1,10 +1,10 @@
 """Rollouts -> verdicts. The driver's `judge` stage, and the benchmarks' grader.
 
 The data_source of a prompt picks its grader (graders.py). Workers find the answers in the texts, a few texts at once,
-and judge those that take no algebra (grading.py); of what is left each distinct answer goes to a worker on its own, under
-its own deadline: the K answers of a group are mostly the same few. The driver reads no text. What the machine failed to
-grade is graded once more, alone, when nothing else is. Verdicts of graders of one's own are not kept for later: who knows
-what they depend on.
+and judge those that take no algebra (grading.py); of what is left each distinct answer goes to a worker on its own,
+under its own deadline: the K answers of a group are mostly the same few. The driver reads no text. What the machine
+failed to grade is graded once more, alone, when nothing else is. Verdicts of graders of one's own are not kept for
+later: who knows what they depend on.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, RolloutGroup, Verdict
-from megatron_nft.verdict.check import PRELOAD, check_own_graders, own_graders
 from megatron_nft.verdict.boxes import last_boxed
+from megatron_nft.verdict.check import PRELOAD, check_own_graders, own_graders
 from megatron_nft.verdict.golds import GoldProblem, check_golds
 from megatron_nft.verdict.graders import grader_named, mode_of
 from megatron_nft.verdict.grading import Text, begin, opens_thought

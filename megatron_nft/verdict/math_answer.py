@@ -1,10 +1,12 @@
-r"""Mathematical answers: an extracted formula and a ground truth come in, a Verdict with the rule that decided goes out.
+r"""Mathematical answers: an extracted formula and a ground truth come in, a Verdict with the rule that decided it out.
 
-What an answer is (a list, an interval, an equation ...) is read by structure.py, how it compares by same.py, each rule a
-function with its reason. math-verify's grammar reads the formulas in it (formula.py). Called in a worker that can be
-killed: symbolic comparison may take for ever, holding the interpreter lock, so that no thread and no signal could end it.
+What an answer is (a list, an interval, an equation ...) is read by structure.py, how it compares by same.py, each rule
+a function with its reason. math-verify's grammar reads the formulas in it (formula.py). Called in a worker that can be
+killed: symbolic comparison may take for ever, holding the interpreter lock, so that no thread and no signal could end
+it.
 
-An answer is data and is never evaluated: math-verify's parser of plain expressions, which is Python's eval, is not used.
+An answer is data and is never evaluated: math-verify's parser of plain expressions, which is Python's eval, is not
+used.
 """
 
 import functools
@@ -16,11 +18,12 @@ from typing import Any
 
 from megatron_nft.types import Verdict, VerdictKind
 from megatron_nft.verdict import formula
-from megatron_nft.verdict.boxes import all_boxed, last_boxed
+from megatron_nft.verdict.boxes import all_boxed
 from megatron_nft.verdict.final import IS_A_NUMBER, without_spaces
 from megatron_nft.verdict.notation import plain
 from megatron_nft.verdict.quantity import read_quantity
-from megatron_nft.verdict.same import Comparison, same
+from megatron_nft.verdict.same import same
+from megatron_nft.verdict.same_values import Comparison
 from megatron_nft.verdict.structure import Chain, Leaf, Many, Matrix, Node, Union, Word, read, with_parameter_of
 
 Parser = Callable[[str], list[Any]]
@@ -51,13 +54,14 @@ _RATIONAL = re.compile(
     r"(-?)(?:([0-9]{1,18}(?:\.[0-9]{1,5})?)|\\[dt]?frac\{([0-9]{1,18})\}\{([0-9]{1,18})\}|([0-9]{1,18})/([0-9]{1,18}))"
 )
 _IN_ANY_ORDER = re.compile(
-    r"in any order|separated by commas|comma[- ]separated|\b(?:find|determine|list|give|enter|what are|compute|solve)\b[^.?]{0,80}?"
+    r"in any order|separated by commas|comma[- ]separated|"
+    r"\b(?:find|determine|list|give|enter|what are|compute|solve)\b[^.?]{0,80}?"
     r"\b(?:all|solutions|roots|zeros|the values|possible values|each)\b|solve (?:for|the)",
     re.IGNORECASE,
 )
 _IN_ORDER = re.compile(
-    r"(?:increasing|decreasing|ascending|descending|alphabetical|chronological) order|from (?:least|smallest|greatest|largest)|"
-    r"respectively|in the (?:same )?order",
+    r"(?:increasing|decreasing|ascending|descending|alphabetical|chronological) order|"
+    r"from (?:least|smallest|greatest|largest)|respectively|in the (?:same )?order",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|\n\n")

@@ -1,4 +1,4 @@
-r"""Answers compared as texts or as plain numbers, without algebra: DAPO's strict box and its answer line, the last number.
+r"""Answers compared as texts or as plain numbers, without algebra: DAPO's strict box, answer lines, the last number.
 
 Pure functions in linear time; verdict/graders.py makes modes of them.
 """
@@ -51,7 +51,7 @@ def judge_same_text(answer: str, gold: str) -> Verdict:
 
 
 def answer_line(text: str) -> str | None:
-    """What the last line "Answer: ..." says, or the line below it, without what only sets it; without one, the last box."""
+    """What the last line "Answer: ..." says, or the line below it; without one, the last box."""
     lines = _ANSWER_LINE.findall(text)
     line = _END_TOKEN.sub("", lines[-1]).strip() if lines else ""
     if not line:
@@ -63,7 +63,7 @@ def answer_line(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The first number after the last "####" (GSM8K's mark), or else the last of the text; None where there is a choice.
+    """The first number after the last "####" (GSM8K's mark), or else the text's last; None where there is a choice.
 
     "41 or 42" behind the mark, and numbers in a row, are no answer: one of them would always be right.
     """

@@ -13,7 +13,8 @@ _BARE_UNIT = re.compile(
     r"(?<=[\d})])\s*((?:(?:square|sq|cubic|cu)\.?\s+)?[A-Za-z]{2,}(?:\s*(?:/|\s+per\s+)\s*[A-Za-z]+)?)\.?(\s*\^\{-?\d\})?$"
 )
 _TEXT_UNIT = re.compile(
-    r"(?:\\text\{([^{}]*)\}|(?<=[\d)}])\s*\{([A-Za-z ]{2,})\})(\s*\^\{-?\d\})?((?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\}(?:\s*\^\{-?\d\})?)*)\s*\.?$"
+    r"(?:\\text\{([^{}]*)\}|(?<=[\d)}])\s*\{([A-Za-z ]{2,})\})(\s*\^\{-?\d\})?"
+    r"((?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\}(?:\s*\^\{-?\d\})?)*)\s*\.?$"
 )
 _FOREIGN_UNIT = re.compile(r"(?<=\d)\s*([^\W\d_a-zA-Z]+)$")
 _DEGREES = re.compile(r"\^\\circ\s*(?:\\text\{\s*)?([CF]?)\s*\}?$")
@@ -83,7 +84,7 @@ def read_quantity(text: str) -> Quantity:
 
 
 def _is_bare_unit(text: str, match: re.Match[str]) -> bool:
-    """Letters behind a number are a unit if they are one of the table, or a word that a space sets apart: 3m is 3 m's."""
+    """Letters behind a number are a unit if the table has it, or as a word that a space sets apart: 3m is 3 m's."""
     if not re.search(r"[\d)}]$", text[: match.start()].strip()) or "\\" in match[1]:
         return False
     return read_unit(match[1]) is not None or (

@@ -2,8 +2,8 @@
 
 A script of its own, started by code_grader.py: it limits itself and becomes the interpreter that runs the file. Its
 process may open no socket, signal no other process and trace none (seccomp, which no process can take back), take no
-more CPU time, memory, files and output than allowed, and dies with its parent. It may read what the user may read: where
-that is too much, run the grader in a container. Linux on x86_64 and aarch64.
+more CPU time, memory, files and output than allowed, and dies with its parent. It may read what the user may read:
+where that is too much, run the grader in a container. Linux on x86_64 and aarch64.
 """
 
 import ctypes

@@ -95,14 +95,13 @@ Node = Leaf | Word | Many | Matrix | Union | Chain
 def read(latex: str) -> Node:
     """The structure of a formula in any notation."""
     text = plain(latex)
-    if family := _FAMILY.match(text):
-        if family[1].strip() and re.search(r"(?:=|\\in|,|\))", text):
-            text = _with_parameter(family[1].strip(), family[2])
+    if (family := _FAMILY.match(text)) and family[1].strip() and re.search(r"(?:=|\\in|,|\))", text):
+        text = _with_parameter(family[1].strip(), family[2])
     return _read(text)
 
 
 def with_parameter_of(gold: Node, answer: str) -> Node:
-    r"""The answer, whose parameter may be of any name where the ground truth has one: \pi k for k\pi, k \in \mathbb{Z}."""
+    r"""The answer; its parameter may have any name where the ground truth has one: \pi k for k\pi, k \in \mathbb{Z}."""
     node = read(answer)
     if _PARAMETER not in str(gold) or _PARAMETER in str(node):
         return node

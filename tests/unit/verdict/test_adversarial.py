@@ -22,7 +22,8 @@ HANGING = [
     r"\frac{100000000!}{99999999!}", r"\binom{10^{9}}{5\cdot10^{8}}", r"\sum_{k=1}^{10^{9}} \frac{1}{k}",
     r"\prod_{k=1}^{10^{8}} k", r"\int_0^{1} x^{x^{x}} dx", r"\int_0^\infty \frac{\sin^{99} x}{x^{99}} dx",
     r"\Gamma(10^{9})", r"\gcd(2^{10^9}, 3)", r"\lfloor 10^{10^{10}} \pi \rfloor",
-    r"\sin(9^{9^{9}})", r"\cos(7^{7^{7^{7}}})", r"\tan(3^{9^{9}}) + i", r"\sin(10^{10^{10}}) + \cos(10^{10^{9}})", r"10^{9999999} + 1", r"\det\begin{pmatrix}" + DETERMINANT + r"\end{pmatrix}",
+    r"\sin(9^{9^{9}})", r"\cos(7^{7^{7^{7}}})", r"\tan(3^{9^{9}}) + i", r"\sin(10^{10^{10}}) + \cos(10^{10^{9}})",
+    r"10^{9999999} + 1", r"\det\begin{pmatrix}" + DETERMINANT + r"\end{pmatrix}",
 ]  # fmt: skip
 LONG = [
     "{" * 50_000 + "7" + "}" * 50_000, "{" * 100_000, "}" * 100_000, "a" * 100_000, "\\" * 100_000, "\\{" * 50_000,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -79,8 +80,8 @@ def test_programs_in_the_pool():
 class Verifier(BaseHTTPRequestHandler):
     """Right is what equals the ground truth. Fails as it is told, first."""
 
-    failures: list[int] = []
-    batches: list[int] = []
+    failures: ClassVar[list[int]] = []
+    batches: ClassVar[list[int]] = []
 
     def do_POST(self):
         items = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -113,7 +113,9 @@ def test_one_shot():
 def test_a_script_needs_no_main_guard(tmp_path, how):
     script = (
         "from megatron_nft.verdict.judge import judge_answers\nprint('once')\n"
-        r"print([v.kind for v in judge_answers([r'\boxed{1}', r'\boxed{\sin(9^{9^{9}})}'], ['1.0', '7'], ['m'] * 2, 0.5)])"
+        r"texts = [r'\boxed{1}', r'\boxed{\sin(9^{9^{9}})}']"
+        "\n"
+        r"print([v.kind for v in judge_answers(texts, ['1.0', '7'], ['m'] * 2, 0.5)])"
     )
     (tmp_path / "grade.py").write_text(script)
     arguments = {"file": [str(tmp_path / "grade.py")], "stdin": ["-"], "module": ["-m", "grade"]}[how]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_nft.config import VerdictConfig
-from megatron_nft.verdict.judge import Judge
 from megatron_nft.verdict.boxes import last_boxed
+from megatron_nft.verdict.judge import Judge
 
 CASES = [json.loads(line) for line in Path("tests/assets/math_verify/cases.jsonl").read_text().splitlines()]
 FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\[(.+)\\\]|\\\((.+)\\\)|([-+0-9., /]+)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""A few of the benchmark's attacks and notations (benchmarks/verdicts), on made-up problems: none right, none refused."""
+"""A few of the benchmark's attacks and notations, on made-up problems: none right, none refused."""
 
 import pytest
 
