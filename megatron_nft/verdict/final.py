@@ -27,6 +27,7 @@ TRANSCENDENTAL = r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])"
 LOGARITHM = r"\\(?:log|ln|lg|exp)(?![A-Za-z])"
 IMAGINARY = r"(?<![A-Za-z\\])i(?![A-Za-z])|(?<=\d)i(?![A-Za-z])"
 
+COPIED = "not evaluated: copied from the question"
 IS_A_NUMBER = "not evaluated: the ground truth is a number"
 
 _HEAVY = {kind: re.compile(signs) for kind, signs in HEAVY.items()}
@@ -62,7 +63,7 @@ def why_not_final(answer: str, gold: str, gold_is_constant: bool, question: str)
     if bare == bare_gold:
         return None
     if question and len(bare) > 2 and not bare.isalnum() and bare in question:
-        return "not evaluated: copied from the question"
+        return COPIED
     if is_literal(gold) and len(re.sub(r"\D", "", gold)) < MANY_DIGITS:
         if re.search(TRANSCENDENTAL, answer) or re.search(IMAGINARY, answer):
             return IS_A_NUMBER if question else None

@@ -23,6 +23,8 @@ NUM_POINTS = 3
 _DECIMAL = re.compile(r"(?<![\d.])(\d+)\.(\d+)")
 _LETTER = re.compile(r"\\[A-Za-z]+|_\{[^{}]*\}|[iI]")
 """A command, a subscript, or a letter that may be the imaginary unit."""
+_UNIT = r"\iota"
+"""Stands for the imaginary unit until the text is parsed."""
 _INDEXED = re.compile(r"_\{?i\b|\\(?:sum|prod)_\{?i")
 
 
@@ -37,6 +39,7 @@ def parse(text: str) -> Any:
     Raises:
         Unreadable: the grammar does not read it.
     """
+    import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
     text = _grammatical(text)
@@ -54,15 +57,15 @@ def parse(text: str) -> Any:
         raise Unreadable(f"{type(error).__name__}: {text}") from None
     if parsed is None or isinstance(parsed, str | bool | list):
         raise Unreadable(text)
-    return parsed
+    return parsed.xreplace({sympy.Symbol("iota", real=True): sympy.I}) if _UNIT in text else parsed
 
 
 def _grammatical(text: str) -> str:
     """What the grammar reads otherwise than a person does."""
     text = re.sub(r"\\text\{\s*([A-Za-z])\s*\}", r"\1", text)
     text = _DECIMAL.sub(lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
-    unit = "i" if _INDEXED.search(text) else " I "
-    # To the grammar I is the imaginary unit, and i a letter.
+    unit = "i" if _INDEXED.search(text) else rf" {_UNIT} "
+    # To the grammar I is the imaginary unit (whose powers it drops), and i a letter.
     text = _LETTER.sub(lambda match: {"I": r"\tilde{I}", "i": unit}.get(match[0], match[0]), text)
     text = re.sub(r"([)}\d])\s*\\frac", r"\1 \\frac", text)
     return re.sub(r"\\%", "", text).replace(r"\$", "").strip()
@@ -123,7 +126,7 @@ def same_value(gold: Any, answer: Any) -> bool:
         return True
     if not isinstance(gold, sympy.Expr) or not isinstance(answer, sympy.Expr):
         return by_math_verify(gold, answer)
-    if gold.has(sympy.oo) or answer.has(sympy.oo):
+    if any(one.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for one in (gold, answer)):
         return gold.doit() == answer.doit()
     one, other = rational(gold), rational(answer)
     if one is not None and other is not None:
@@ -175,14 +178,14 @@ def _length(expression: Any) -> int:
 
 
 def _same_function(gold: Any, answer: Any, letters: list[Any]) -> bool:
-    """Equal at a few points of either sign; at positive ones where roots or fractional powers of letters need it."""
+    """Equal at a few points of either sign; of negative ones only where roots of letters are real."""
     import sympy
 
     rng = random.Random(f"{gold}|{answer}")
     is_rooted = any(
         power.free_symbols and not power.exp.is_integer for e in (gold, answer) for power in e.atoms(sympy.Pow)
     ) or any(e.has(sympy.log) for e in (gold, answer))
-    signs = (1,) if is_rooted and not (gold.has(sympy.Abs) or answer.has(sympy.Abs)) else (1, -1, -1)
+    signs = (1, -1, -1)
     found = 0
     for attempt in range(4 * NUM_POINTS):
         sign = signs[attempt % len(signs)]
@@ -190,6 +193,8 @@ def _same_function(gold: Any, answer: Any, letters: list[Any]) -> bool:
         values = _values((gold, answer), 40, point)
         if any(value is None for value in values):
             continue
+        if is_rooted and sign < 0 and any(value[1] != 0 for value in values):
+            continue  # which of its values a root of a negative number has is a convention
         if not _are_close(*values, 25):
             return False
         found += 1

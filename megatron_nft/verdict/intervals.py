@@ -42,8 +42,8 @@ def _same(one: Any, other: Any) -> bool:
 
     if one == other:
         return True
-    difference = one.symmetric_difference(other)
-    if difference is sympy.S.EmptySet or difference.is_empty:
+    # Not symmetric_difference: sympy 1.14's is empty for (1, 2) and (-oo, 2).
+    if one - other is sympy.S.EmptySet and other - one is sympy.S.EmptySet:
         return True
     parts, its_parts = (s.args if isinstance(s, sympy.Union) else (s,) for s in (one, other))
     if len(parts) != len(its_parts):
@@ -91,7 +91,11 @@ def _set(node: Node) -> tuple[str | None, Any]:
         return None, sympy.Interval(*(_end(item) for item in node.items), left_open, right_open)
     if isinstance(node, Many) and node.kind in ("set", "list"):
         if any(isinstance(item, Chain | Many | Union) for item in node.items):
-            return _joined([_set(item) for item in node.items])
+            parts = [_set(item) for item in node.items]
+            letter, union = _joined(parts)
+            if union == sympy.S.Reals and node.kind == "list":  # x >= 2 and x <= 5
+                return letter, sympy.Intersection(*(part for _, part in parts))
+            return letter, union
         return None, sympy.FiniteSet(*(_end(item) for item in node.items))
     if isinstance(node, Leaf) and r"\mathbb{R}" in node.text:
         if node.text.strip() == r"\mathbb{R}":

@@ -19,7 +19,7 @@ from typing import Any
 from megatron_nft.types import Verdict, VerdictKind
 from megatron_nft.verdict import formula
 from megatron_nft.verdict.boxes import all_boxed
-from megatron_nft.verdict.final import IS_A_NUMBER, without_spaces
+from megatron_nft.verdict.final import COPIED, IS_A_NUMBER, without_spaces
 from megatron_nft.verdict.notation import plain
 from megatron_nft.verdict.quantity import read_quantity
 from megatron_nft.verdict.same import same
@@ -114,6 +114,8 @@ def _judge(answer: str, gold: str, question: str) -> Verdict:
         return Verdict(kind="unparsable", detail="the box is empty")
     gold_node = read(gold)
     node = with_parameter_of(gold_node, answer)
+    if r"\overline" in answer and question and without_spaces(answer) in without_spaces(question):
+        return _verdict("wrong", answer, rule=COPIED)  # a decimal that repeats, to be written as a fraction
     comparison = Comparison(question=_searchable(question), in_any_order=asks_for_all(question))
     try:
         if same(gold_node, node, comparison):

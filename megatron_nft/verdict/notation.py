@@ -178,13 +178,22 @@ def _is_inside_brackets(text: str, place: int) -> bool:
 
 
 def _ordinals(text: str) -> str:
-    """The 5th is 5."""
-    return _ORDINAL.sub("", text)
+    """The 5th is 5, about 5 is 5, B) is B."""
+    text = re.sub(r"^(?:\\text\{\s*)?(?:about|approximately|roughly)\s*\}?\s*(?=[\d$-])", "", text, flags=re.IGNORECASE)
+    return _ORDINAL.sub("", re.sub(r"^\(?([A-Z])\)$", r"\1", text))
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """0.3\\overline{4} as a fraction."""
+    whole, once, again = match[1], match[2], match[3]
+    over = int(whole + once + again) - int(whole + once)
+    return rf"\frac{{{over}}}{{{(10 ** len(again) - 1) * 10 ** len(once)}}}"
 
 
 def _numbers(text: str) -> str:
-    """1.5e3, .5, 5. and 0,5 as LaTeX writes numbers."""
-    text = re.sub(r"(?<![\d])(-?)0,(\d+)$", r"\g<1>0.\2", text)
+    """1.5e3, .5, 5. and 0,5 as LaTeX writes numbers; a decimal that repeats as its fraction."""
+    text = re.sub(r"(?<![\d.])(\d*)\.(\d*)\s*\\overline\s*\{?\s*(\d{1,30})\s*\}?", _repeating, text)
+    text = re.sub(r"^(-?)0,(\d{3,})$", r"\g<1>0.\2", text)
     text = _E_NOTATION.sub(lambda m: rf"{m[1]} \times 10^{{{int(m[2] or m[3])}}}", text)
     text = re.sub(r"(?<=\d)\.(?=\s*(?:[-+/*^)},;]|\\|$))", "", text)
     return re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
@@ -237,6 +246,7 @@ def _arguments(text: str) -> str:
     text = re.sub(r"(?<!\\)_\s*\{\s*\\?([A-Za-z\d,]+)\s*\}", r"_{\1}", text)
     text = re.sub(r"\^\s*(-?\d+|[A-Za-z]|\\(?!circ|text)[A-Za-z]+)", r"^{\1}", text)
     text = re.sub(r"\^\s*\((-?\d+(?:\s*/\s*\d+)?)\)", r"^{\1}", text)
+    text = re.sub(r"([A-Za-z\d]|\([^()]*\))!(\^\{)", r"(\1!)\2", text)
     text = re.sub(r"(\^\{[^{}]*\})\s*(_\{[^{}]*\})", r"\2\1", text)
     return re.sub(r"\\mixed\s*(\d+)\s*/\s*(\d+)", r"\\frac{\1}{\2}", text)
 

@@ -13,7 +13,7 @@ _BARE_UNIT = re.compile(
     r"(?<=[\d})])\s*((?:(?:square|sq|cubic|cu)\.?\s+)?[A-Za-z]{2,}(?:\s*(?:/|\s+per\s+)\s*[A-Za-z]+)?)\.?(\s*\^\{-?\d\})?$"
 )
 _TEXT_UNIT = re.compile(
-    r"(?:\\text\{([^{}]*)\}|(?<=[\d)}])\s*\{([A-Za-z ]{2,})\})(\s*\^\{-?\d\})?"
+    r"(?:\\text\{([^{}]*)\}|(?<=\d)\s*\{([A-Za-z ]{2,})\})(\s*\^\{-?\d\})?"
     r"((?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\}(?:\s*\^\{-?\d\})?)*)\s*\.?$"
 )
 _FOREIGN_UNIT = re.compile(r"(?<=\d)\s*([^\W\d_a-zA-Z]+)$")
@@ -24,6 +24,8 @@ _BASE = re.compile(
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "eleven": 11, "twelve": 12, "sixteen": 16}  # fmt: skip
 _PERCENT = re.compile(r"(?<=[\d})])\s*(?:\\?%|per ?cent(?:age)?|pct)$")
+SHORT_UNITS = ("cm", "km", "kg", "ft", "lb", "mL", "Hz", "hr")
+"""Units of two letters that need no space before them; 2mn and 3pa are products."""
 _FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _NO_UNITS = re.compile(
     r"^(?:or|and|not|maybe|if|for|where|with|else|mod|no|is)\b|\b(?:or|maybe|not|if)\b", re.IGNORECASE
@@ -87,6 +89,8 @@ def _is_bare_unit(text: str, match: re.Match[str]) -> bool:
     """Letters behind a number are a unit if the table has it, or as a word that a space sets apart: 3m is 3 m's."""
     if not re.search(r"[\d)}]$", text[: match.start()].strip()) or "\\" in match[1]:
         return False
+    if not text[match.start()].isspace() and len(match[1]) < 3:
+        return match[1] in SHORT_UNITS
     return read_unit(match[1]) is not None or (
         text[match.start()].isspace() and match[1].isalpha() and len(match[1]) >= 4
     )

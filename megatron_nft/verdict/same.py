@@ -94,6 +94,8 @@ def _same_many(gold: Node, answer: Node, comparison: Comparison) -> bool:
         )
     if not isinstance(answer, Many):
         return gold.kind == "set" and len(gold.items) == 1 and same(gold.items[0], answer, comparison)
+    if any(isinstance(item, Chain) and not item.is_equation for item in (*gold.items, *answer.items)):
+        return same_sets(as_set(gold), as_set(answer))
     kinds = {gold.kind, answer.kind}
     if len(gold.items) != len(answer.items) and not (kinds <= {"list", "set"} and _is_free(gold, comparison)):
         return False
@@ -177,7 +179,7 @@ def _same_chains(gold: Node, answer: Node, comparison: Comparison) -> bool:
     if answer_chain:
         return _says(answer_chain, gold, comparison)
     name, value = gold_chain.sides[0], gold_chain.sides[-1]
-    if not is_name(name) or isinstance(value, Word):  # "x + y = 3" and "SRMC = LRMC" are what is asked for
+    if not is_name(name) or (isinstance(name, Word) and isinstance(value, Word)):  # "x + y = 3", "SRMC = LRMC"
         return False
     return same(value, answer, comparison)
 
