@@ -142,6 +142,8 @@ def _texts(text: str) -> str:
             return rf"\{word} "
         if re.fullmatch(r"[-+]?\d[\d.,]*", word):
             return word
+        if quantity := re.fullmatch(r"([-+]?\d[\d.,]*)\s+([A-Za-z ]+)", word):
+            return rf"{quantity[1]} \text{{{quantity[2]}}}"
         return rf"\text{{{inside}}}" if word else " "
 
     return _TEXTS.sub(one, re.sub(r"\{\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}", text))

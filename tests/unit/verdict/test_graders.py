@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from megatron_nft.config import VerdictConfig
-from megatron_nft.verdict.agreement import compare_modes, read_answers, report
+from megatron_nft.config import RecipeError, VerdictConfig
+from megatron_nft.verdict.agreement import compare_modes, gold_lines, read_answers, report
+from megatron_nft.verdict.check import check_rewards
 from megatron_nft.verdict.dapo_line import dapo_line, judge_dapo_line
 from megatron_nft.verdict.graders import DATA_SOURCES, MODES, grader_of
 from megatron_nft.verdict.judge import Judge
@@ -185,3 +186,16 @@ def test_a_recipe_may_set_modes():
     with Judge(VerdictConfig(workers=1, modes={"shop": "last_number"})) as judge:
         verdicts = judge.judge_answers(["18", "18"], ["18", "18"], ["shop", "math"])
     assert [verdict.kind for verdict in verdicts] == ["right", "unparsable"]
+
+
+def test_whole_text_pays_no_rewards_unless_it_is_asked_for_by_name():
+    with pytest.raises(RecipeError, match="'shop' by whole_text, which is unfit for rewards"):
+        check_rewards(VerdictConfig(modes={"shop": "whole_text", "math": "boxed"}))
+    check_rewards(VerdictConfig(modes={"shop": "whole_text"}, loose_rewards=["shop"]))
+    check_rewards(VerdictConfig())
+
+
+def test_agreement_shows_the_ground_truths_that_a_mode_cannot_take():
+    lines = gold_lines(["7", "t(0,4]", "7", "t(0,4]"], ["boxed", "last_number", "strict_boxed"])
+    assert lines[0] == "2 ground truths that a mode can't take"
+    assert lines[1].startswith("    answer 1: ground truth 't(0,4]' (boxed)")

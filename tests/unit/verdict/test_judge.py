@@ -1,4 +1,5 @@
 import ctypes
+import dataclasses
 import multiprocessing
 import operator
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
+from megatron_nft.verdict import boxes
 from megatron_nft.verdict.judge import Judge, judge_answers
 from megatron_nft.verdict.math_answer import warm_up
 from megatron_nft.verdict.pool import GradingPool, JudgeError
@@ -84,6 +86,56 @@ def test_equal_answers_are_graded_once(judge):
 def test_the_cache_tells_ground_truths_apart(judge):
     verdicts = judge.judge_answers([r"\boxed{11}"] * 2, ["11.0", "12"], ["math"] * 2)
     assert [v.kind for v in verdicts] == ["right", "wrong"]
+
+
+def test_workers_read_the_texts_and_the_driver_none(judge, monkeypatch):
+    def never(text):
+        raise AssertionError("the driver reads a text")
+
+    monkeypatch.setattr(boxes, "_boxes", never)
+    monkeypatch.setattr(boxes, "behind_thought", never)
+    assert kinds(judge, [r"\boxed{0.5}", r"\boxed{5/10}", r"\boxed{\sqrt{2}}", "0.5"]) == [
+        "right", "right", "wrong", "unparsable",
+    ]  # fmt: skip
+
+
+def test_the_answer_stands_behind_the_thought(judge):
+    texts = [r"<think>\boxed{7}</think>\boxed{5}", r"<think>so \boxed{5}", r"so \boxed{5}, wait", r"a</think>\boxed{5}"]
+    (plain,) = judge.judge([group("5", *texts)])
+    assert [v.kind for v in plain.verdicts] == ["right", "unparsable", "right", "right"]
+    opened = group("5", *texts)
+    opened = dataclasses.replace(opened, prompt=dataclasses.replace(opened.prompt, text="Q: ?\n<think>\n"))
+    (thinking,) = judge.judge([opened])
+    assert [v.kind for v in thinking.verdicts] == ["right", "unparsable", "unparsable", "right"]
+    assert thinking.verdicts[1].detail == boxes.UNFINISHED
+    with Judge(VerdictConfig(workers=1, thoughts=False)) as other:
+        assert kinds(other, texts, gold="5") == ["right"] * 4
+
+
+def test_an_empty_ground_truth_is_an_error_in_every_mode(judge):
+    sources = ["math", "math_dapo", "math_dapo_boxed", "openai/gsm8k"]
+    verdicts = judge.judge_answers([r"Answer: \boxed{}"] * 4, ["", " ", "", ""], sources)
+    assert {v.kind for v in verdicts} == {"error"}
+
+
+def test_ground_truths_are_checked_by_the_workers(judge):
+    golds = ["42", "t(0,4]", r"\sqrt{2}", ""]
+    prompts = [dataclasses.replace(group(gold, "x").prompt, prompt_id=f"t/{place}") for place, gold in enumerate(golds)]
+    assert [(p.row, p.taken_by) for p in judge.gold_problems(prompts)] == [("t/1", "strict_boxed"), ("t/3", "")]
+
+
+def test_the_question_tells_what_is_copied_and_whether_a_list_has_an_order(judge):
+    def asked(question, gold, answer):
+        one = group(gold, rf"\boxed{{{answer}}}")
+        (judged,) = judge.judge([dataclasses.replace(one, prompt=dataclasses.replace(one.prompt, text=question))])
+        return judged.verdicts[0].kind
+
+    assert asked("Simplify $(x+1)(x-1)$.", "x^2-1", "(x+1)(x-1)") == "wrong"
+    assert asked("What is left?", "x^2-1", "(x+1)(x-1)") == "right"
+    assert asked(r"Compute $\tan 45^\circ$.", "1", r"\tan 45^\circ") == "wrong"
+    assert asked("Find all $x$ with $x^2 = 4$.", "2, -2", "-2, 2") == "right"
+    assert asked("Which comes first? Give both.", "2, -2", "-2, 2") == "wrong"
+    assert asked("List all roots in increasing order.", "1, 3", "3, 1") == "wrong"
 
 
 def test_it_works_in_a_thread(judge):
