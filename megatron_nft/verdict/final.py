@@ -25,8 +25,12 @@ HEAVY: dict[str, str] = {
 """What is to be evaluated -> its signs. Allowed where the ground truth has one of the same kind."""
 TRANSCENDENTAL = r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])"
 LOGARITHM = r"\\(?:log|ln|lg|exp)(?![A-Za-z])"
-IMAGINARY = r"(?<![A-Za-z\\])i(?![A-Za-z])|(?<=\d)i(?![A-Za-z])"
-
+ONE_VALUE = re.compile(
+    r"-?\s*\\(?:sin|cos|tan)\s*\(?\s*\d{1,3}\s*\^\\circ\s*\)?|-?\s*i\s*\^\{\d+\}|"
+    r"-?\s*i\s*\([^()]*\)|e\s*\^\{[^{}]*i[^{}]*\}|(?:\([^()\\]*i[^()\\]*\)\s*(?:\^\{\d+\})?\s*){1,2}"
+)
+"""What may be somebody's notation of a number, where no question is known from which it could be copied: a sine of
+degrees, a power of i, a product of complex numbers."""
 COPIED = "not evaluated: copied from the question"
 IS_A_NUMBER = "not evaluated: the ground truth is a number"
 
@@ -64,11 +68,10 @@ def why_not_final(answer: str, gold: str, gold_is_constant: bool, question: str)
         return None
     if question and len(bare) > 2 and not bare.isalnum() and bare in question:
         return COPIED
+    may_be_notation = not question and ONE_VALUE.fullmatch(answer.strip()) is not None
     if is_literal(gold) and len(re.sub(r"\D", "", gold)) < MANY_DIGITS:
-        if re.search(TRANSCENDENTAL, answer) or re.search(IMAGINARY, answer):
-            return IS_A_NUMBER if question else None
-        return IS_A_NUMBER
-    if gold_is_constant and question:
+        return None if may_be_notation else IS_A_NUMBER
+    if gold_is_constant and not may_be_notation:
         for signs in (TRANSCENDENTAL, LOGARITHM):
             if re.search(signs, answer) and not re.search(signs, gold):
                 return "not evaluated: a function that the ground truth has not"
