@@ -1,6 +1,6 @@
 r"""What grading a step's answers costs, by part: 8,192 answers of 45,000 characters, 1% of which hang. Prints Markdown.
 
-    python -m benchmarks.verdicts.scale [--answers 8192] [--characters 45000] [--hanging 0.01] [--workers 2]
+    python -m benchmarks.verdicts.scale [--answers 8192] [--characters 45000] [--hanging 0.01] [--workers 2] [--nodes 1]
 
 Groups of 16 answers to made-up questions, half of which have formulas for ground truths and half integers; 5 different
 answers a group, long texts with their box at the end. "The driver's thread" is the CPU time of the thread that calls
@@ -15,10 +15,16 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import numpy as np
+import ray
+from ray.cluster_utils import Cluster
 
+from megatron_nft.cluster.graders import SpreadPool
+from megatron_nft.cluster.nodes import living_nodes
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 from megatron_nft.verdict.boxes import behind_thought, last_boxed
@@ -65,6 +71,23 @@ def groups(num_answers: int, characters: int, hanging: float, seed: int = 0) -> 
     return made
 
 
+@contextmanager
+def pools(config: VerdictConfig, nodes: int) -> Iterator[SpreadPool | None]:
+    """A pool over the nodes of an emulated Ray; None for one node, which needs no Ray."""
+    if nodes == 1:
+        yield None
+        return
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(nodes - 1):
+        cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        yield SpreadPool(config, [node.ray_id for node in living_nodes()])
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def in_one_process(made: list[RolloutGroup]) -> tuple[float, float]:
     """Seconds of CPU, here: finding all answers, and grading one group's distinct formulas in 20 of them."""
     start = time.process_time()
@@ -88,6 +111,7 @@ def main() -> None:
     parser.add_argument("--hanging", type=float, default=0.01, help="share of answers that never end")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--deadline", type=float, default=1.0)
+    parser.add_argument("--nodes", type=int, default=1, help="of a Ray that is emulated on this machine")
     arguments = parser.parse_args()
     packages = ", ".join(f"{package} {version(package)}" for package in ("math-verify", "sympy", "Pebble"))
     print(f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; {packages}")
@@ -95,7 +119,8 @@ def main() -> None:
     made = groups(arguments.answers, arguments.characters, arguments.hanging)
     warm_up()
     read_s, formulas_per_s = in_one_process(made)
-    with Judge(VerdictConfig(workers=arguments.workers, deadline_s=arguments.deadline)) as judge:
+    config = VerdictConfig(workers=arguments.workers, deadline_s=arguments.deadline)
+    with pools(config, arguments.nodes) as pool, Judge(config, pool) as judge:
         judge.warm_up()
         start, thread, process = time.perf_counter(), time.thread_time(), time.process_time()
         judged = judge.judge(made)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
+from megatron_nft.cluster.graders import spread_pool
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.processes import ProcessLost, new_attempt
 from megatron_nft.cluster.workers import Actors, EngineGroup, begin_start
@@ -58,7 +59,7 @@ class Run(ABC):
         self.actors = Actors(config, placement, logs)
         self.engines = EngineGroup(config, placement, logs=logs, starts_empty=True)
         starting = begin_start(self.actors, self.engines)
-        self.judge = parts.enter_context(Judge(config.verdict))
+        self.judge = parts.enter_context(Judge(config.verdict, spread_pool(config.verdict)))
         self.judge.warm_up()
         for problem in self.judge.gold_problems(train.prompts)[:MAX_GOLD_PROBLEMS]:
             report.announce(f"data: {problem}")

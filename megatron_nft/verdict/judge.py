@@ -53,11 +53,17 @@ class _Case(NamedTuple):
 
 
 class Judge:
-    """Grades answers in a warm pool of processes. A context manager; threads that grade take turns."""
+    """Grades answers in a warm pool of processes. A context manager; threads that grade take turns.
 
-    def __init__(self, config: VerdictConfig):
+    Args:
+        pool: with a GradingPool's methods, in place of one in this process (cluster/graders.py); the judge closes it.
+    """
+
+    def __init__(self, config: VerdictConfig, pool: Any = None):
         self.config = config
-        self._pool = GradingPool(config.workers, partial(prepare, own_graders(config)), PRELOAD, config.memory_gib)
+        self._pool = pool or GradingPool(
+            config.workers, partial(prepare, own_graders(config)), PRELOAD, config.memory_gib
+        )
         self._cache: OrderedDict[_Case, Verdict] = OrderedDict()
         self._turn = Lock()
 

@@ -138,7 +138,12 @@ def asks_for_all(question: str) -> bool:
 @functools.lru_cache(maxsize=64)
 def _searchable(question: str) -> str:
     """In the one notation, for the search of copied formulas. Texts of prompts are longer than formulas, not slower."""
-    return without_spaces(plain(question)) if question else ""
+    if not question:
+        return ""
+    try:
+        return without_spaces(plain(question))
+    except (ValueError, IndexError):  # a question is prose, whose numbers may be none
+        return without_spaces(question)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -188,7 +188,7 @@ def _ordinals(text: str) -> str:
 def _repeating(match: re.Match[str]) -> str:
     """0.3\\overline{4} as a fraction."""
     whole, once, again = match[1], match[2], match[3]
-    over = int(whole + once + again) - int(whole + once)
+    over = int(whole + once + again) - int(whole + once or "0")
     return rf"\frac{{{over}}}{{{(10 ** len(again) - 1) * 10 ** len(once)}}}"
 
 

@@ -22,7 +22,8 @@ HANGING = [
     r"\frac{100000000!}{99999999!}", r"\binom{10^{9}}{5\cdot10^{8}}", r"\sum_{k=1}^{10^{9}} \frac{1}{k}",
     r"\prod_{k=1}^{10^{8}} k", r"\int_0^{1} x^{x^{x}} dx", r"\int_0^\infty \frac{\sin^{99} x}{x^{99}} dx",
     r"\Gamma(10^{9})", r"\gcd(2^{10^9}, 3)", r"\lfloor 10^{10^{10}} \pi \rfloor",
-    r"\sin(9^{9^{9}})", r"\cos(7^{7^{7^{7}}})", r"\tan(3^{9^{9}}) + i", r"\sin(10^{10^{10}}) + \cos(10^{10^{9}})",
+    r"\sqrt{2}^{9^{9^{9}}}", r"\sqrt{3}^{7^{7^{7^{7}}}}", r"\pi^{9^{9^{9}}}",
+    r"\sin(9^{9^{9}})", r"\tan(3^{9^{9}}) + i", r"\sin(10^{10^{10}}) + \cos(10^{10^{9}})",
     r"10^{9999999} + 1", r"\det\begin{pmatrix}" + DETERMINANT + r"\end{pmatrix}",
 ]  # fmt: skip
 LONG = [
@@ -87,10 +88,11 @@ def seconds(judge, text, gold):
 
 @pytest.mark.parametrize("answers", [HANGING, LONG, CODE, ODD], ids=["hanging", "long", "code", "odd"])
 def test_none_is_late_and_none_is_right(judge, largest_worker_gib, answers):
-    outcomes = {answer[:80]: seconds(judge, rf"So the answer is \boxed{{{answer}}}.", GOLD) for answer in answers}
+    gold = r"\sqrt{7}" if answers is HANGING else GOLD  # for a number most would not be final, and not be begun
+    outcomes = {answer[:80]: seconds(judge, rf"So the answer is \boxed{{{answer}}}.", gold) for answer in answers}
     assert {answer: s for answer, (s, _) in outcomes.items() if s >= LATE_S} == {}
     assert [answer for answer, (_, kind) in outcomes.items() if kind == "right"] == []
-    if answers is HANGING:  # most are not even begun: with a number as the ground truth they are not final
+    if answers is HANGING:
         assert sum(kind == "timeout" for _, kind in outcomes.values()) >= 3
 
 
@@ -136,9 +138,9 @@ def test_hanging_answers_among_many(judge):
     """5% of 200 hang: the time is theirs, no other verdict is lost, and as many workers are there as before."""
     workers = len(multiprocessing.active_children())
     answers = [
-        rf"\boxed{{{n} + \sin(9^{{9^{{9}}}})}}" if n % 20 == 0 else rf"\boxed{{{2 * n + 1}/2 \,}}" for n in range(200)
+        rf"\boxed{{{n} + \pi^{{9^{{9^{{9}}}}}}}}" if n % 20 == 0 else rf"\boxed{{{2 * n + 1}/2 \,}}" for n in range(200)
     ]
-    golds = [str(n + 0.5) for n in range(200)]
+    golds = [r"\sqrt{3}" if n % 20 == 0 else str(n + 0.5) for n in range(200)]
     start = time.perf_counter()
     verdicts = judge.judge_answers(answers, golds, ["math"] * 200)
     spent_s = time.perf_counter() - start

@@ -23,7 +23,9 @@ from megatron_nft.verdict.pool import GradingPool, JudgeError
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE_S = 1.0
-HANGING = (r"\boxed{\sin(9^{9^{9}})}", r"\boxed{\cos(7^{7^{7^{7}}})}", r"\boxed{\tan(3^{9^{9}}) + i}")
+HANGING = (r"\boxed{\sqrt{2}^{9^{9^{9}}}}", r"\boxed{\sqrt{3}^{7^{7^{7^{7}}}}}", r"\boxed{\pi^{9^{9^{9}}}}")
+ROOT = r"\frac{\sqrt{2}}{2}"
+"""A ground truth for which they are begun: for a number they would not be final."""
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +70,18 @@ def test_groups_come_back_with_their_verdicts_in_order(judge):
 @pytest.mark.parametrize("hanging", HANGING)
 def test_a_hanging_answer_ends_at_its_deadline_and_harms_no_other(judge, hanging):
     start = time.perf_counter()
-    answers = [rf"\boxed{{{n}/{2 * n}}}" for n in range(1, 21)]
-    assert kinds(judge, [*answers[:10], hanging, *answers[10:]]) == ["right"] * 10 + ["timeout"] + ["right"] * 10
+    answers = [rf"\boxed{{\frac{{{n}\sqrt{{2}}}}{{{2 * n}}}}}" for n in range(1, 21)]
+    assert kinds(judge, [*answers[:10], hanging, *answers[10:]], ROOT) == ["right"] * 10 + ["timeout"] + ["right"] * 10
     assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     assert kinds(judge, [r"\boxed{\frac{3}{6}}", r"\boxed{3}"]) == ["right", "wrong"]
 
 
 def test_equal_answers_are_graded_once(judge):
     start = time.perf_counter()
-    assert Counter(kinds(judge, [r"so \boxed{2/4}", HANGING[0]] * 64)) == {"right": 64, "timeout": 64}
+    assert Counter(kinds(judge, [r"so \boxed{2\sqrt{2}/4}", HANGING[0]] * 64, ROOT)) == {"right": 64, "timeout": 64}
     assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     start = time.perf_counter()
-    assert kinds(judge, [r"again \boxed{2/4}"] * 5000) == ["right"] * 5000
+    assert kinds(judge, [r"again \boxed{2\sqrt{2}/4}"] * 5000, ROOT) == ["right"] * 5000
     assert time.perf_counter() - start < 1
 
 
@@ -140,7 +142,9 @@ def test_the_question_tells_what_is_copied_and_whether_a_list_has_an_order(judge
 
 def test_it_works_in_a_thread(judge):
     found = []
-    thread = threading.Thread(target=lambda: found.extend(kinds(judge, [r"\boxed{4/8}", r"\boxed{9}", HANGING[0]])))
+    thread = threading.Thread(
+        target=lambda: found.extend(kinds(judge, [r"\boxed{\sqrt{1/2}}", r"\boxed{9}", HANGING[0]], ROOT))
+    )
     thread.start()
     thread.join(60)
     assert found == ["right", "wrong", "timeout"]
@@ -165,9 +169,9 @@ def test_one_shot():
 def test_a_script_needs_no_main_guard(tmp_path, how):
     script = (
         "from megatron_nft.verdict.judge import judge_answers\nprint('once')\n"
-        r"texts = [r'\boxed{1}', r'\boxed{\sin(9^{9^{9}})}']"
+        r"texts = [r'\boxed{1}', r'\boxed{\pi^{9^{9^{9}}}}']"
         "\n"
-        r"print([v.kind for v in judge_answers(texts, ['1.0', '7'], ['m'] * 2, 0.5)])"
+        r"print([v.kind for v in judge_answers(texts, ['1.0', r'\sqrt{3}'], ['m'] * 2, 0.5)])"
     )
     (tmp_path / "grade.py").write_text(script)
     arguments = {"file": [str(tmp_path / "grade.py")], "stdin": ["-"], "module": ["-m", "grade"]}[how]
@@ -220,7 +224,7 @@ def test_broken_grading_is_an_error_not_a_wrong_answer(tmp_path):
 def test_workers_die_with_a_killed_driver():
     mark = f"judge-test-{os.getpid()}-{time.time()}"
     code = r"judge = Judge(VerdictConfig(deadline_s=60)); judge.warm_up(); print('warm', flush=True);" + (
-        r"judge.judge_answers([r'\boxed{\sin(9^{9^{9}})}'], ['1'], ['math'])"
+        r"judge.judge_answers([r'\boxed{\pi^{9^{9^{9}}}}'], [r'\sqrt{3}'], ['math'])"
     )
     driver = run_python(code, MARK=mark, PYTHONPATH=str(REPOSITORY))
     try:
