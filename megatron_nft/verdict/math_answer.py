@@ -166,7 +166,8 @@ def why_unreadable(gold: str) -> str | None:
 def _is_readable(node: Node) -> bool:
     try:
         for leaf in leaves(node):
-            formula.parse(read_quantity(leaf.text).value)
+            if leaf.text or not isinstance(node, Chain):
+                formula.parse(read_quantity(leaf.text).value)
     except formula.Unreadable:
         return False
     return True

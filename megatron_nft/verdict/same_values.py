@@ -41,6 +41,8 @@ def same_quantities(gold_text: str, answer_text: str, comparison: Comparison) ->
 
 def _same_bases(gold: Quantity, answer: Quantity, comparison: Comparison) -> bool:
     """The digits in the ground truth's base; the base itself may be left out, as the question says it."""
+    if any(one.unit or one.is_percent or one.is_money for one in (gold, answer)):
+        return False
     gold_base, answer_base = gold.base or 10, answer.base or (gold.base or 10)
     if gold.base is not None and answer.base is None:
         comparison.rules.append("base left out")
