@@ -9,7 +9,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal, localco
 from fractions import Fraction
 
 from megatron_nft.verdict import formula
-from megatron_nft.verdict.final import is_literal, why_not_final, without_spaces
+from megatron_nft.verdict.final import COPIED, is_literal, why_not_final, without_spaces
 from megatron_nft.verdict.quantity import Quantity, read_quantity, words
 
 MIN_ROUNDED_DIGITS = 10
@@ -87,7 +87,10 @@ def _same_formulas(gold: str, answer: str, comparison: Comparison, factor: Fract
         return _same_numbers(gold, answer, comparison, factor)
     gold_value = formula.parse(gold)
     is_constant = not getattr(gold_value, "free_symbols", True)
-    if reason := why_not_final(answer, gold, is_constant, comparison.question):
+    reason = why_not_final(answer, gold, is_constant, comparison.question)
+    if reason == COPIED and factor == 1 and formula.parse(answer) == gold_value:
+        return True  # the ground truth is in the question, too: 1/x for \frac{1}{x}
+    if reason:
         comparison.reason = reason
         return False
     answer_value = formula.parse(answer)

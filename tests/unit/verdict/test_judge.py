@@ -133,6 +133,7 @@ def test_the_question_tells_what_is_copied_and_whether_a_list_has_an_order(judge
         return judged.verdicts[0].kind
 
     assert asked("Simplify $(x+1)(x-1)$.", "x^2-1", "(x+1)(x-1)") == "wrong"
+    assert asked("Is $x^2$ or $1/x$ larger?", r"\frac{1}{x}", "1/x") == "right"
     assert asked("What is left?", "x^2-1", "(x+1)(x-1)") == "right"
     assert asked(r"Compute $\tan 45^\circ$.", "1", r"\tan 45^\circ") == "wrong"
     assert asked("Find all $x$ with $x^2 = 4$.", "2, -2", "-2, 2") == "right"
