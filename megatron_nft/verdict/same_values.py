@@ -88,7 +88,7 @@ def _same_formulas(gold: str, answer: str, comparison: Comparison, factor: Fract
     gold_value = formula.parse(gold)
     is_constant = not getattr(gold_value, "free_symbols", True)
     reason = why_not_final(answer, gold, is_constant, comparison.question)
-    if reason == COPIED and factor == 1 and formula.parse(answer) == gold_value:
+    if reason == COPIED and factor == 1 and _is_notation(answer, gold, gold_value):
         return True  # the ground truth is in the question, too: 1/x for \frac{1}{x}
     if reason:
         comparison.reason = reason
@@ -105,6 +105,13 @@ def _same_formulas(gold: str, answer: str, comparison: Comparison, factor: Fract
         return False
     comparison.rules.append("evaluated")
     return True
+
+
+def _is_notation(answer: str, gold: str, gold_value: object) -> bool:
+    """Whether two formulas are read alike, with nothing computed: sympy computes where the imaginary unit is put in."""
+    return (
+        not is_literal(gold) and "i" not in re.sub(r"\\[A-Za-z]+", "", answer) and formula.parse(answer) == gold_value
+    )
 
 
 def _same_numbers(gold: str, answer: str, comparison: Comparison, factor: Fraction) -> bool:
