@@ -45,7 +45,8 @@ from megatron_nft.observe.terminal import Progress
 from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.held_out import evaluation_sampling
 from megatron_nft.types import Prompt
-from megatron_nft.verdict.graders import grader_of
+from megatron_nft.verdict.graders import mode_of
+from megatron_nft.verdict.grading import final_answer, opens_thought
 from megatron_nft.verdict.judge import Judge, JudgeError
 
 SAMPLES = "samples.jsonl"
@@ -180,7 +181,15 @@ def grade(
     return [
         GradedPrompt(
             answers=its_answers,
-            finals=tuple(grader_of(prompt.data_source, config.verdict.modes).extract(a.text) for a in its_answers),
+            finals=tuple(
+                final_answer(
+                    answer.text,
+                    mode_of(prompt.data_source, config.verdict.modes),
+                    config.verdict.thoughts,
+                    opens_thought(prompt),
+                )
+                for answer in its_answers
+            ),
             verdicts=tuple(next(verdicts) for _ in its_answers),
         )
         for prompt, its_answers in zip(benchmark.prompts, answers, strict=True)
@@ -201,6 +210,7 @@ def _write_results(
                 record |= {
                     "verdicts": [v.kind for v in result.verdicts],
                     "details": [v.detail for v in result.verdicts],
+                    "rules": [v.rule for v in result.verdicts],
                 }
                 file.write(json.dumps(record) + "\n")
     mean = average(scores)

@@ -19,7 +19,7 @@ Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -79,6 +79,7 @@ class Verdict:
     kind: VerdictKind
     detail: str = ""  # the extracted answer, or what went wrong
     score: float | None = None  # within [0, 1], for methods that take one; None: right or wrong is all
+    rule: str = ""  # which of verdict/'s rules decided, where one did: "evaluated", "unit left out" ...
 
     def __post_init__(self) -> None:
         if self.score is not None and not 0 <= self.score <= 1:
@@ -92,6 +93,11 @@ class Verdict:
     def reward(self) -> float:
         """The score; without one, 1 for a right answer and 0 for any other."""
         return float(self.is_right) if self.score is None else self.score
+
+    @property
+    def is_graded(self) -> bool:
+        """Says something of the answer; a timeout or an error says something of the machine, or of the ground truth."""
+        return self.kind not in ("timeout", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +119,23 @@ class RolloutGroup:
         return [0.0 if r.truncated else v.reward for v, r in zip(self.verdicts, self.rollouts, strict=True)]
 
     @property
+    def graded(self) -> "RolloutGroup":
+        """Without the answers that could not be graded: these are neither right nor wrong. A truncated one is wrong."""
+        pairs = zip(self.rollouts, self.verdicts, strict=True)
+        kept = [(rollout, verdict) for rollout, verdict in pairs if verdict.is_graded or rollout.truncated]
+        if len(kept) == len(self.rollouts):
+            return self
+        return replace(self, rollouts=tuple(r for r, _ in kept), verdicts=tuple(v for _, v in kept))
+
+    @property
     def correct_rate(self) -> float:
-        """Share of right answers, p in the paper."""
-        return sum(self.rights) / len(self.rollouts)
+        """Share of right answers among the graded ones, p in the paper."""
+        return sum(self.rights) / (len(self.graded.rollouts) or 1)
 
     @property
     def is_mixed(self) -> bool:
         """Has right and wrong answers, or different scores; others carry no learning signal."""
-        return len(set(self.scores)) > 1
+        return len(set(self.graded.scores)) > 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,10 @@ from megatron_nft.verdict.judge import Judge
 
 NAMES = ("math500", "olympiadbench")
 HANGING = (
-    r"9^{{9^{{9^{n}}}}}",
-    r"((9!)!)! + {n}",
-    r"100000000! + {n}",
-    r"\sum_{{k=1}}^{{10^{{9}}}} \frac{{1}}{{k + {n}}}",
+    r"\sqrt{{2}}^{{9^{{9^{{9}}}}}} + {n}",
+    r"\pi^{{9^{{9^{{9}}}}}} + {n}",
+    r"(\sqrt{{2}} + 1)^{{9^{{9^{{9}}}}}} - {n}",
+    r"\sqrt{{3}}^{{7^{{7^{{7^{{7}}}}}}}} \cdot {n}",
 )
 NUM_MANY, HANGING_SHARE, DEADLINE_S = 2000, 0.05, 1.0
 
@@ -132,8 +132,10 @@ def hanging() -> None:
     every = round(1 / HANGING_SHARE)
     graded = []
     for n in range(NUM_MANY):
-        answer = HANGING[n // every % len(HANGING)].format(n=n + 2) if n % every == 0 else rf"{n} + \frac{{1}}{{2}}"
-        graded.append((rf"So \boxed{{{answer}}}.", str(n + 0.5)))
+        answer = (
+            HANGING[n // every % len(HANGING)].format(n=n + 2) if n % every == 0 else rf"\frac{{\sqrt{{2}}}}{{2}} + {n}"
+        )
+        graded.append((rf"So \boxed{{{answer}}}.", rf"{n} + \sqrt{{\frac{{1}}{{2}}}}"))
     with Judge(VerdictConfig(workers=2, deadline_s=DEADLINE_S)) as judge:
         judge.warm_up()
         start = time.perf_counter()

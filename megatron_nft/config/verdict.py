@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from megatron_nft.config.section import Section
 
-VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "whole_text"]
+VerdictMode = Literal["boxed", "strict_boxed", "answer_line", "last_number", "dapo_line", "whole_text"]
 """How an answer is found in a text, and compared: verdict/graders.py."""
 
 OWN_GRADER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -27,9 +27,15 @@ class VerdictConfig(Section):
     workers: int = Field(2, ge=1)
     """Grading processes; each can be killed without harm to the others."""
     deadline_s: float = Field(5.0, gt=0)
-    """An answer whose grading takes longer counts as wrong, under the kind "timeout"."""
+    """An answer whose grading takes longer, twice, leaves its group, under the kind "timeout"."""
     memory_gib: float = Field(2.0, gt=0)
-    """Memory that grading an answer may take; one that takes more counts as wrong, under the kind "error"."""
+    """Memory that grading an answer may take; one that takes more leaves its group, under the kind "error"."""
+    batches: dict[str, Annotated[int, Field(ge=1)]] = Field({})
+    """A grader of one's own -> how many answers it is called with at once: it takes lists, and returns one."""
+    loose_rewards: list[str] = Field([])
+    """Data sources whose answers may earn rewards by the mode "whole_text", which is unfit for that."""
+    thoughts: bool = True
+    """The answer stands behind the last </think>, where there is one; a thought that is not finished has none."""
     modes: dict[str, Annotated[str, AfterValidator(_known_mode)]] = Field({})
     """data_source -> how its answers are graded, where verdict/graders.py's table is not to hold: a mode, or
     a function of one's own (verdict/README.md), {"gsm8k" = "last_number", "my/source" = "package.module:function"}."""

@@ -37,6 +37,7 @@ def save_groups(kept: Sequence[Kept], path: Path) -> None:
         **_texts("text", [rollout.text for rollout in rollouts]),
         **_texts("kind", [verdict.kind for verdict in verdicts]),
         **_texts("detail", [verdict.detail for verdict in verdicts]),
+        **_texts("rule", [verdict.rule for verdict in verdicts]),
     )
 
 
@@ -74,11 +75,13 @@ def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
         ]
     )
     kinds, details = _read_texts(data, "kind"), _read_texts(data, "detail")
-    scores = data.get("score", np.full(len(kinds), np.nan)).tolist()  # not in files of earlier versions
+    # Neither is in files of earlier versions.
+    scores = data.get("score", np.full(len(kinds), np.nan)).tolist()
+    rules = _read_texts(data, "rule") if "rule_bytes" in data else [""] * len(kinds)
     verdicts = iter(
         [
-            Verdict(kind=kind, detail=detail, score=None if np.isnan(score) else score)
-            for kind, detail, score in zip(kinds, details, scores, strict=True)
+            Verdict(kind=kind, detail=detail, rule=rule, score=None if np.isnan(score) else score)
+            for kind, detail, rule, score in zip(kinds, details, rules, scores, strict=True)
         ]
     )
     return [

@@ -42,12 +42,13 @@ def check_scores(groups: Iterable[RolloutGroup], algorithm: AlgorithmConfig) -> 
 
 
 def to_sequences(group: RolloutGroup, algorithm: AlgorithmConfig, *, max_answer_tokens: int) -> list[TrainSequence]:
-    """One TrainSequence per rollout of a judged group, with what the method makes of the group.
+    """One TrainSequence per graded rollout of a judged group, with what the method makes of the group.
 
     Raises:
         ScoreError: the group has scores, and the method takes right or wrong.
     """
     check_scores([group], algorithm)
+    group = group.graded
     prompt_P = group.prompt.token_ids_P
     values_G = method_of(algorithm).answers(group, algorithm, max_answer_tokens)
     advantages_G = values_G.pop("advantage", np.zeros(len(group.rollouts)))

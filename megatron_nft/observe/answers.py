@@ -41,6 +41,7 @@ def _record(group: RolloutGroup, i: int, step: int, source: Source) -> AnswerRec
         "ground_truth": group.prompt.ground_truth,
         "verdict": verdict.kind,
         "detail": verdict.detail,
+        "rule": verdict.rule,
         "truncated": rollout.truncated,
         "policy_version": rollout.policy_version,
         "correct_rate": group.correct_rate,

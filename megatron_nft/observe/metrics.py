@@ -48,7 +48,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ),
     ("nft/kl", "nats/token", "mean", "estimate of KL(policy || reference), with algorithm.kl_weight"),
     ("nft/entropy", "nats/token", "mean", "entropy of the policy at answer tokens, with observe.entropy"),
-    ("nft/correct_rate", "fraction", "mean", "share of right answers among all sampled ones, unmixed groups included"),
+    ("nft/correct_rate", "fraction", "mean", "share of right answers among all graded ones, unmixed groups included"),
     ("train/step", "steps", "last", "rollout steps so far, a tracker's first axis"),
     ("train/updates", "updates", "last", "optimizer updates so far, left-out ones not counted; the other axis"),
     ("actor/grad_norm", "norm", "mean", "global gradient norm before clipping, mean over the step's updates"),
@@ -89,8 +89,17 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("verdict/right", "answers", "sum", "answers graded right and not truncated"),
     ("verdict/wrong", "answers", "sum", "answers graded wrong, or right but truncated"),
     ("verdict/unparsable", "answers", "sum", "answers in which no final answer was found"),
-    ("verdict/timeout", "answers", "sum", "answers whose grading passed verdict.deadline_s"),
-    ("verdict/error", "answers", "sum", "answers on which the grader failed"),
+    ("verdict/timeout", "answers", "sum", "answers whose grading passed verdict.deadline_s, twice"),
+    ("verdict/error", "answers", "sum", "answers on which the grader failed, or whose ground truth can't be read"),
+    (
+        "verdict/left_out",
+        "answers",
+        "sum",
+        "answers that left their groups: neither right nor wrong, for want of a grade",
+    ),
+    ("verdict/by_evaluation", "answers", "sum", "right only after the grader computed: a rise may be copied formulas"),
+    ("verdict/by_rounding", "answers", "sum", "right as a rounded decimal of an exact ground truth"),
+    ("verdict/by_omission", "answers", "sum", "right with a unit, a percent sign or a base left out or added"),
     ("weights/bytes", "bytes", "sum", "bytes sent to the engines"),
     ("weights/buckets", "buckets", "sum", "buckets sent to the engines"),
     ("weights/gib_per_s", "GiB/s", "sum", "weight-sync throughput"),
@@ -205,20 +214,27 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     num_right = sum(sum(group.rights) for group in groups)
     kinds = Counter(verdict.kind for group in groups for verdict in group.verdicts)
+    graded = [group.graded for group in groups]
+    num_graded = sum(len(group.rollouts) for group in graded)
+    rules = Counter(rule for g in groups for v in g.verdicts if v.is_right for rule in set(v.rule.split(", ")))
     metrics: dict[str, float] = {
         "rollout/answers": len(rollouts),
         "rollout/groups_mixed": sum(group.is_mixed for group in groups),
-        "rollout/groups_all_right": sum(all(group.rights) for group in groups),
-        "rollout/groups_all_wrong": sum(not any(group.rights) for group in groups),
+        "rollout/groups_all_right": sum(all(group.rights) for group in graded if group.rollouts),
+        "rollout/groups_all_wrong": sum(not any(group.rights) for group in graded),
         "verdict/right": num_right,
         "verdict/wrong": kinds["wrong"] + kinds["right"] - num_right,
         "verdict/unparsable": kinds["unparsable"],
         "verdict/timeout": kinds["timeout"],
         "verdict/error": kinds["error"],
+        "verdict/left_out": len(rollouts) - num_graded,
+        "verdict/by_evaluation": rules["evaluated"],
+        "verdict/by_rounding": rules["rounded"],
+        "verdict/by_omission": sum(count for rule, count in rules.items() if rule.endswith((" left out", " added"))),
     }
     if rollouts:
         metrics |= {
-            "nft/correct_rate": num_right / len(rollouts),
+            "nft/correct_rate": num_right / (num_graded or 1),
             "rollout/answer_tokens_mean": sum(len(r.token_ids_A) for r in rollouts) / len(rollouts),
             "rollout/truncated_fraction": sum(r.truncated for r in rollouts) / len(rollouts),
             "rollout/policy_version": min(r.policy_version for r in rollouts),
@@ -230,7 +246,7 @@ def count_by_correct_rate(groups: Sequence[RolloutGroup]) -> list[int]:
     """Groups in each of RATE_BINS bins: the first has those without a right answer, the last those without a wrong."""
     counts = [0] * RATE_BINS
     for group in groups:
-        num_right, size = sum(group.rights), len(group.rollouts)
+        num_right, size = sum(group.rights), len(group.graded.rollouts) or 1
         middle = 1 + (RATE_BINS - 2) * num_right // size
         counts[0 if num_right == 0 else RATE_BINS - 1 if num_right == size else middle] += 1
     return counts

@@ -15,8 +15,9 @@ from megatron_nft.doctor.__main__ import examine
 from megatron_nft.doctor.findings import Finding
 from megatron_nft.doctor.machine import REPOSITORY, Machine
 from megatron_nft.doctor.packages import pins
+from megatron_nft.verdict.boxes import last_boxed
 from megatron_nft.verdict.judge import KNOWN_ANSWERS
-from megatron_nft.verdict.math_answer import judge_math, last_boxed
+from megatron_nft.verdict.math_answer import judge_math
 
 HEAD_BYTES = 1 << 20
 """Read of every file of model and data: that it is the same everywhere, and comes in reasonable time."""

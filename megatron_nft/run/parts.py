@@ -17,7 +17,7 @@ from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.run.checkpoints import progress_to_resume
 from megatron_nft.types import Prompt
-from megatron_nft.verdict.check import check_own_graders
+from megatron_nft.verdict.check import check_own_graders, check_rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
         f"{train.num_without_answer} without an answer left out), {len(held_out)} held out"
     )
     check_own_graders(config.verdict)  # imports them, in a process of its own
+    check_rewards(config.verdict)
     hf = read_hf_config(config.model.path)
     return Data(hf=hf, prompts=prompts, canary=train.prompts[0], held_out=held_out)
 

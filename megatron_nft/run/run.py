@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
+from megatron_nft.cluster.graders import spread_pool
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
@@ -24,6 +25,9 @@ from megatron_nft.run.parts import Data, Processes, read_data, start_processes
 from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.verdict.judge import Judge
 from megatron_nft.weights.sync import sync_weights
+
+MAX_GOLD_PROBLEMS = 20
+"""Shown when a run starts; `python -m megatron_nft.verdict.agreement` shows all of the answers that it is given."""
 
 
 class Run:
@@ -50,9 +54,9 @@ class Run:
         self.config, self.report = config, report
         data: Data = read_data(config, report.announce)
         self.hf, self.canary = data.hf, data.canary
-        self.judge = Judge(config.verdict)
-        stack.callback(self.judge.close)
-        processes = start_processes(config, report.announce, stack, processes, beside=self.judge.warm_up)
+        processes = start_processes(
+            config, report.announce, stack, processes, beside=lambda: self._start_judge(data, stack)
+        )
         self.actors, self.engines = processes.actors, processes.engines
         self.turns = Turns(self.actors, self.engines, shared=config.is_colocated)
         self.source = GroupSource(config, data.prompts, self.engines, self.judge, max_staleness)
@@ -72,6 +76,14 @@ class Run:
         self.resume()
         report.count_earlier(self.progress.minutes)
         report.announce(f"ready after {processes.seconds:.0f} s")
+
+    def _start_judge(self, data: Data, stack: ExitStack) -> None:
+        """Starts the graders, and has them read the ground truths: what they can't read is told."""
+        self.judge = Judge(self.config.verdict, spread_pool(self.config.verdict))
+        stack.callback(self.judge.close)
+        self.judge.warm_up()
+        for problem in self.judge.gold_problems(data.prompts.prompts)[:MAX_GOLD_PROBLEMS]:
+            self.report.announce(f"data: {problem}")
 
     # --- what the loop asks for
 

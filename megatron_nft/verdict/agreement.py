@@ -18,6 +18,7 @@ from typing import get_args
 
 from megatron_nft.config import VerdictConfig, VerdictMode
 from megatron_nft.types import Verdict, VerdictKind
+from megatron_nft.verdict.golds import check_golds
 from megatron_nft.verdict.judge import Judge, JudgeError
 
 ALL_MODES: tuple[VerdictMode, ...] = get_args(VerdictMode)
@@ -74,6 +75,18 @@ def report(agreement: Agreement) -> str:
     return "\n".join(lines)
 
 
+def gold_lines(golds: Sequence[str], modes: Sequence[VerdictMode]) -> list[str]:
+    """The ground truths that a mode can't take, each once: their answers have no verdict, or are right as text only."""
+    distinct = {gold: place for place, gold in reversed(list(enumerate(golds)))}
+    rows = [
+        (f"answer {place}", gold, mode)
+        for mode in modes
+        for gold, place in sorted(distinct.items(), key=lambda x: x[1])
+    ]
+    problems = check_golds(rows)
+    return [f"{len(problems)} ground truths that a mode can't take", *(f"    {problem}" for problem in problems)]
+
+
 def read_answers(files: Sequence[str]) -> tuple[list[str], list[str]]:
     """Answers and ground truths of rollouts.jsonl and samples.jsonl files.
 
@@ -107,6 +120,7 @@ def main() -> int:
     try:
         answers, golds = read_answers(arguments.files)
         print(report(compare_modes(answers, golds, arguments.modes, VerdictConfig(workers=arguments.workers))))
+        print("\n".join(gold_lines(golds, arguments.modes)))
     except JudgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -47,6 +47,21 @@ def check_own_graders(config: VerdictConfig) -> None:
         raise RecipeError("\n".join(["graders that can't be used:", *problems]))
 
 
+def check_rewards(config: VerdictConfig) -> None:
+    """A run that trains pays for what its graders call right.
+
+    Raises:
+        RecipeError: whole_text is to pay for answers of a data source that verdict.loose_rewards doesn't name.
+    """
+    loose = [source for source, mode in config.modes.items() if mode == "whole_text"]
+    unnamed = sorted(set(loose) - set(config.loose_rewards))
+    if unnamed:
+        raise RecipeError(
+            f"verdict.modes grades {', '.join(map(repr, unnamed))} by whole_text, which is unfit for rewards "
+            '("41 or 42" is right for 42): choose another mode, or name them in verdict.loose_rewards'
+        )
+
+
 def _reason(kind: str, detail: str) -> str:
     if kind == "timeout":
         return f"not imported within {IMPORT_DEADLINE_S:g} s; have its module do less when it is imported"

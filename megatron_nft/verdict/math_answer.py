@@ -1,10 +1,12 @@
-r"""Mathematical answers: text -> the last \boxed{...} -> equivalent to the ground truth or not, by math-verify.
+r"""Mathematical answers: an extracted formula and a ground truth come in, a Verdict with the rule that decided it out.
 
-Pure functions. verdict/judge.py calls last_boxed in the driver and judge_math in a worker that can be killed: symbolic
-comparison may take for ever ("9^{9^{9}}"), holding the interpreter lock, so that no thread and no signal could end it.
+What an answer is (a list, an interval, an equation ...) is read by structure.py, how it compares by same.py, each rule
+a function with its reason. math-verify's grammar reads the formulas in it (formula.py). Called in a worker that can be
+killed: symbolic comparison may take for ever, holding the interpreter lock, so that no thread and no signal could end
+it.
 
-Only math-verify's LaTeX parser (a grammar) reads an answer. Its parser of plain expressions goes through sympy's
-parse_expr, which is Python's eval; an answer is data and is never evaluated.
+An answer is data and is never evaluated: math-verify's parser of plain expressions, which is Python's eval, is not
+used.
 """
 
 import functools
@@ -15,6 +17,14 @@ from fractions import Fraction
 from typing import Any
 
 from megatron_nft.types import Verdict, VerdictKind
+from megatron_nft.verdict import formula
+from megatron_nft.verdict.boxes import all_boxed
+from megatron_nft.verdict.final import COPIED, IS_A_NUMBER, without_spaces
+from megatron_nft.verdict.notation import plain
+from megatron_nft.verdict.quantity import read_quantity
+from megatron_nft.verdict.same import same
+from megatron_nft.verdict.same_values import Comparison
+from megatron_nft.verdict.structure import Chain, Leaf, Many, Matrix, Node, Union, Word, read, with_parameter_of
 
 Parser = Callable[[str], list[Any]]
 """A text -> [sympy expression, normalized text]; [text] where it is not understood; [] where there is none."""
@@ -23,88 +33,177 @@ MAX_DETAIL_CHARS = 200
 MAX_ANSWER_CHARS = 2000
 """A longer answer is not parsed: the longest ground truth of the data sets at hand has 202 characters, and the parser's
 time grows faster than the length."""
+SAME_TEXT = "same text"
+GOLD = "ground truth"
+"""The rule of an error that is the ground truth's: grading it again would be in vain."""
 
 WARM_UP_PAIRS = (
     (r"\frac{1}{3}", "0.33333333"),
-    ("540", "p - q"),
-    (r"\sqrt{3} + x^2", r"3\pi"),
-    (r"\left(3, \frac{\pi}{2}\right)", "(3, 4)"),
-    (r"[1, \frac{5 \pi}{4}]", r"(-\infty, 2) \cup (3, 4)"),
-    (r"\{1, 2\}", "1, 3"),
+    (r"\sqrt{3} + x^2", r"3\pi + x^2"),
+    (r"2\sqrt{2}", r"\sqrt{8}"),
+    (r"\left(3, \frac{\pi}{2}\right)", "(3, 4\\pi)"),
+    (r"(-\infty, 2) \cup (3, 4)", r"x < 2 \text{ or } 3 < x < 4"),
+    (r"\{1, \sqrt 2\}", r"\{\sqrt 2, 1\}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}"),
-    ("y = 2x + 1", "x = 5"),
-    ("x \\le 2", "1 < x < 2"),
-    ("2 + 3i", r"\sin 30^\circ"),
-    (r"\text{east}", r"12\%"),
+    ("y = 2x + 1", "2x - y + 1 = 0"),
+    (r"2 + 3i + \sin 30^\circ", r"2 + 3i + \sin(x)"),
     (r"\log_2 x", r"10,\!080\text{ cm}^2"),
 )
 
-# One alternative a token, tried in this order: a box's opening, an escaped character (\{ is no brace), a brace. Models
-# also write "\\boxed"; the bound on the backslashes keeps the scan linear on degenerate texts.
-_TOKEN = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)
-
-_SPACE_BEFORE = re.compile(r"(?:\\(?:[,;:! ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z]))|~)+")
-_SPACE_BEHIND = re.compile(r"(?:(?<!\\)(?:\\[,;:!]|\\q?quad)|~)$")
 _RATIONAL = re.compile(
-    r"(-?)(?:([0-9]{1,18}(?:\.[0-9]{1,18})?)|\\[dt]?frac\{([0-9]{1,18})\}\{([0-9]{1,18})\}|([0-9]{1,18})/([0-9]{1,18}))"
+    r"(-?)(?:([0-9]{1,18}(?:\.[0-9]{1,5})?)|\\[dt]?frac\{([0-9]{1,18})\}\{([0-9]{1,18})\}|([0-9]{1,18})/([0-9]{1,18}))"
 )
-FAR_APART = 1e-3
-"""Unequal rational numbers that are closer are math-verify's to compare: it rounds decimals."""
+_IN_ANY_ORDER = re.compile(
+    r"in any order|separated by commas|comma[- ]separated|"
+    r"\b(?:find|determine|list|give|enter|what are|compute|solve)\b[^.?]{0,80}?"
+    r"\b(?:all|solutions|roots|zeros|the values|possible values|each)\b|solve (?:for|the)",
+    re.IGNORECASE,
+)
+_IN_ORDER = re.compile(
+    r"(?:increasing|decreasing|ascending|descending|alphabetical|chronological) order|"
+    r"from (?:least|smallest|greatest|largest)|respectively|in the (?:same )?order",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?<=[.?!])\s+|\n\n")
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Contents of the last \boxed{...} whose braces balance, stripped; None without one. In linear time."""
-    open_braces: list[tuple[int, bool]] = []  # (where the contents start, is it a box)
-    last: tuple[int, str] | None = None
-    for token in _TOKEN.finditer(text):
-        if token[0].endswith("{") and token[0] != r"\{":
-            open_braces.append((token.end(), token[0] != "{"))
-        elif token[0] == "}" and open_braces:
-            start, is_box = open_braces.pop()
-            if is_box and (last is None or start > last[0]):
-                last = (start, text[start : token.start()])
-    return last[1].strip() if last else None
-
-
-def judge_math(answer: str, gold: str) -> Verdict:
+def judge_math(answer: str, gold: str, question: str = "") -> Verdict:
     r"""Compares an extracted answer with a ground truth, which may be bare ("42", "\frac{1}{2}") or boxed.
 
     May run without end or exhaust memory: the caller holds the deadline and the memory limit.
 
+    Args:
+        question: what was asked, if it is known: copying its formula is no answer, and it may ask for all of something.
+
     Returns:
         "right" or "wrong"; "unparsable" where the answer is no LaTeX; "error" where the ground truth is none or the
-        comparison itself fails. Text equal to the ground truth is always right.
+        comparison itself fails. Text equal to the ground truth is always right. `rule` says what decided.
     """
-    boxed_gold = last_boxed(gold)
-    gold = gold if boxed_gold is None else boxed_gold
+    boxes = all_boxed(gold)
+    gold = r" \text{ or } ".join(boxes) if boxes else gold
     if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
         return _verdict("unparsable", f"{len(answer)} characters: {answer}")
-    answer, gold = _bare(answer), _bare(gold)
+    quick = judge_quickly(answer, gold)
+    if quick is not None:
+        return quick
+    try:
+        return _judge(answer, gold, question)
+    except MemoryError:
+        raise  # the pool's: this process is to be replaced
+    except Exception as error:
+        if not isinstance(error, ImportError) and why_unreadable(gold) is not None:
+            return _verdict("error", f"the ground truth does not parse: {gold}", rule=GOLD)
+        return _verdict("error", f"{type(error).__name__} while comparing {answer}")
+
+
+def judge_quickly(answer: str, gold: str) -> Verdict | None:
+    """The verdict where it takes no algebra, as most do; None where it may. Never late: 20 microseconds."""
+    answer, gold = answer.strip(), gold.strip()
     if not answer:
         return Verdict(kind="unparsable", detail="the box is empty")
     if answer == gold:
-        return _verdict("right", answer)
+        return _verdict("right", answer, rule=SAME_TEXT)
     one, other = _rational(answer), _rational(gold)
-    if one is not None and other is not None:  # most answers: 100 times as fast as a grammar
-        if one == other:
-            return _verdict("right", answer)
-        if abs(one - other) > FAR_APART:
-            return _verdict("wrong", answer)
-    return compare(answer, gold, _parse, _parse_gold)
+    if one is None or other is None:
+        return None
+    return _verdict("right" if one == other else "wrong", answer, rule="numbers")
+
+
+def _judge(answer: str, gold: str, question: str) -> Verdict:
+    if not plain(answer):
+        return Verdict(kind="unparsable", detail="the box is empty")
+    gold_node = read(gold)
+    node = with_parameter_of(gold_node, answer)
+    if r"\overline" in answer and question and without_spaces(answer) in without_spaces(question):
+        return _verdict("wrong", answer, rule=COPIED)  # a decimal that repeats, to be written as a fraction
+    comparison = Comparison(question=_searchable(question), in_any_order=asks_for_all(question))
+    try:
+        if same(gold_node, node, comparison):
+            return _verdict("right", answer, rule=", ".join(dict.fromkeys(comparison.rules)) or "same notation")
+    except formula.Unreadable:
+        pass
+    if why_unreadable(gold) is not None:
+        return _verdict("error", f"the ground truth does not parse: {gold}", rule=GOLD)
+    if comparison.reason in ("", IS_A_NUMBER) and not _is_readable(node):  # other reasons: reading it may take for ever
+        return _verdict("unparsable", answer)
+    return _verdict("wrong", answer, rule=comparison.reason)
+
+
+@functools.lru_cache(maxsize=1024)
+def asks_for_all(question: str) -> bool:
+    """Whether what is asked for has no order: all solutions, values separated by commas."""
+    return any(_IN_ANY_ORDER.search(part) and not _IN_ORDER.search(part) for part in _SENTENCE.split(question))
+
+
+@functools.lru_cache(maxsize=64)
+def _searchable(question: str) -> str:
+    """In the one notation, for the search of copied formulas. Texts of prompts are longer than formulas, not slower."""
+    if not question:
+        return ""
+    try:
+        return without_spaces(plain(question))
+    except (ValueError, IndexError):  # a question is prose, whose numbers may be none
+        return without_spaces(question)
+
+
+@functools.lru_cache(maxsize=1024)
+def why_unreadable(gold: str) -> str | None:
+    """Which formula of a ground truth can't be read; None where all can."""
+    try:
+        node = read(gold)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    for leaf in leaves(node):
+        if not leaf.text and isinstance(node, Chain):
+            continue  # "= 3"
+        try:
+            formula.parse(read_quantity(leaf.text).value)
+        except formula.Unreadable:
+            return leaf.text
+    return None
+
+
+def _is_readable(node: Node) -> bool:
+    try:
+        for leaf in leaves(node):
+            if leaf.text or not isinstance(node, Chain):
+                formula.parse(read_quantity(leaf.text).value)
+    except formula.Unreadable:
+        return False
+    return True
+
+
+def leaves(node: Node) -> list[Leaf]:
+    """The formulas that a structure is made of."""
+    if isinstance(node, Leaf):
+        return [node]
+    if isinstance(node, Word):
+        return []
+    if isinstance(node, Matrix):
+        return [leaf for row in node.rows for item in row for leaf in leaves(item)]
+    if isinstance(node, Union):
+        return [leaf for part in node.parts for leaf in leaves(part)]
+    if isinstance(node, Chain):
+        return [leaf for side in node.sides for leaf in leaves(side)]
+    assert isinstance(node, Many)
+    return [leaf for item in node.items for leaf in leaves(item)]
 
 
 def compare(answer: str, gold: str, parse_answer: Parser, parse_gold: Parser) -> Verdict:
-    """The verdict on what math-verify makes of the two texts."""
+    """The verdict on what math-verify makes of two texts, by its own rules (whole_text.py)."""
+    from math_verify import verify
+
     try:
         parsed_answer, parsed_gold = parse_answer(answer), parse_gold(gold)
-        if _are_equivalent(parsed_gold, parsed_answer):
-            return _verdict("right", answer)
+        # Reversed: the texts are compared before the expressions, which is cheap and cannot fail.
+        if verify(parsed_gold[::-1], parsed_answer[::-1], timeout_seconds=None, raise_on_error=True):
+            return _verdict("right", answer, rule="math-verify")
     except MemoryError:
         raise  # the pool's: this process is to be replaced
     except Exception as error:
         return _verdict("error", f"{type(error).__name__} while comparing {answer}")
     if not _is_understood(parsed_gold):
-        return _verdict("error", f"the ground truth does not parse: {gold}")
+        return _verdict("error", f"the ground truth does not parse: {gold}", rule=GOLD)
     return _verdict("wrong" if _is_understood(parsed_answer) else "unparsable", answer)
 
 
@@ -117,9 +216,11 @@ def shortened(text: str) -> str:
 def warm_up() -> None:
     """Imports math-verify (1 s) and grades once of each kind (1 s), so that no answer's deadline has to cover this.
 
-    The first comparison of a kind imports more of sympy (its units, from simplify) and fills the parser's tables: 0.3 s
-    of CPU where later ones take 0.01, and seconds on a busy machine. Once a process: workers inherit it from preload.
+    The first comparison of a kind imports more of sympy and fills the parser's tables: 0.3 s of CPU where later ones
+    take 0.01, and seconds on a busy machine. Once a process: workers inherit it from preload.
     """
+    import math_verify  # noqa: F401
+
     for answer, gold in WARM_UP_PAIRS:
         judge_math(answer, gold)
 
@@ -129,19 +230,8 @@ def silence() -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def _bare(latex: str) -> str:
-    """Without spaces and dollars around a formula, and without the dot that ends a sentence.
-
-    To math-verify 0.9.0 58,500 is a number, but with a LaTeX space behind it two.
-    """
-    latex = _spaceless(_spaceless(latex).removesuffix("."))
-    while len(latex) > 2 and latex[0] == latex[-1] == "$" and latex[-2] != "\\":
-        latex = _spaceless(latex[1:-1])
-    return _spaceless(latex[:-1]) if latex.count("$") == 1 and latex[-1] == "$" and latex[-2:] != r"\$" else latex
-
-
 def _rational(latex: str) -> Fraction | None:
-    """The value of a plain integer, decimal or fraction; None of anything else."""
+    """The value of a plain integer, short decimal or fraction; None of anything else."""
     match = _RATIONAL.fullmatch(latex)
     if match is None:
         return None
@@ -156,38 +246,9 @@ def _rational(latex: str) -> Fraction | None:
     return -value if sign else value
 
 
-def _spaceless(latex: str) -> str:
-    latex = latex.strip()
-    while space := _SPACE_BEFORE.match(latex) or _SPACE_BEHIND.search(latex):
-        latex = (latex[: space.start()] + latex[space.end() :]).strip()
-    return latex
-
-
-@functools.lru_cache(maxsize=1024)
-def _parse_gold(latex: str) -> list[Any]:
-    """The answers of a group share it."""
-    return _parse(latex)
-
-
-def _parse(latex: str) -> list[Any]:
-    # Imported here since the driver imports this module for last_boxed only.
-    from math_verify import LatexExtractionConfig, parse
-
-    silence()
-    config = (LatexExtractionConfig(boxed_match_priority=0),)
-    return parse(rf"\boxed{{{latex}}}", extraction_config=config, parsing_timeout=None)
-
-
-def _are_equivalent(parsed_gold: list[Any], parsed_answer: list[Any]) -> bool:
-    from math_verify import verify
-
-    # Reversed: the texts are compared before the expressions, which is cheap and cannot fail.
-    return verify(parsed_gold[::-1], parsed_answer[::-1], timeout_seconds=None, raise_on_error=True)
-
-
 def _is_understood(parsed: list[Any]) -> bool:
     return any(not isinstance(part, str) for part in parsed)
 
 
-def _verdict(kind: VerdictKind, detail: str) -> Verdict:
-    return Verdict(kind=kind, detail=shortened(detail))
+def _verdict(kind: VerdictKind, detail: str, rule: str = "") -> Verdict:
+    return Verdict(kind=kind, detail=shortened(detail), rule=rule)

@@ -90,6 +90,24 @@ def judge_own(name: str, answer: str, gold: str, prompt: str, extra_info: dict[s
     return _verdict_of(name, result)
 
 
+def judge_own_batch(name: str, items: Sequence[tuple[str, str, str, dict[str, Any]]]) -> list[Verdict]:
+    """Runs in a worker: calls a grader of batches (verdict.batches) with lists, and takes a list as long.
+
+    Args:
+        items: (answer, ground truth, prompt, extra_info) of each answer.
+    """
+    answers, golds, prompts, infos = (list(column) for column in zip(*items, strict=True))
+    try:
+        results = list(load(name)(prompt=prompts, answer=answers, ground_truth=golds, extra_info=infos))
+        if len(results) != len(items):
+            raise OwnGraderError(f"{name} returned {len(results)} results for {len(items)} answers")
+    except MemoryError:
+        raise
+    except BaseException as error:
+        return [Verdict(kind="error", detail=shortened(_words(error)))] * len(items)
+    return [_verdict_of(name, result) for result in results]
+
+
 def _verdict_of(name: str, result: Any) -> Verdict:
     if isinstance(result, bool | np.bool_):
         return Verdict(kind="right" if result else "wrong")

@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 from megatron_nft.types import Verdict
-from megatron_nft.verdict.math_answer import compare, last_boxed, silence
+from megatron_nft.verdict.boxes import last_boxed
+from megatron_nft.verdict.math_answer import compare, silence
 
 _PLAIN_NUMBER = re.compile(r"[-+0-9.,/ %]+")
 

@@ -60,6 +60,11 @@ function chartSpecs() {
   const judged = steps.step.map((_, i) => kinds.reduce((sum, kind) => sum + (kind.ys[i] || 0), 0));
   const shares = kinds.filter(kind => kind.ys.some(y => y > 0))
     .map(kind => ({...kind, ys: kind.ys.map((y, i) => y === null || !judged[i] ? null : 100 * y / judged[i])}));
+  const right = column(steps, "verdict/right");
+  const byRule = [["evaluation", "orange"], ["rounding", "purple"], ["omission", "blue"]]
+    .map(([rule, color]) => one(rule, color, column(steps, `verdict/by_${rule}`)))
+    .filter(rule => rule.ys.some(y => y > 0))
+    .map(rule => ({...rule, ys: rule.ys.map((y, i) => y === null || !right[i] ? null : 100 * y / right[i])}));
   const allSteps = steps.step.concat(evaluations.step);
   const domain = allSteps.length ? [Math.min(...allSteps), Math.max(...allSteps)] : [0, 1];
   const chart = (title, unit, table, series, rest) =>
@@ -88,6 +93,7 @@ function chartSpecs() {
            one("max", "orange", column(steps, "rollout/logprob_gap_max"))], {log: true, smooth: true}),
     chart("Time of a step", "s", steps, [...stages, one("between", "pale", between)], {kind: "bars", floor: 0}),
     chart("Verdicts", "%", steps, shares, {kind: "bars", floor: 0, ceiling: 100}),
+    ...(byRule.length ? [chart("Right by a rule (watch for a rise)", "% of right", steps, byRule, {floor: 0, smooth: true})] : []),
     chart("Answer length", "tokens", steps,
           [one(`mean (cut at ${run.max_answer_tokens.toLocaleString("en-US")})`, "purple",
                column(steps, "rollout/answer_tokens_mean"))], {floor: 0, smooth: true}),

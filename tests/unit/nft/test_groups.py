@@ -25,16 +25,32 @@ def test_only_mixed_groups_are_kept():
     assert keep_mixed([mixed, right, wrong]) == [mixed]
 
 
+def test_what_the_machine_could_not_grade_is_no_wrong_answer():
+    """It leaves its group: K - 1 answers are left, and a group that is right but for it has nothing to learn from."""
+    for fault in ("timeout", "error"):
+        assert not group(["right", "right", fault]).is_mixed
+        assert not group(["wrong", fault]).is_mixed
+        mixed = group(["right", fault, "wrong", "wrong"])
+        assert mixed.is_mixed and mixed.correct_rate == pytest.approx(1 / 3)
+        assert [v.kind for v in mixed.graded.verdicts] == ["right", "wrong", "wrong"]
+        assert [s.verdict for s in to_sequences(mixed, AlgorithmConfig(), max_answer_tokens=8)] == [1.0, 0.0, 0.0]
+        dapo = to_sequences(mixed, AlgorithmConfig(name="dapo"), max_answer_tokens=8)
+        assert sum(s.advantage for s in dapo) == pytest.approx(0)
+    assert group(["timeout", "error"]).correct_rate == 0
+    cut = group(["right", "timeout"], truncated={1})  # wrong, whatever a grader says
+    assert cut.is_mixed and cut.correct_rate == 0.5 and cut.graded is cut
+
+
 def test_a_truncated_right_answer_is_wrong():
     cut = group(["right", "right"], truncated={1})
     assert cut.rights == [True, False] and cut.is_mixed and cut.correct_rate == 0.5
 
 
 def test_sequences_carry_prompt_answer_and_verdict():
-    right, wrong, broken = to_sequences(group(["right", "wrong", "error"]), AlgorithmConfig(), max_answer_tokens=8)
+    right, wrong, cut = to_sequences(group(["right", "wrong", "unparsable"]), AlgorithmConfig(), max_answer_tokens=8)
     assert right.token_ids_T.tolist() == [1, 2, 1, 3, 7, 8] and right.token_ids_T.dtype == np.int32
     assert (right.num_prompt_tokens, right.num_answer_tokens) == (4, 2)
-    assert [s.verdict for s in (right, wrong, broken)] == [1.0, 0.0, 0.0]
+    assert [s.verdict for s in (right, wrong, cut)] == [1.0, 0.0, 0.0]
     assert right.correct_rate == pytest.approx(1 / 3)
     assert right.old_logprobs_A is None
 

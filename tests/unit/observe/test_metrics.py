@@ -1,6 +1,7 @@
 """The metric table, the reductions, and the metrics of sampled groups, against numbers counted by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -86,11 +87,23 @@ def test_rollout_metrics_by_hand(make_group):
         "verdict/unparsable": 1,
         "verdict/timeout": 2,
         "verdict/error": 1,
-        "nft/correct_rate": 3 / 9,
-        "rollout/answer_tokens_mean": (60 + 30 + 100) / 9,
-        "rollout/truncated_fraction": 1 / 9,
+        "verdict/left_out": 2,
+        "verdict/by_evaluation": 0,
+        "verdict/by_rounding": 0,
+        "verdict/by_omission": 0,
+        "nft/correct_rate": 3 / 6,
+        "rollout/answer_tokens_mean": (60 + 30 + 60) / 8,
+        "rollout/truncated_fraction": 1 / 8,
         "rollout/policy_version": 2,
     }
+
+
+def test_right_answers_are_counted_by_the_rule_that_decided(make_group):
+    group = make_group("right", "right", "right", "wrong", "right")
+    rules = ("evaluated, unit left out", "rounded", "same text", "not evaluated: sum", "base left out")
+    verdicts = tuple(replace(v, rule=rule) for v, rule in zip(group.verdicts, rules, strict=True))
+    metrics = rollout_metrics([replace(group, verdicts=verdicts)])
+    assert [metrics[f"verdict/by_{rule}"] for rule in ("evaluation", "rounding", "omission")] == [1, 1, 2]
 
 
 def test_rollout_metrics_of_nothing_are_counts_without_means():

@@ -53,7 +53,7 @@ def test_the_step_line(opened, make_group):
         report.add({"nft/loss": 0.01234, "rollout/logprob_gap_mean": 2.1e-6, "actor/grad_norm": 0.84})
         report.add({"actor/learning_rate": 2e-4})
     assert re.fullmatch(
-        r"step 12/40 \| update 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.67 \| right/wrong/other 4/1/1 "
+        r"step 12/40 \| update 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.80 \| right/wrong/other 4/1/1 "
         r"\| mixed 1/2 \| gap 2\.1e-06 \| grad 0\.84 \| lr 2\.0e-04 \| rollout 0\.0s \| ETA \d+s\n",
         stream.getvalue(),
     )
@@ -162,6 +162,7 @@ def test_answers_are_written_with_what_a_reader_needs(opened, make_group):
         "ground_truth": "2",
         "verdict": "wrong",
         "detail": "2",
+        "rule": "",
         "truncated": True,
         "policy_version": 3,
         "correct_rate": 0.5,

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from megatron_nft.config import VerdictConfig
-from megatron_nft.verdict.agreement import compare_modes, read_answers, report
+from megatron_nft.config import RecipeError, VerdictConfig
+from megatron_nft.verdict.agreement import compare_modes, gold_lines, read_answers, report
+from megatron_nft.verdict.check import check_rewards
+from megatron_nft.verdict.dapo_line import dapo_line, judge_dapo_line
 from megatron_nft.verdict.graders import DATA_SOURCES, MODES, grader_of
 from megatron_nft.verdict.judge import Judge
 from megatron_nft.verdict.plain_answer import answer_line, judge_number, last_number, strict_boxed
@@ -17,7 +19,7 @@ from megatron_nft.verdict.plain_answer import answer_line, judge_number, last_nu
     ("text", "expected"),
     [
         (r"so \boxed{42}.", "42"),
-        (r"\boxed{ 42 }", " 42 "),  # compared as it stands
+        (r"\boxed{ 42 }", " 42 "),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{1} or \boxed{2}", "2"),
         (r"\boxed{1} or \boxed{2", None),
@@ -36,8 +38,21 @@ def test_strict_boxed(text, expected):
     [
         ("so it is 18.", "18"),
         ("3 + 4 = 7 apples\n#### 7\n", "7"),
-        ("#### 7 (checked: 7 = 3 + 4)", "4"),
+        ("#### 7 (checked: 7 = 3 + 4)", "7"),
+        ("#### 42 dollars for 3 pens", "42"),
+        ("#### 4.2e1", "4.2e1"),
+        ("#### 41 or 42", None),  # one of them would always be right
+        ("#### 4,2", None),
+        ("#### 5-42", None),
+        ("#### 1/42", "1/42"),
+        ("#### \\frac{1}{42}", "1/42"),
+        ("#### 10^42", "10^42"),
+        ("#### -$5", "-5"),
+        ("1 2 3 4 5 42", None),
+        ("1 800", "1800"),
         ("10 - 3 = -7", "-7"),
+        ("x = −18", "-18"),
+        ("range: 10-18", "18"),
         ("$1,234.50 in all", "1234.50"),
         ("about .5", ".5"),
         ("٧ or ７", None),
@@ -51,8 +66,42 @@ def test_last_number(text, expected):
 def test_numbers_are_compared_exactly():
     assert judge_number("18", "18.0").kind == judge_number("1234", "#### 1,234").kind == "right"
     assert judge_number("18.000000001", "18").kind == judge_number("-18", "18").kind == "wrong"
-    assert judge_number("18", "eighteen").kind == judge_number("2", "1/2").kind == "error"
+    assert judge_number("4.2e1", "42").kind == judge_number("1/2", "0.5").kind == "right"
+    assert judge_number("1/42", "42").kind == judge_number("2", "1/2").kind == "wrong"
+    assert judge_number("10^42", "42").kind == judge_number("1/0", "42").kind == "unparsable"
+    assert judge_number("18", "eighteen").kind == "error"
     assert judge_number("1" * 5000, "18").kind == "unparsable"
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "is_right"),
+    [
+        ("Answer: 42", "42", True),
+        ("Answer:\n42", "42", True),
+        ("Answer: 42,", "42", True),
+        ("Answer：42", "42", True),
+        ("Answer: `42`", "42", True),
+        ("Answer: $42$.", "42", True),
+        ("Answer: 100 dollars", "100", True),
+        ("Answer: 42<|im_end|>", "42", True),
+        ("Answer: 34 (by symmetry)", "34", True),
+        ("Answer: x = 42", "42", True),
+        ("Answer: 1,042", "1042", True),
+        ("Answer: 42\nAnswer: 41", "42", False),
+        ("Answer: 41 = 42", "42", False),
+        ("Answer: x = 41 = 42", "42", False),
+        ("Answer: 42_7", "42", False),
+        ("Answer: 42\\%", "42", False),
+        ("Answer: the final answer is $42$. $41$", "42", False),
+        ("Answer: 6\\cdot 7", "42", False),
+        ("Answer: \\frac{84}{2}", "42", False),
+        (r"\boxed{42}", "42", False),
+        ("Answer: 42" + "." * 300, "42", False),
+    ],
+)
+def test_dapo_line(text, gold, is_right):
+    line = dapo_line(text)
+    assert (line is not None and judge_dapo_line(line, gold).is_right) == is_right
 
 
 @pytest.mark.parametrize(
@@ -65,6 +114,11 @@ def test_numbers_are_compared_exactly():
         (r"Answer: \boxed{42}", "42"),
         (r"so \boxed{42}", "42"),
         ("Answer:\n", None),
+        ("Answer:\n42", "42"),
+        ("Answer: 42,", "42"),
+        ("Answer：`42`", "42"),
+        ("Answer: 42<|im_end|>", "42"),
+        ("Answer: 34 (by symmetry)", "34"),
         ("42", None),
     ],
 )
@@ -75,6 +129,7 @@ def test_answer_line(text, expected):
 def test_published_data_sources_have_their_modes_and_a_recipe_may_change_them():
     assert grader_of("math500", {}) is MODES["boxed"]
     assert grader_of("openai/gsm8k", {}) is MODES["last_number"]
+    assert grader_of("math_dapo", {}) is MODES["dapo_line"]
     assert grader_of("math_dapo_boxed", {}) is MODES["strict_boxed"]
     assert grader_of("math_dapo_boxed", {"math_dapo_boxed": "boxed"}) is MODES["boxed"]
     assert set(DATA_SOURCES.values()) <= set(MODES)
@@ -95,7 +150,8 @@ def test_every_mode_grades_in_the_pool_by_its_own_rule(agreement):
         "boxed": ["right", "right", "unparsable", "unparsable", "wrong"],
         "strict_boxed": ["wrong", "right", "unparsable", "unparsable", "wrong"],
         "answer_line": ["right", "right", "unparsable", "right", "wrong"],
-        "last_number": ["error"] * 5,  # the ground truth is no number
+        "last_number": ["right", "right", "right", "right", "wrong"],
+        "dapo_line": ["unparsable", "unparsable", "unparsable", "wrong", "unparsable"],  # as text
         "whole_text": ["right", "right", "right", "right", "wrong"],
     }
 
@@ -130,3 +186,16 @@ def test_a_recipe_may_set_modes():
     with Judge(VerdictConfig(workers=1, modes={"shop": "last_number"})) as judge:
         verdicts = judge.judge_answers(["18", "18"], ["18", "18"], ["shop", "math"])
     assert [verdict.kind for verdict in verdicts] == ["right", "unparsable"]
+
+
+def test_whole_text_pays_no_rewards_unless_it_is_asked_for_by_name():
+    with pytest.raises(RecipeError, match="'shop' by whole_text, which is unfit for rewards"):
+        check_rewards(VerdictConfig(modes={"shop": "whole_text", "math": "boxed"}))
+    check_rewards(VerdictConfig(modes={"shop": "whole_text"}, loose_rewards=["shop"]))
+    check_rewards(VerdictConfig())
+
+
+def test_agreement_shows_the_ground_truths_that_a_mode_cannot_take():
+    lines = gold_lines(["7", "t(0,4]", "7", "t(0,4]"], ["boxed", "last_number", "strict_boxed"])
+    assert lines[0] == "2 ground truths that a mode can't take"
+    assert lines[1].startswith("    answer 1: ground truth 't(0,4]' (boxed)")

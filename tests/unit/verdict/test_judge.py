@@ -1,4 +1,5 @@
 import ctypes
+import dataclasses
 import multiprocessing
 import operator
 import os
@@ -15,13 +16,16 @@ import pytest
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
+from megatron_nft.verdict import boxes
 from megatron_nft.verdict.judge import Judge, judge_answers
 from megatron_nft.verdict.math_answer import warm_up
 from megatron_nft.verdict.pool import GradingPool, JudgeError
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE_S = 1.0
-HANGING = (r"\boxed{9^{9^{9}}}", r"\boxed{100000000!}", r"\boxed{(x+y+z+1)^{60}}")
+HANGING = (r"\boxed{\sqrt{2}^{9^{9^{9}}}}", r"\boxed{\sqrt{3}^{7^{7^{7^{7}}}}}", r"\boxed{\pi^{9^{9^{9}}}}")
+ROOT = r"\frac{\sqrt{2}}{2}"
+"""A ground truth for which they are begun: for a number they would not be final."""
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +70,18 @@ def test_groups_come_back_with_their_verdicts_in_order(judge):
 @pytest.mark.parametrize("hanging", HANGING)
 def test_a_hanging_answer_ends_at_its_deadline_and_harms_no_other(judge, hanging):
     start = time.perf_counter()
-    answers = [rf"\boxed{{{n}/{2 * n}}}" for n in range(1, 21)]
-    assert kinds(judge, [*answers[:10], hanging, *answers[10:]]) == ["right"] * 10 + ["timeout"] + ["right"] * 10
-    assert time.perf_counter() - start < DEADLINE_S + 3
+    answers = [rf"\boxed{{\frac{{{n}\sqrt{{2}}}}{{{2 * n}}}}}" for n in range(1, 21)]
+    assert kinds(judge, [*answers[:10], hanging, *answers[10:]], ROOT) == ["right"] * 10 + ["timeout"] + ["right"] * 10
+    assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     assert kinds(judge, [r"\boxed{\frac{3}{6}}", r"\boxed{3}"]) == ["right", "wrong"]
 
 
 def test_equal_answers_are_graded_once(judge):
     start = time.perf_counter()
-    assert Counter(kinds(judge, [r"so \boxed{2/4}", r"\boxed{2^{2^{99}}}"] * 64)) == {"right": 64, "timeout": 64}
-    assert time.perf_counter() - start < DEADLINE_S + 3
+    assert Counter(kinds(judge, [r"so \boxed{2\sqrt{2}/4}", HANGING[0]] * 64, ROOT)) == {"right": 64, "timeout": 64}
+    assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     start = time.perf_counter()
-    assert kinds(judge, [r"again \boxed{2/4}"] * 5000) == ["right"] * 5000
+    assert kinds(judge, [r"again \boxed{2\sqrt{2}/4}"] * 5000, ROOT) == ["right"] * 5000
     assert time.perf_counter() - start < 1
 
 
@@ -98,9 +102,62 @@ def test_the_cache_tells_graders_apart(first):
     assert found == {"math": "wrong", "words": "right"}
 
 
+def test_workers_read_the_texts_and_the_driver_none(judge, monkeypatch):
+    def never(text):
+        raise AssertionError("the driver reads a text")
+
+    monkeypatch.setattr(boxes, "_boxes", never)
+    monkeypatch.setattr(boxes, "behind_thought", never)
+    assert kinds(judge, [r"\boxed{0.5}", r"\boxed{5/10}", r"\boxed{\sqrt{2}}", "0.5"]) == [
+        "right", "right", "wrong", "unparsable",
+    ]  # fmt: skip
+
+
+def test_the_answer_stands_behind_the_thought(judge):
+    texts = [r"<think>\boxed{7}</think>\boxed{5}", r"<think>so \boxed{5}", r"so \boxed{5}, wait", r"a</think>\boxed{5}"]
+    (plain,) = judge.judge([group("5", *texts)])
+    assert [v.kind for v in plain.verdicts] == ["right", "unparsable", "right", "right"]
+    opened = group("5", *texts)
+    opened = dataclasses.replace(opened, prompt=dataclasses.replace(opened.prompt, text="Q: ?\n<think>\n"))
+    (thinking,) = judge.judge([opened])
+    assert [v.kind for v in thinking.verdicts] == ["right", "unparsable", "unparsable", "right"]
+    assert thinking.verdicts[1].detail == boxes.UNFINISHED
+    with Judge(VerdictConfig(workers=1, thoughts=False)) as other:
+        assert kinds(other, texts, gold="5") == ["right"] * 4
+
+
+def test_an_empty_ground_truth_is_an_error_in_every_mode(judge):
+    sources = ["math", "math_dapo", "math_dapo_boxed", "openai/gsm8k"]
+    verdicts = judge.judge_answers([r"Answer: \boxed{}"] * 4, ["", " ", "", ""], sources)
+    assert {v.kind for v in verdicts} == {"error"}
+
+
+def test_ground_truths_are_checked_by_the_workers(judge):
+    golds = ["42", "t(0,4]", r"\sqrt{2}", ""]
+    prompts = [dataclasses.replace(group(gold, "x").prompt, prompt_id=f"t/{place}") for place, gold in enumerate(golds)]
+    assert [(p.row, p.taken_by) for p in judge.gold_problems(prompts)] == [("t/1", "strict_boxed"), ("t/3", "")]
+
+
+def test_the_question_tells_what_is_copied_and_whether_a_list_has_an_order(judge):
+    def asked(question, gold, answer):
+        one = group(gold, rf"\boxed{{{answer}}}")
+        (judged,) = judge.judge([dataclasses.replace(one, prompt=dataclasses.replace(one.prompt, text=question))])
+        return judged.verdicts[0].kind
+
+    assert asked("Simplify $(x+1)(x-1)$.", "x^2-1", "(x+1)(x-1)") == "wrong"
+    assert asked("Is $x^2$ or $1/x$ larger?", r"\frac{1}{x}", "1/x") == "right"
+    assert asked("What is left?", "x^2-1", "(x+1)(x-1)") == "right"
+    assert asked(r"Compute $\tan 45^\circ$.", "1", r"\tan 45^\circ") == "wrong"
+    assert asked("Find all $x$ with $x^2 = 4$.", "2, -2", "-2, 2") == "right"
+    assert asked("Which comes first? Give both.", "2, -2", "-2, 2") == "wrong"
+    assert asked("List all roots in increasing order.", "1, 3", "3, 1") == "wrong"
+
+
 def test_it_works_in_a_thread(judge):
     found = []
-    thread = threading.Thread(target=lambda: found.extend(kinds(judge, [r"\boxed{4/8}", r"\boxed{9}", HANGING[0]])))
+    thread = threading.Thread(
+        target=lambda: found.extend(kinds(judge, [r"\boxed{\sqrt{1/2}}", r"\boxed{9}", HANGING[0]], ROOT))
+    )
     thread.start()
     thread.join(60)
     assert found == ["right", "wrong", "timeout"]
@@ -167,7 +224,7 @@ def test_workers_killed_while_idle_are_replaced_and_ctrl_c_is_not_theirs():
 
 
 def test_broken_grading_is_an_error_not_a_wrong_answer(tmp_path):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('math-verify was built for another antlr')")
+    (tmp_path / "latex2sympy2_extended.py").write_text("raise ImportError('it was built for another antlr')")
     finished = run_python("Judge(VerdictConfig(workers=1)).warm_up()", PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
     assert finished.wait(60) != 0
     message = finished.stderr.read().decode()
@@ -178,7 +235,7 @@ def test_broken_grading_is_an_error_not_a_wrong_answer(tmp_path):
 def test_workers_die_with_a_killed_driver():
     mark = f"judge-test-{os.getpid()}-{time.time()}"
     code = r"judge = Judge(VerdictConfig(deadline_s=60)); judge.warm_up(); print('warm', flush=True);" + (
-        r"judge.judge_answers([r'\boxed{9^{9^{9}}}'], ['1'], ['math'])"
+        r"judge.judge_answers([r'\boxed{\pi^{9^{9^{9}}}}'], [r'\sqrt{3}'], ['math'])"
     )
     driver = run_python(code, MARK=mark, PYTHONPATH=str(REPOSITORY))
     try:

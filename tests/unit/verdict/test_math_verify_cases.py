@@ -7,19 +7,27 @@ from pathlib import Path
 import pytest
 
 from megatron_nft.config import VerdictConfig
+from megatron_nft.verdict.boxes import last_boxed
 from megatron_nft.verdict.judge import Judge
-from megatron_nft.verdict.math_answer import last_boxed
 
 CASES = [json.loads(line) for line in Path("tests/assets/math_verify/cases.jsonl").read_text().splitlines()]
 FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\[(.+)\\\]|\\\((.+)\\\)|([-+0-9., /]+)", re.DOTALL)
 
 OTHERWISE_BOXED = {
-    ("1000", "1 000"),  # in a formula a space is no thousands separator
-    ("1000.99", "1000,99"),  # ... and a comma separates two numbers
+    # A comma separates two numbers, if not three digits follow it.
+    ("1000.99", "1000,99"),
     ("1,22", "1.22"),
-    (r"$1 - \frac{1}{\mathrm{e}}$", r"$1 + \frac{1}{\mathrm{e}}$"),  # "right" there, as \mathrm{e} is not understood
+    # "right" there, as \mathrm{e} is not understood.
+    (r"$1 - \frac{1}{\mathrm{e}}$", r"$1 + \frac{1}{\mathrm{e}}$"),
+    # False equations, of which only the last side counts there: all sides behind a name must agree.
+    ("$x = 11$", "$x = 5+5+1 = 7 =11$"),
+    ("$x = 1/3$", "$x = 5+5+1 = 1/3 \\approx 11$"),
+    ("$z = 1 + 1 = 2$", "$z = 3+3 = 2$"),
+    (r"$1 = \zzz = x = 0$", "$0$"),
+    # An inequality is an interval in either direction, not only where the ground truth is the inequality.
+    (r"$x \in [-2,7]$", r"$-2 \\le x \\le 7$"),
 }
-"""Plain numbers have rules of their own in math-verify, which a box, read as LaTeX, has not."""
+"""Decided otherwise in a box than by math-verify."""
 
 
 @pytest.fixture(scope="module")
