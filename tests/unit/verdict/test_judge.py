@@ -82,7 +82,7 @@ def test_equal_answers_are_graded_once(judge):
     assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     start = time.perf_counter()
     assert kinds(judge, [r"again \boxed{2\sqrt{2}/4}"] * 5000, ROOT) == ["right"] * 5000
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 4, "graded one by one they take 15 s"
 
 
 def test_the_cache_tells_ground_truths_apart(judge):
