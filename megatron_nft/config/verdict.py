@@ -25,7 +25,8 @@ class VerdictConfig(Section):
     """Grading: which rule for which data, within which limits."""
 
     workers: int = Field(2, ge=1)
-    """Grading processes; each can be killed without harm to the others."""
+    """Grading processes; each can be killed without harm to the others. More than the driver's node has cores are
+    shared out over all nodes."""
     deadline_s: float = Field(5.0, gt=0)
     """An answer whose grading takes longer, twice, leaves its group, under the kind "timeout"."""
     memory_gib: float = Field(2.0, gt=0)

@@ -24,6 +24,6 @@ def test_memory_is_given_back_before_it_is_taken(shared):
         told.append("sync")
     expected = [
         *("engines sleep", "actor reload"),
-        *("engines wake weights", "sync", "actor offload", "engines wake kv_cache"),
+        *("actor offload", "engines wake weights", "sync", "engines wake kv_cache"),
     ]
     assert told == (expected if shared else ["sync"])

@@ -87,13 +87,13 @@ def test_rollout_metrics_by_hand(make_group):
         "verdict/unparsable": 1,
         "verdict/timeout": 2,
         "verdict/error": 1,
-        "verdict/left_out": 2,
+        "verdict/left_out": 3,
         "verdict/by_evaluation": 0,
         "verdict/by_rounding": 0,
         "verdict/by_omission": 0,
         "nft/correct_rate": 3 / 6,
-        "rollout/answer_tokens_mean": (60 + 30 + 60) / 8,
-        "rollout/truncated_fraction": 1 / 8,
+        "rollout/answer_tokens_mean": (60 + 30 + 100) / 9,
+        "rollout/truncated_fraction": 1 / 9,
         "rollout/policy_version": 2,
     }
 

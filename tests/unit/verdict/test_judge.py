@@ -82,7 +82,7 @@ def test_equal_answers_are_graded_once(judge):
     assert time.perf_counter() - start < 2 * DEADLINE_S + 3  # it is graded once more
     start = time.perf_counter()
     assert kinds(judge, [r"again \boxed{2\sqrt{2}/4}"] * 5000, ROOT) == ["right"] * 5000
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 4, "graded one by one they take 15 s"
 
 
 def test_the_cache_tells_ground_truths_apart(judge):
@@ -182,7 +182,9 @@ def test_one_shot():
 def test_a_script_needs_no_main_guard(tmp_path, how):
     script = (
         "from megatron_nft.verdict.judge import judge_answers\nprint('once')\n"
-        r"print([v.kind for v in judge_answers([r'\boxed{1}', r'\boxed{9^{9^{9}}}'], ['1.0', '7'], ['m'] * 2, 1.0)])"
+        r"texts = [r'\boxed{1}', r'\boxed{\pi^{9^{9^{9}}}}']"
+        "\n"
+        r"print([v.kind for v in judge_answers(texts, ['1.0', r'\sqrt{3}'], ['m'] * 2, 1.0)])"
     )
     (tmp_path / "grade.py").write_text(script)
     arguments = {"file": [str(tmp_path / "grade.py")], "stdin": ["-"], "module": ["-m", "grade"]}[how]
