@@ -4,6 +4,7 @@ A rank is forked from a server process, one for all tests, which has imported Me
 never starts a thread. Not multiprocessing's own fork server: a process has one, and here verdict/pool.py has it.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -63,6 +64,8 @@ def serve() -> None:
 
     import megatron_nft.actor.worker  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # else each rank's collections go through all that was imported, and copy its memory: 0.3 s each
     # Where there is CUDA, an import may have started it, and it does not survive a fork.
     context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     while True:
