@@ -117,8 +117,8 @@ def test_a_prompt_that_comes_again_is_sampled_anew(straight, shared, tmp_path):
     table = parquet.read_table(load_config(RECIPE).data.train[0])
     parquet.write_table(table.slice(0, 6), tmp_path / "six.parquet")
     ended = shared.train(
-        tmp_path, *RUN, "train.steps=4", "train.groups_per_step=3", f'data.train=["{tmp_path}/six.parquet"]',
-        "data.held_out=[]", "optimizer.learning_rate=1e-20", "checkpoint.every=0",
+        tmp_path, *RUN, "train.steps=4", "train.groups_per_step=3", "train.updates_per_step=1", "data.held_out=[]",
+        f'data.train=["{tmp_path}/six.parquet"]', "optimizer.learning_rate=1e-20", "checkpoint.every=0",
     )  # fmt: skip
     assert ended.status == 0, ended.err
     answers = {}
