@@ -35,16 +35,44 @@ def base(*overrides: str) -> Config:
     return load_config(RECIPE, [*BUILT, *overrides])
 
 
+class _Anywhere:
+    """A `Placement` of a process that takes no one's place."""
+
+    def engine_options(self, index: int) -> dict[str, Any]:
+        return {"num_cpus": 0}
+
+    def engine_environment(self, index: int) -> dict[str, str]:
+        return {}
+
+
+def _import_vllm(process: Any) -> None:
+    import vllm.model_executor.models.qwen2
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+    from vllm import LLM  # noqa: F401
+
+    import megatron_nft.rollout.vllm.engine  # noqa: F401
+
+
 class SharedFleet(Fleet):
-    """As many engines as a run asks for: those that are up, and new ones where they are too few."""
+    """As many engines as a run asks for: those that are up, and new ones where they are too few.
+
+    Where one has been started in the place of another, or a second one, the next to be started is a process that has
+    imported vLLM meanwhile: engines are killed often here, and that takes most of a start.
+    """
 
     def __init__(self, config: Config, placement: Placement, **more: Any) -> None:
-        self._built, self._all = config, {}
+        self._built, self._all, self._spare = config, {}, None
         super().__init__(config, placement, **more)
 
     def _start(self, name: str) -> Any:
-        self._all[name] = super()._start(name)
-        return self._all[name]
+        process = self._spare or super()._start(name)
+        if self._all:
+            mine, self._placement = self._placement, _Anywhere()
+            self._spare = super()._start(f"engine {MAX_ENGINES}")
+            self._placement = mine
+            self._spare.__ray_call__.remote(_import_vllm)
+        self._all[name] = process
+        return process
 
     def _begin_build(self, names: list[str]) -> Pending:
         mine, self._config = self._config, self._built  # whichever run starts it, it serves others, too
