@@ -2,6 +2,7 @@
 that no one interrupts."""
 
 from collections import Counter
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -62,14 +63,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             file.writelines(f"{name} {len(terminalreporter.stats.get(name, []))}\n" for name in COUNTED)
 
 
+TRACKED = ['observe.trackers=["tensorboard", "wandb"]', "observe.wandb_mode=offline"] if find_spec("wandb") else []
+
+
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory):
-    """The folder of a quickstart with RUN and six steps, without an interruption."""
-    from tests.e2e.test_train import assert_no_survivors, start
+    """The folder of a quickstart with RUN and six steps, without an interruption. Beside it is `out`, what it said."""
+    from tests.e2e.driver import assert_no_survivors, start
 
     folder = tmp_path_factory.mktemp("straight")
-    process, mark = start(folder, *RUN, "train.steps=6")
-    _, err = process.communicate(timeout=300)
+    process, mark = start(folder, *RUN, *TRACKED, "train.steps=6")
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert_no_survivors(mark)
+    (folder / "out").write_text(out)
     return folder / "quickstart"

@@ -60,13 +60,14 @@ class Topology:
 
 
 def free_address(host: str = "127.0.0.1") -> str:
-    """ "host:port" of this machine at which ranks can meet; nothing listens at that port now.
+    """ "host:port" of this machine at which ranks can meet: no socket has that port now, on any of its addresses, since
+    torch listens on all of them.
 
     Args:
         host: the address by which the ranks know this machine.
     """
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("", 0))
         return f"{host}:{probe.getsockname()[1]}"
 
 

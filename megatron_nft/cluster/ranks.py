@@ -37,8 +37,9 @@ class _ActorRank(Process):
         from megatron_nft.actor.worker import Worker
 
         with watchdog(config.cluster.start_timeout_s):
-            if self.worker is not None:  # another run's
-                self.worker.shutdown()
+            another_runs, self.worker = self.worker, None  # gone, even if this one's fails
+            if another_runs is not None:
+                another_runs.shutdown()
             self.worker = Worker(config, rank=rank, master=master)
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:

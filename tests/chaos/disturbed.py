@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
-from tests.e2e.test_train import living
+from tests.e2e.driver import living
 
 RECIPE = "launch/recipes/quickstart.toml"
 KINDS: dict[str, Callable[[str], bool]] = {

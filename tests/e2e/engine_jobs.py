@@ -1,22 +1,10 @@
-"""Run by test_engine.py in its own process: imports vllm once, then runs each job in a forked child, two at a time.
+"""What test_engine.py has engines do, each function in a process of its own (engine_server.py)."""
 
-Usage: engine_jobs.py FOLDER. Reads FOLDER/jobs.json ([{"name", "job", ...arguments}]) and writes, per job,
-FOLDER/NAME/result.pickle: what the job returns, or the text of its traceback. Needs `engine_environment`.
-"""
-
-import json
-import multiprocessing
-import pickle
-import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
-import vllm.model_executor.models.qwen2
-import vllm.v1.worker.cpu_worker  # noqa: F401
 from safetensors.torch import load_file
-from vllm import LLM  # noqa: F401
 
 from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.api import EngineError, Sampling, answer_here, requests_of
@@ -51,7 +39,7 @@ def greedy(engine):
     return answer_here(engine, make_prompts(LONG), sampling)
 
 
-def send(engine, model, folder, version, drop=(), dtype=None, extra=None, num_buckets=3):
+def send(engine, model, version, drop=(), dtype=None, extra=None, num_buckets=3):
     """A whole weight update as the trainer would send it, or one spoilt by `drop`, `dtype` or `extra`."""
     tensors = load_file(Path(model) / "model.safetensors")
     engine.start_update(sorted(tensors))
@@ -70,18 +58,18 @@ def refusal(verb, *arguments, **keywords):
     return "no error"
 
 
-def fresh(model, dtype, folder):
+def fresh(model, dtype):
     return greedy(make_engine(model, dtype))
 
 
-def updated(old, new, dtype, folder):
+def updated(old, new, dtype):
     engine = make_engine(old, dtype)
     before = greedy(engine)
-    send(engine, new, folder, version=3)
+    send(engine, new, version=3)
     return before, greedy(engine)
 
 
-def broken_updates(old, new, folder):
+def broken_updates(old, new):
     """Every way to spoil an update to `old` in turn, then a whole one to `new`, which must not be tainted."""
     engine = make_engine(old, "float32")
     one = "model.layers.1.self_attn.k_proj.weight"
@@ -90,48 +78,48 @@ def broken_updates(old, new, folder):
         "not started": refusal(engine.update, [{}]),
     }
     still_good = greedy(engine)
-    errors["incomplete"] = refusal(send, engine, old, folder, 1, drop=[one])
+    errors["incomplete"] = refusal(send, engine, old, 1, drop=[one])
     errors["refuses"] = refusal(greedy, engine)
-    errors["dtype"] = refusal(send, engine, old, folder, 1, dtype=torch.float64)
-    errors["unknown"] = refusal(send, engine, old, folder, 1, extra={"model.strange": torch.zeros(2)})
-    errors["gone"] = refusal(send_removed, engine, old, folder)
+    errors["dtype"] = refusal(send, engine, old, 1, dtype=torch.float64)
+    errors["unknown"] = refusal(send, engine, old, 1, extra={"model.strange": torch.zeros(2)})
+    errors["gone"] = refusal(send_removed, engine, old)
     tensors = load_file(Path(old) / "model.safetensors")
     engine.start_update(sorted(tensors))
     errors["refuses halfway"] = refusal(greedy, engine)
     del tensors[one]  # the rest of its layer stays buffered in vLLM
     buckets = Buckets()
     engine.update([buckets.write(tensors).to_dict()])
-    send(engine, new, folder, version=2)  # the sender died and another one starts
+    send(engine, new, version=2)  # the sender died and another one starts
     after = greedy(engine)
     engine.shutdown()
     errors["shut down"] = refusal(greedy, engine)
     return errors, still_good, after
 
 
-def under_way(old, new, folder):
+def under_way(old, new):
     """rollout.on_sync -> answers that were under way when the weights became `new`, and answers of `new` alone."""
     sampling = Sampling(group_size=3, temperature=1.0, max_answer_tokens=40, seed=11)
     first, second = (requests_of(make_prompts(LONG), sampling, first_id) for first_id in (0, 10))
-    results = {}
+    results, engine = {}, make_engine(old, "float32")
     for on_sync in ("keep", "recompute", "restart"):
-        engine = make_engine(old, "float32", on_sync=on_sync)
-        finished = []
+        engine._on_sync, finished = on_sync, []
         for requests in (first, *[[]] * 11):  # a decode step each
             finished += engine.advance("rollouts", requests, [], 0.0)[0]
-        send(engine, new, folder, version=3)
+        send(engine, new, version=3)
         results[on_sync, "between"] = len(finished), greedy(engine)  # another stream, beside requests under way
         finished += engine.advance("rollouts", second, [], 0.0)[0]
         finished += engine.advance("rollouts", [], [second[0].request_id, 99], 60.0)[0]
         results[on_sync] = dict(finished)
         results[on_sync, "unfinished"] = engine._llm.llm_engine.has_unfinished_requests()
-        engine.shutdown()
+        send(engine, old, version=0)
+    engine.shutdown()
     engine = make_engine(new, "float32")
     results["new"] = dict(engine.advance("rollouts", second, [], 60.0)[0])
     results["new", "between"] = greedy(engine)
     return results
 
 
-def send_removed(engine, model, folder):
+def send_removed(engine, model):
     tensors = load_file(Path(model) / "model.safetensors")
     engine.start_update(sorted(tensors))
     buckets = Buckets()
@@ -140,8 +128,20 @@ def send_removed(engine, model, folder):
     engine.update([manifest.to_dict()])
 
 
-def sampling(model, folder):
-    """Sampled answers under one seed in several arrangements, at two temperatures, and the edges of `advance`."""
+def forgotten(engine, prompts):
+    """Of requests of a run that has ended, some of them answered: what a run after it hears, and what is under way."""
+    short, long = (Sampling(group_size=1, temperature=1.0, max_answer_tokens=limit, seed=7) for limit in (2, 24))
+    engine.advance("rollouts", requests_of(prompts, long), [], 0.0)
+    engine.advance("evaluation", requests_of(prompts[:1], short), [], 0.0)
+    engine.advance("rollouts", [], [], 0.0)  # has the evaluation's answer made, which nobody asks for
+    engine.forget()
+    heard = [engine.advance(stream, [], [], 0.0)[0] for stream in ("rollouts", "evaluation")]
+    return heard, engine._llm.llm_engine.has_unfinished_requests()
+
+
+def sampling(model):
+    """Sampled answers under one seed in several arrangements, from two other distributions, and the edges of
+    `advance`."""
     engine = make_engine(model, "float32")
     prompts = make_prompts([5, 17, 40, 130, 200])
 
@@ -161,39 +161,17 @@ def sampling(model, folder):
     too_long = refusal(sample, order=[*prompts, *make_prompts([600])])
     unfinished = engine._llm.llm_engine.has_unfinished_requests()
     return {
+        "left by another run": forgotten(engine, prompts),
         "base": sample(),
         "again": sample(),
         "three engines, reversed": sample(3, prompts[::-1]),
         "one by one": {k: g for p in prompts for k, g in sample(order=[p]).items()},
         "other seed": sample(seed=8),
         "T=0.7": sample(temperature=0.7),
+        "top_p=0.5": sample(top_p=0.5),
         "twice": twice,
         "progress": progress,
         "too long": too_long,
         "unfinished after refusal": unfinished,
         "after refusal": sample(),
     }
-
-
-def run(job, path):
-    try:
-        result = globals()[job.pop("job")](folder=path.parent, **{k: v for k, v in job.items() if k != "name"})
-    except BaseException:
-        result = traceback.format_exc()
-    path.write_bytes(pickle.dumps(result))
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    jobs = json.loads((folder / "jobs.json").read_text())
-    context = multiprocessing.get_context("fork")
-    children = []
-    for job in jobs:
-        if len(children) >= 2:
-            children.pop(0).join()
-        (folder / job["name"]).mkdir()
-        child = context.Process(target=run, args=(job, folder / job["name"] / "result.pickle"))
-        child.start()
-        children.append(child)
-    for child in children:
-        child.join()

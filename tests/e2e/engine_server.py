@@ -1,10 +1,12 @@
-"""Run by test_resharding.py in its own process: imports vllm once, then forks an engine for each address on stdin.
+"""Run by engines.py in its own process: imports vllm once, then forks an engine's process for each address on stdin.
 
 Each child serves one `EngineJob` (tests/remote.py) at its address. Needs `engine_environment`.
 """
 
 import multiprocessing
+import os
 import sys
+from typing import Any
 
 import vllm.model_executor.models.llama
 import vllm.model_executor.models.qwen2
@@ -12,22 +14,33 @@ import vllm.model_executor.models.qwen3
 import vllm.v1.worker.cpu_worker  # noqa: F401
 from vllm import LLM  # noqa: F401
 
-from tests.e2e.engine_jobs import greedy, make_engine
+from megatron_nft.rollout.api import Sampling, answer_here
+from megatron_nft.rollout.vllm.environment import engine_environment
+from megatron_nft.types import RolloutGroup
+from tests.e2e import engine_jobs
 from tests.remote import serve
 
 
 class EngineJob:
-    """An engine, started by `start`."""
+    """An engine, started by `start`; or a function of engine_jobs.py that makes its own."""
 
     def start(self, model: str, dtype: str, tp: int) -> None:
-        self.engine = make_engine(model, dtype, tp)
+        os.environ |= engine_environment("cpu", threads=1, tp=tp)
+        self.engine = engine_jobs.make_engine(model, dtype, tp)
         self.start_update, self.update = self.engine.start_update, self.engine.update
         self.finish_update = self.engine.finish_update
 
     def answers(self) -> list[tuple[list[int], list[float]]]:
         """Greedy answers to long prompts with their log-probs, twice: the second time from the prefix cache."""
-        groups = [group for _ in range(2) for group in greedy(self.engine)]
+        groups = [group for _ in range(2) for group in engine_jobs.greedy(self.engine)]
         return [(r.token_ids_A.tolist(), r.engine_logprobs_A.tolist()) for g in groups for r in g.rollouts]
+
+    def sample(self, sampling: Sampling) -> list[RolloutGroup]:
+        """Sampled answers to the same prompts."""
+        return answer_here(self.engine, engine_jobs.make_prompts(engine_jobs.LONG), sampling)
+
+    def run(self, job: str, arguments: dict[str, Any]) -> Any:
+        return getattr(engine_jobs, job)(**arguments)
 
     def stop(self) -> None:
         self.engine.shutdown()

@@ -7,9 +7,7 @@ import pytest
 import ray
 
 from megatron_nft.cluster.nodes import ClusterError
-from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.processes import Pending
-from megatron_nft.config import load_config
 
 pytestmark = pytest.mark.e2e
 
@@ -32,9 +30,11 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def processes():
-    with ray_cluster(load_config("launch/recipes/quickstart.toml")) as placement:
-        yield [ray.remote(Process).options(**placement.actor_options(rank)).remote() for rank in range(2)]
+def processes(shared):
+    processes = [ray.remote(Process).options(num_cpus=0).remote() for _ in range(2)]
+    yield processes
+    for process in processes:
+        ray.kill(process)
 
 
 def pending(processes, first, second, timeout_s=30.0):

@@ -1,28 +1,24 @@
 """A real vLLM engine on tiny Qwen2 models: weight updates are exact, spoilt ones are refused, sampling is reproducible.
 
-All engines run in one child process (engine_jobs.py), since vllm needs its environment before it is imported.
+What the engines do is in engine_jobs.py: vllm needs its environment before it is imported, so they have processes of
+their own.
 """
 
-import json
-import os
-import pickle
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from megatron_nft.rollout.vllm.environment import engine_environment
+from tests.conftest import TAKES_MINUTES
 from tests.parallel.families import save_tokenizer
 
 pytestmark = pytest.mark.e2e
 
-KINDS = [(tied, dtype) for tied in ("untied", "tied") for dtype in ("float32", "bfloat16")]
-LIMIT_S = 240
+KINDS = [("untied", "float32"), ("tied", "bfloat16")]
+OTHER_KINDS = [("untied", "bfloat16"), ("tied", "float32")]
+"""Whose parts are all in KINDS, and whose pairs are in test_resharding.py."""
 
 
 def make_model(folder, seed, tied, dtype):
@@ -52,35 +48,35 @@ def make_model(folder, seed, tied, dtype):
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
+def models(tmp_path_factory):
+    """("old" or "new", tied or not, dtype) -> the folder of a model."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        (which, *kind): make_model(folder / "-".join((which, *kind)), seed, *kind)
+        for which, seed in (("old", 1), ("new", 2))
+        for kind in KINDS + OTHER_KINDS
+    }
+
+
+def update_jobs(models, kinds):
+    jobs = {}
+    for kind in kinds:
+        old, new, dtype = models["old", *kind], models["new", *kind], kind[1]
+        jobs["updated", *kind] = "updated", {"old": old, "new": new, "dtype": dtype}
+        jobs["fresh", *kind] = "fresh", {"model": new, "dtype": dtype}
+    return jobs
 
 
 @pytest.fixture(scope="module")
-def results(model_folder, tmp_path_factory):
-    """Runs all jobs at once; job name -> what it returned."""
-    path = {
-        (which, *kind): make_model(model_folder / "-".join((which, *kind)), seed, *kind)
-        for which, seed in (("old", 1), ("new", 2))
-        for kind in KINDS
+def results(models, engine_server):
+    """Runs all jobs; their names -> what they returned."""
+    old, new = models["old", "untied", "float32"], models["new", "untied", "float32"]
+    jobs = {
+        "broken": ("broken_updates", {"old": old, "new": new}),
+        "sampling": ("sampling", {"model": new}),
+        "under way": ("under_way", {"old": old, "new": new}),
     }
-    jobs = []
-    for kind in KINDS:
-        name = "-".join(kind)
-        old, new = path["old", *kind], path["new", *kind]
-        jobs.append({"name": f"updated-{name}", "job": "updated", "old": old, "new": new, "dtype": kind[1]})
-        jobs.append({"name": f"fresh-{name}", "job": "fresh", "model": new, "dtype": kind[1]})
-    old, new = path["old", "untied", "float32"], path["new", "untied", "float32"]
-    jobs.append({"name": "broken", "job": "broken_updates", "old": old, "new": new})
-    jobs.append({"name": "sampling", "job": "sampling", "model": new})
-    jobs.append({"name": "under way", "job": "under_way", "old": old, "new": new})
-    folder = tmp_path_factory.mktemp("jobs")
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = os.environ | engine_environment("cpu", threads=1)
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, str(Path(__file__).with_name("engine_jobs.py")), str(folder)]
-    subprocess.run(command, env=environment, timeout=LIMIT_S, check=True)
-    return {job["name"]: pickle.loads((folder / job["name"] / "result.pickle").read_bytes()) for job in jobs}
+    return engine_server.run(jobs | update_jobs(models, KINDS))
 
 
 def result(results, name):
@@ -96,15 +92,26 @@ def assert_equal(groups, others):
             assert a.engine_logprobs_A.tolist() == b.engine_logprobs_A.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids="-".join)
-def test_updated_engine_equals_a_fresh_one_bit_for_bit(results, kind):
-    before, after = result(results, f"updated-{'-'.join(kind)}")
-    fresh = result(results, f"fresh-{'-'.join(kind)}")
+def assert_updated_is_fresh(results, kind):
+    before, after = result(results, ("updated", *kind))
+    fresh = result(results, ("fresh", *kind))
     assert_equal(after, fresh)
     for group, other in zip(before, fresh, strict=True):  # the update must have mattered
         assert group.rollouts[0].engine_logprobs_A.tolist() != other.rollouts[0].engine_logprobs_A.tolist()
     assert {r.policy_version for g in before for r in g.rollouts} == {0}
     assert {r.policy_version for g in after for r in g.rollouts} == {3}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_updated_engine_equals_a_fresh_one_bit_for_bit(results, kind):
+    assert_updated_is_fresh(results, kind)
+
+
+@TAKES_MINUTES
+def test_so_do_the_other_pairs_of_tied_and_dtype(models, engine_server):
+    others = engine_server.run(update_jobs(models, OTHER_KINDS))
+    for kind in OTHER_KINDS:
+        assert_updated_is_fresh(others, kind)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +135,9 @@ def test_spoilt_update_is_refused(results, case, says):
 
 def test_engine_recovers_from_spoilt_updates(results):
     _, still_good, after = result(results, "broken")
-    before, _ = result(results, "updated-untied-float32")
+    before, _ = result(results, ("updated", "untied", "float32"))
     assert_equal(still_good, before)
-    assert_equal(after, result(results, "fresh-untied-float32"))
+    assert_equal(after, result(results, ("fresh", "untied", "float32")))
     assert {r.policy_version for g in after for r in g.rollouts} == {2}
 
 
@@ -155,8 +162,8 @@ def test_answers_differ_within_a_group_between_seeds_and_between_repeats_of_a_pr
     assert sampled["progress"] == [(1, 2), (2, 2)]
 
 
-def test_truncated_means_cut_before_the_end_token(results, model_folder):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder / "new-untied-float32")
+def test_truncated_means_cut_before_the_end_token(results, models):
+    tokenizer = AutoTokenizer.from_pretrained(models["new", "untied", "float32"])
     rollouts = [r for g in result(results, "sampling")["base"].values() for r in g.rollouts]
     for r in rollouts:
         assert r.truncated == (r.token_ids_A[-1] != 1)
@@ -167,8 +174,8 @@ def test_truncated_means_cut_before_the_end_token(results, model_folder):
 
 
 @pytest.mark.parametrize("arrangement, temperature", [("base", 1.0), ("T=0.7", 0.7)])
-def test_engine_logprobs_are_those_of_the_sampling_distribution(results, model_folder, arrangement, temperature):
-    model = AutoModelForCausalLM.from_pretrained(model_folder / "new-untied-float32", dtype=torch.float32)
+def test_engine_logprobs_are_those_of_the_sampling_distribution(results, models, arrangement, temperature):
+    model = AutoModelForCausalLM.from_pretrained(models["new", "untied", "float32"], dtype=torch.float32)
     for group in result(results, "sampling")[arrangement].values():
         for r in group.rollouts:
             ids_T = torch.from_numpy(np.concatenate([group.prompt.token_ids_P, r.token_ids_A])).long()
@@ -177,6 +184,31 @@ def test_engine_logprobs_are_those_of_the_sampling_distribution(results, model_f
             logprobs_T = logits_TV.log_softmax(-1)[:-1].gather(-1, ids_T[1:, None])[:, 0]
             expected_A = logprobs_T[len(group.prompt.token_ids_P) - 1 :].numpy()
             assert np.abs(expected_A - r.engine_logprobs_A).max() < 1e-4
+
+
+def test_top_p_leaves_the_nucleus_and_log_probs_are_within_it(results, models):
+    """The fewest tokens that have half of the probability together; vLLM's rounding may take in one at the edge."""
+    model = AutoModelForCausalLM.from_pretrained(models["new", "untied", "float32"], dtype=torch.float32)
+    left_out = 0.0
+    for group in result(results, "sampling")["top_p=0.5"].values():
+        for r in group.rollouts:
+            ids_T = torch.from_numpy(np.concatenate([group.prompt.token_ids_P, r.token_ids_A])).long()
+            with torch.no_grad():
+                probs_AV = model(ids_T[None]).logits[0].softmax(-1)[len(group.prompt.token_ids_P) - 1 : -1]
+            sorted_AV, order_AV = probs_AV.sort(-1, descending=True)
+            is_in_AV = sorted_AV.cumsum(-1) - sorted_AV < 0.5
+            place_A = (order_AV == torch.from_numpy(r.token_ids_A).long()[:, None]).nonzero()[:, 1]
+            assert is_in_AV.gather(-1, place_A[:, None]).all()
+            mass_A = (sorted_AV * is_in_AV).sum(-1)
+            expected_A = (sorted_AV.gather(-1, place_A[:, None])[:, 0] / mass_A).log()
+            np.testing.assert_allclose(r.engine_logprobs_A, expected_A, atol=1e-4)
+            left_out = max(left_out, float(1 - mass_A.min()))
+    assert left_out > 0.3
+
+
+def test_another_run_hears_nothing_of_what_the_one_before_has_left(results):
+    heard, is_unfinished = result(results, "sampling")["left by another run"]
+    assert heard == [[], []] and not is_unfinished
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_those_beside_it_are_not_begun(results):
@@ -193,9 +225,9 @@ def logprobs_of(model, group, rollout):
 
 
 @pytest.mark.parametrize("on_sync", ["keep", "recompute"])
-def test_answers_under_way_go_on_with_new_weights_and_every_token_knows_its_policy(results, model_folder, on_sync):
+def test_answers_under_way_go_on_with_new_weights_and_every_token_knows_its_policy(results, models, on_sync):
     old, new = (
-        AutoModelForCausalLM.from_pretrained(model_folder / f"{which}-untied-float32", dtype=torch.float32)
+        AutoModelForCausalLM.from_pretrained(models[which, "untied", "float32"], dtype=torch.float32)
         for which in ("old", "new")
     )
     sampled, crossed = result(results, "under way"), 0

@@ -2,25 +2,35 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from pathlib import Path
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 
-from megatron_nft.rollout.vllm.engine import engine_environment
-from tests.e2e.test_train import assert_no_survivors
+from megatron_nft import evaluate
+from megatron_nft.cluster.stream import stream_groups
+from megatron_nft.weights.sync import sync_weights
+from tests.conftest import TAKES_MINUTES
+from tests.e2e.driver import RECIPE, assert_no_survivors, call, living
 
 pytestmark = pytest.mark.e2e
 PROMPTS, K, INTERRUPTIONS = 120, 2, 10
 ARGUMENTS = [
-    "launch/recipes/quickstart.toml", f"evaluate.max_prompts={PROMPTS}", f"evaluate.samples={K}",
-    "rollout.max_concurrent=8", "rollout.kv_cache_gib=0.1",
+    RECIPE, f"evaluate.max_prompts={PROMPTS}", f"evaluate.samples={K}", "rollout.max_concurrent=8",
+    "rollout.kv_cache_gib=0.1",
 ]  # fmt: skip
 RESULTS = ("evaluation.json", "table.txt", "report.html", "verdicts.jsonl")
+
+
+class Interrupted(Exception):
+    """In place of a signal."""
 
 
 def start(out):
@@ -30,6 +40,40 @@ def start(out):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "MEGATRON_NFT_TEST_MARK": mark},
     )  # fmt: skip
     return process, mark
+
+
+@contextmanager
+def engines_up(shared):
+    """Evaluations in this process have engines with the quickstart's weights, in the place of their own."""
+    from tests.e2e.shared import base
+
+    actors, engines = shared.serve(base())
+    sync_weights(actors, engines, 0)
+
+    def sample(config, missing, samples):
+        evaluate.sample(engines, config, missing, samples)
+
+    with mock.patch.object(evaluate, "sample_with_engines", sample):
+        yield engines
+
+
+def stream_until(limit):
+    """`stream_groups`, interrupted after so many prompts."""
+
+    def stream(engines, *arguments):
+        for count, group in enumerate(stream_groups(engines, *arguments)):
+            if count == limit:
+                engines.call("forget")
+                raise Interrupted
+            yield group
+
+    return mock.patch.object(evaluate, "stream_groups", stream)
+
+
+def evaluate_here(out):
+    ended = call(evaluate.main, *ARGUMENTS, "--out", out)
+    assert ended.status == 0, ended.err
+    return ended.out
 
 
 def answers(out):
@@ -47,14 +91,24 @@ def assert_same(out, whole):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    """Folder of evaluations with an engine in a plain process: "whole", the interrupted "cut", and "again"."""
+def job(shared, tmp_path_factory):
+    """Folder of evaluations: "whole"; "cut", interrupted INTERRUPTIONS times, its file then cut at a random byte each
+    time; "early", a copy of that half way; "again", the first one once more, without an engine that answers."""
     folder = tmp_path_factory.mktemp("evaluations")
-    environment = os.environ | engine_environment("cpu", threads=1) | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(Path(__file__).with_name("evaluate_job.py")), str(folder), str(INTERRUPTIONS)]
-    finished = subprocess.run([*command, *ARGUMENTS], env=environment, capture_output=True, text=True, timeout=200)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("prompts are answered already") == INTERRUPTIONS + 1
+    cut, rng = folder / "cut", random.Random(1)
+    with engines_up(shared):
+        evaluate_here(folder / "whole")
+        for number in range(INTERRUPTIONS):
+            with stream_until(rng.randrange(1, 12)), pytest.raises(Interrupted):
+                evaluate_here(cut)
+            file = cut / evaluate.SAMPLES
+            file.write_bytes(file.read_bytes()[: -rng.randrange(0, 900)])
+            if number == INTERRUPTIONS // 2:
+                shutil.copytree(cut, folder / "early")
+        assert "prompts are answered already" in evaluate_here(cut)
+    shutil.copytree(folder / "whole", folder / "again")
+    with mock.patch.object(evaluate, "sample_with_engines", side_effect=AssertionError("engines were started")):
+        assert f"{PROMPTS} prompts are answered already, 0 are left" in evaluate_here(folder / "again")
     return folder
 
 
@@ -72,24 +126,41 @@ def test_interrupted_ten_times_it_is_the_same(job):
     assert_same(job / "cut", job / "whole")
 
 
+def assert_goes_on(out, kept, whole):
+    """As a user starts it, from so many prompts to the end."""
+    process, mark = start(out)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert_no_survivors(mark)
+    assert f"{kept} prompts are answered already, {PROMPTS - kept} are left" in stdout and "accuracy, %" in stdout
+    assert_same(out, whole)
+
+
+def num_kept(out):
+    """Prompts with whole lines."""
+    return (out / evaluate.SAMPLES).read_bytes().count(b"\n") - 1
+
+
+def test_engines_of_its_own_go_on_with_it(job, tmp_path):
+    shutil.copytree(job / "early", tmp_path, dirs_exist_ok=True)
+    kept = num_kept(tmp_path)
+    assert 0 < kept < PROMPTS
+    assert_goes_on(tmp_path, kept, job / "whole")
+
+
+@TAKES_MINUTES
 def test_killed_and_started_again_it_is_the_same(job, tmp_path):
     process, mark = start(tmp_path)
-    deadline, samples = time.monotonic() + 120, tmp_path / "samples.jsonl"
+    deadline, samples = time.monotonic() + 120, tmp_path / evaluate.SAMPLES
     while not samples.exists() or samples.read_bytes().count(b"\n") < 20:
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    kept = samples.read_bytes().count(b"\n") - 1
+    kept = num_kept(tmp_path)
     assert 10 <= kept < PROMPTS
     end_agents(mark)
-
-    process, mark = start(tmp_path)
-    stdout, stderr = process.communicate(timeout=200)
-    assert process.returncode == 0, stderr
-    assert_no_survivors(mark)
-    assert f"{kept} prompts are answered already, {PROMPTS - kept} are left" in stdout and "accuracy, %" in stdout
-    assert_same(tmp_path, job / "whole")
+    assert_goes_on(tmp_path, kept, job / "whole")
 
 
 def test_a_finished_one_starts_no_engine(job):
@@ -100,24 +171,13 @@ def test_a_finished_one_starts_no_engine(job):
 def end_agents(mark):
     """Ends the two agents that outlive a killed driver's Ray by a minute; nothing else may be left."""
     deadline = time.monotonic() + 15
+    agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
     while True:
-        left = {path: (path / "cmdline").read_text() for path in processes(mark)}
-        others = [
-            line for line in left.values() if not line.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
-        ]
+        left = living(mark)
+        others = [line for line in left.values() if not line.startswith(agents)]
         if not others or time.monotonic() > deadline:
             break
         time.sleep(0.3)
     assert others == []
-    for path in left:
-        os.kill(int(path.name), signal.SIGKILL)
-
-
-def processes(mark):
-    """/proc folders of the living processes that carry the mark."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (path / "environ").read_bytes() and "State:\tZ" not in (path / "status").read_text():
-                yield path
-        except OSError:
-            continue
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)

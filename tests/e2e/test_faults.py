@@ -1,6 +1,6 @@
 """Whatever dies or lies during a weight sync or a rollout: recovery, or a clear error soon; never half-new weights.
 
-One real cluster a carrier (two Megatron ranks, two vLLM engines, Ray); processes are killed as the kernel would.
+Two Megatron ranks and two vLLM engines, real ones; processes are killed as the kernel would.
 """
 
 import os
@@ -27,6 +27,7 @@ from megatron_nft.rollout.api import EngineError, Sampling
 from megatron_nft.run.canary import CanaryError, check_canary
 from megatron_nft.run.parts import Processes, begin_build
 from megatron_nft.weights.sync import sync_weights
+from tests.conftest import TAKES_MINUTES
 
 pytestmark = pytest.mark.e2e
 ASSETS = Path("tests/assets/quickstart")
@@ -40,7 +41,7 @@ class Cluster:
     def __init__(self, *overrides):
         self.config = load_config(
             "launch/recipes/quickstart.toml",
-            ["rollout.engines=2", "weights.bucket_mib=1", "weights.timeout_s=20", "optimizer.learning_rate=1e-3",
+            ["rollout.engines=2", "weights.bucket_mib=1", "weights.timeout_s=10", "optimizer.learning_rate=1e-3",
              "optimizer.warmup_updates=0", "rollout.max_restarts=20", *overrides],
         )  # fmt: skip
         tokenizer = load_tokenizer(self.config.model.path)
@@ -48,8 +49,14 @@ class Cluster:
         self.batch = pack(load_batch(ASSETS / "batch.npz"), num_updates=2, dp=1, tokens_per_microbatch=4096)
         self.version = 0
 
+    def on(self, shared):
+        """Processes that are shared."""
+        self.actors, self.engines = shared.serve(self.config)
+        return self
+
     @contextmanager
-    def running(self):
+    def alone(self):
+        """Processes of its own."""
         with ray_cluster(self.config) as placement:
             self.actors = Actors(self.config, placement)
             self.engines = Fleet(self.config, placement, starts_empty=True)
@@ -102,8 +109,9 @@ def kill(pid):
     os.kill(pid, signal.SIGKILL)
 
 
+@TAKES_MINUTES
 def test_an_engine_of_two_workers_leaves_none_behind_and_restarts_end():
-    with Cluster("rollout.engines=1", "rollout.tp=2", "actor.tp=1", "rollout.max_restarts=1").running() as cluster:
+    with Cluster("rollout.engines=1", "rollout.tp=2", "actor.tp=1", "rollout.max_restarts=1").alone() as cluster:
         cluster.train()
         cluster.sync()
         before = cluster.answers()
@@ -121,13 +129,19 @@ def test_an_engine_of_two_workers_leaves_none_behind_and_restarts_end():
             cluster.sync()
 
 
-@pytest.fixture(scope="module", params=["shared_memory", "collective"])
-def cluster(request):
+@pytest.fixture(scope="module")
+def cluster(request, shared):
     checksums = f"weights.checksums={str(request.param == 'shared_memory').lower()}"
-    with Cluster(f"weights.carrier={request.param}", checksums).running() as cluster:
-        cluster.train()
-        cluster.sync()
-        yield cluster
+    cluster = Cluster(f"weights.carrier={request.param}", checksums).on(shared)
+    cluster.train()
+    cluster.sync()
+    return cluster
+
+
+def by(*carriers, at_night=()):
+    """The `cluster` of these carriers."""
+    params = [*carriers, *(pytest.param(carrier, marks=TAKES_MINUTES) for carrier in at_night)]
+    return pytest.mark.parametrize("cluster", params, indirect=True, scope="module")
 
 
 def assert_same_answers(answers, others):
@@ -137,6 +151,7 @@ def assert_same_answers(answers, others):
         torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(other), rtol=0, atol=1e-4)
 
 
+@by("shared_memory", at_night=["collective"])
 def test_engine_killed_while_it_generates_is_replaced_and_no_answer_is_lost(cluster, monkeypatch):
     """The other answers its prompts meanwhile; it has weights again once a sync has come."""
     before, restarts = cluster.answers(), cluster.engines.link
@@ -160,12 +175,8 @@ def test_engine_killed_while_it_generates_is_replaced_and_no_answer_is_lost(clus
     assert cluster.engines.is_ready("engine 1")
 
 
-@pytest.mark.parametrize(
-    ("verb", "number"), [("start_update", 1), ("update", 2), ("finish_update", 1)], ids=lambda value: str(value)
-)
-def test_engine_killed_during_a_sync_is_replaced_and_all_have_the_new_weights(cluster, verb, number):
-    if cluster.config.carrier == "collective" and verb != "update":
-        pytest.skip("no bucket is on its way then, whatever the carrier")
+def assert_replaced_in_a_sync(cluster, verb, number):
+    """An engine that is killed when `verb` is called for the `number`th time; all have the new weights afterwards."""
     old = cluster.answers()
     cluster.train()
     pid, start = cluster.pid("engine 0"), time.monotonic()
@@ -177,6 +188,21 @@ def test_engine_killed_during_a_sync_is_replaced_and_all_have_the_new_weights(cl
     assert [tokens for tokens, _ in new] != [tokens for tokens, _ in old]
     cluster.sync()  # undisturbed, the same weights
     assert cluster.answers() == new
+
+
+@by("shared_memory", "collective")
+def test_engine_killed_while_it_takes_a_bucket_is_replaced_and_all_have_the_new_weights(cluster):
+    assert_replaced_in_a_sync(cluster, "update", 2)
+
+
+@by("shared_memory")
+def test_so_is_one_killed_at_the_end_of_a_sync(cluster):
+    assert_replaced_in_a_sync(cluster, "finish_update", 1)
+
+
+@by(at_night=["shared_memory"])
+def test_so_is_one_killed_at_its_beginning(cluster):
+    assert_replaced_in_a_sync(cluster, "start_update", 1)
 
 
 def without(manifests, name):
@@ -202,6 +228,7 @@ def flipped(manifests):
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 
 
+@by("shared_memory", "collective")
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -232,6 +259,7 @@ def test_a_spoilt_bucket_is_refused_and_the_next_sync_mends_it(cluster, spoil, s
     assert cluster.answers() == before
 
 
+@by("shared_memory")
 def test_the_canary_names_an_engine_with_other_weights_than_the_actor(cluster):
     config = cluster.config.model_copy(
         update={"weights": cluster.config.weights.model_copy(update={"canary_gap": 1e-3})}
@@ -245,22 +273,24 @@ def test_the_canary_names_an_engine_with_other_weights_than_the_actor(cluster):
     check_canary(cluster.actors, cluster.engines, cluster.prompts[0], config)
 
 
+@by("shared_memory", "collective")
 def test_a_hung_engine_is_named_within_the_deadline(cluster):
     pid, start = cluster.pid("engine 1"), time.monotonic()
     with (
         cluster.before(cluster.engines, "update", 2, lambda *_: os.kill(pid, signal.SIGSTOP)),
-        pytest.raises(ClusterError, match=r"load bucket 1 of stage 0: no answer from .*engine 1 within 20 s"),
+        pytest.raises(ClusterError, match=r"load bucket 1 of stage 0: no answer from .*engine 1 within 10 s"),
     ):
         cluster.sync()
-    assert 20 <= time.monotonic() - start < SOON_S
+    assert 10 <= time.monotonic() - start < SOON_S
     os.kill(pid, signal.SIGCONT)
     time.sleep(1.0)
     cluster.sync()
     cluster.answers()
 
 
+@by("shared_memory", "collective")
 def test_a_trainer_rank_killed_mid_bucket_is_named_and_nothing_is_left(cluster):
-    """Last: the cluster is of no use afterwards."""
+    """Last: the cluster is of no use to these tests afterwards."""
     pid, start = cluster.pid("actor rank 1"), time.monotonic()
     with (
         cluster.before(cluster.engines, "update", 2, lambda *_: kill(pid)),

@@ -1,70 +1,48 @@
 """A running engine that was given the trainer's weights answers as a fresh one started on the same HF folder, exactly.
 
 Token by token and log-prob by log-prob, for trainer layouts, engine tensor-parallel sizes, number formats and families,
-five rounds in a row with fresh weights. (That the engine's loader receives the folder's bits: tests/parallel/
-test_weights.py. vLLM's CPU build packs linear weights and empties the originals, so they can't be read back.)
+several rounds in a row with fresh weights; and the trainer's log-probs of its answers are the engine's. (That the
+engine's loader receives the folder's bits: tests/parallel/test_weights.py. vLLM's CPU build packs linear weights and
+empties the originals, so they can't be read back.)
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from megatron_nft.rollout.vllm.environment import engine_environment
+from megatron_nft.config import AlgorithmConfig
+from megatron_nft.data.packing import pack
+from megatron_nft.nft.groups import to_sequences
+from megatron_nft.observe.batches import logprob_gap
+from megatron_nft.rollout.api import Sampling
+from megatron_nft.types import Verdict
 from megatron_nft.weights.sync import sync_weights
 from tests.conftest import TAKES_MINUTES
 from tests.parallel.families import make_folder
 from tests.parallel.trainer import LocalEngines, trainer
-from tests.remote import Meeting
 
 pytestmark = pytest.mark.e2e
 
-ROUNDS = 5
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
-CASES = [
-    # Every pair of family, number format and engine tp is there; each layout and carrier, too. Every value of them,
-    # in the four that are not long.
+GAP = {"float32": 1e-4, "bfloat16": 0.1}
+"""Nats; random weights have log-probs of -10 and less, of which bf16 keeps a digit less than of a trained model's."""
+MAX_TOKENS = 24
+# Every pair of family, number format and engine tp is there; each layout and carrier, too. Every value of them, on a
+# push.
+ON_A_PUSH = [
     ("qwen2 tied", "float32", 1, "tp=2", "shared_memory"),
-    pytest.param("qwen2 tied", "bfloat16", 2, "pp=2 vpp=2", "shared_memory", marks=TAKES_MINUTES),
     ("qwen2", "bfloat16", 1, "tp=2 pp=2", "collective"),
-    pytest.param("qwen2", "float32", 2, "tp=1", "shared_memory", marks=TAKES_MINUTES),
-    pytest.param("qwen3", "float32", 1, "pp=2", "shared_memory", marks=TAKES_MINUTES),
     ("qwen3", "bfloat16", 2, "tp=2", "collective"),
     ("llama 3", "bfloat16", 1, "pp=2 vpp=2", "collective"),
-    pytest.param("llama 3", "float32", 2, "tp=2 pp=2", "shared_memory", marks=TAKES_MINUTES),
-    # vLLM has no code of its own for this one: it runs transformers'.
-    pytest.param("seed_oss", "float32", 1, "tp=2", "shared_memory", marks=TAKES_MINUTES),
 ]
-
-
-class EngineServer:
-    """Starts engines in processes of their own, quickly."""
-
-    def __init__(self, folder):
-        self.folder, self.count = folder, 0
-        environment = os.environ | engine_environment("cpu", threads=1, tp=2)
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        command = [sys.executable, str(Path(__file__).with_name("engine_server.py"))]
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True)
-
-    def begin_engine(self, model, dtype, tp):
-        """An engine that is starting: `wait` for it."""
-        self.count += 1
-        meeting = Meeting(self.folder, f"engine{self.count}")
-        print(meeting.address, file=self.process.stdin, flush=True)
-        engine = meeting.accept()
-        engine.begin("start", str(model), dtype, tp)
-        return engine
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = EngineServer(tmp_path_factory.mktemp("s"))
-    yield server
-    server.process.stdin.close()
-    server.process.wait(30)
+AT_NIGHT = [
+    ("qwen2 tied", "bfloat16", 2, "pp=2 vpp=2", "shared_memory"),
+    ("qwen2", "float32", 2, "tp=1", "shared_memory"),
+    ("qwen3", "float32", 1, "pp=2", "shared_memory"),
+    ("llama 3", "float32", 2, "tp=2 pp=2", "shared_memory"),
+    # vLLM has no code of its own for this one: it runs transformers'.
+    ("seed_oss", "float32", 1, "tp=2", "shared_memory"),
+]
 
 
 class Running(LocalEngines):
@@ -83,8 +61,8 @@ class Running(LocalEngines):
         self.engine.call("finish_update", policy_version)
 
 
-def answers_of_a_fresh_engine(server, folder, dtype, tp):
-    engine = server.begin_engine(folder, dtype, tp)
+def answers_of_a_fresh_engine(engine_server, folder, dtype, tp):
+    engine = engine_server.begin_engine(folder, dtype, tp)
     engine.wait()
     answers = engine.call("answers")
     engine.call("stop")
@@ -92,10 +70,24 @@ def answers_of_a_fresh_engine(server, folder, dtype, tp):
     return answers
 
 
-@pytest.mark.parametrize(("family", "dtype", "tp", "layout", "carrier"), CASES)
-def test_engine_equals_a_fresh_one_in_five_rounds(server, family, dtype, tp, layout, carrier, tmp_path):
-    folders = [make_folder(family, dtype, seed, tmp_path / str(seed)) for seed in range(ROUNDS + 1)]
-    engine = server.begin_engine(folders[0], dtype, tp)
+def gap_of(actor, groups):
+    """Mean |engine - actor| of the log-probs of sampled answers."""
+    with_verdicts = [
+        replace(g, verdicts=tuple(Verdict(kind="right" if i % 2 else "wrong") for i in range(len(g.rollouts))))
+        for g in groups
+    ]
+    sequences = [to_sequences(g, AlgorithmConfig(), max_answer_tokens=MAX_TOKENS) for g in with_verdicts]
+    batch = pack(sequences, num_updates=1, dp=1, tokens_per_microbatch=4096)
+    (scores,) = [a for a in actor.call("score", [m for (share,) in batch.updates for m in share]) if a is not None]
+    scores = iter(scores)
+    return logprob_gap(batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=next(scores))))
+
+
+def reshard(engine_server, case, rounds, tmp_path):
+    """As many rounds of new weights; a fresh engine at the last, one of two workers at night: that takes 20 s."""
+    family, dtype, tp, layout, carrier = case
+    folders = [make_folder(family, dtype, seed, tmp_path / str(seed)) for seed in range(rounds + 1)]
+    engine = engine_server.begin_engine(folders[0], dtype, tp)
     recipe = [
         f"model.path={folders[0]}", "actor.tp=1", *(f"actor.{axis}" for axis in layout.split()),
         f"actor.precision={PRECISIONS[dtype]}", f"rollout.dtype={dtype}", f"rollout.tp={tp}", "weights.bucket_mib=1",
@@ -109,8 +101,24 @@ def test_engine_equals_a_fresh_one_in_five_rounds(server, family, dtype, tp, lay
             sync_weights(actor, Running(engine), version)
             after = engine.call("answers")
             assert [tokens for tokens, _ in after] != [tokens for tokens, _ in before]
-            if tp == 1 or version in (1, ROUNDS):  # a fresh engine of two workers takes long to start
-                assert after == answers_of_a_fresh_engine(server, folder, dtype, tp)
             before = after
+        sampling = Sampling(group_size=4, temperature=1.0, max_answer_tokens=MAX_TOKENS, seed=1)
+        groups = engine.call("sample", sampling)
+        gap = gap_of(actor, groups)["rollout/logprob_gap_mean"]
     engine.call("stop")
     engine.close()
+    if tp == 1 or rounds > 2:
+        assert after == answers_of_a_fresh_engine(engine_server, folders[-1], dtype, tp)
+    assert {r.policy_version for group in groups for r in group.rollouts} == {rounds}
+    assert gap < GAP[dtype], gap
+
+
+@pytest.mark.parametrize(("family", "dtype", "tp", "layout", "carrier"), ON_A_PUSH)
+def test_engine_equals_a_fresh_one_after_two_rounds(engine_server, family, dtype, tp, layout, carrier, tmp_path):
+    reshard(engine_server, (family, dtype, tp, layout, carrier), 2, tmp_path)
+
+
+@TAKES_MINUTES
+@pytest.mark.parametrize(("family", "dtype", "tp", "layout", "carrier"), ON_A_PUSH + AT_NIGHT)
+def test_engine_equals_a_fresh_one_after_five_rounds(engine_server, family, dtype, tp, layout, carrier, tmp_path):
+    reshard(engine_server, (family, dtype, tp, layout, carrier), 5, tmp_path)

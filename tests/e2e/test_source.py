@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from megatron_nft.cluster.nodes import ClusterError
+from megatron_nft.cluster.processes import ProcessLost
+from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.config import load_config
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.groups.queue import NoMixedGroups
@@ -21,9 +24,10 @@ GROUPS = 4
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(shared, tmp_path_factory):
     overrides = [f"train.groups_per_step={GROUPS}", "rollout.group_size=8", "rollout.max_concurrent=16"]
-    with Cluster(*overrides).running() as cluster, Judge(cluster.config.verdict) as judge:
+    cluster = Cluster(*overrides).on(shared)
+    with Judge(cluster.config.verdict) as judge:
         cluster.judge = judge
         tokenizer = load_tokenizer(cluster.config.model.path)
         folder = tmp_path_factory.mktemp("run")
@@ -47,9 +51,9 @@ def sampling(cluster, **settings):
     finally:
         source.close()
         assert not source._thread.is_alive()
-        for name in cluster.engines.names:  # what they still have under way
-            asked = list(source._stream._asked[name])
-            cluster.engines.handle(name).call.remote("advance", ("rollouts", [], asked, 0.0), 60.0)
+        cluster.engines.wait_for_starts()
+        with suppress(ProcessLost):  # in the test of the end of restarts
+            cluster.engines.call("forget")
 
 
 def take(cluster, source, step):
@@ -205,3 +209,17 @@ def test_a_synchronous_step_goes_on_with_the_other_engine_and_its_answers_are_th
         assert cluster.engines.link > restarts
         assert answers(taken) == answers(undisturbed) and all_ids(taken) == all_ids(undisturbed)
         assert taken.metrics["rollout/rounds"] == undisturbed.metrics["rollout/rounds"]
+
+
+def test_restarts_without_a_step_further_end(cluster):
+    """Last: an engine is missing afterwards."""
+    with sampling(cluster, max_staleness=2) as source:
+        take(cluster, source, 1)
+        cluster.engines._restarts = Restarts(1, "engines have", "rollout.max_restarts")
+        cluster.engines._restarts.count("an earlier one", 0)
+        kill(cluster.pid("engine 1"))
+        with pytest.raises(
+            ClusterError, match=r"(?s)engine 1 died: .*started again 1 times in a row .*rollout.max_rest"
+        ):
+            for step in range(2, 9):
+                take(cluster, source, step)

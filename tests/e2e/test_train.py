@@ -4,110 +4,83 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import tomllib
-import uuid
-from pathlib import Path
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
+from megatron_nft.config import load_config
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
+from megatron_nft.observe.batches import load_batch
+from tests.conftest import RUN, TAKES_MINUTES
+from tests.e2e.driver import (
+    RECIPE,
+    assert_no_survivors,
+    bytes_of_weights,
+    order,
+    records,
+    refused,
+    same_bits,
+    start,
+    steps,
+    wait_for,
+)
 
 pytestmark = pytest.mark.e2e
-SMALL = ["train.groups_per_step=8", "train.updates_per_step=2", "evaluate.max_prompts=24", "evaluate.samples=0"]
 
 
-def start(tmp_path, *overrides, module="megatron_nft.train"):
-    """A training process in a session of its own, marked in its environment so that its children can be found."""
-    mark = uuid.uuid4().hex
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, "launch/recipes/quickstart.toml", f"run.dir={tmp_path}", *SMALL,
-         *overrides],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "MEGATRON_NFT_TEST_MARK": mark},
-        # A shell's background jobs, and all below them, ignore Ctrl-C; a user's terminal doesn't.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    return process, mark
-
-
-def living(mark):
-    """Living processes that carry the mark: pid -> command line."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (entry / "environ").read_bytes() and "State:\tZ" not in (entry / "status").read_text():
-                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
-
-
-def survivors(mark):
-    """Their command lines."""
-    return list(living(mark).values())
-
-
-def assert_no_survivors(mark):
-    deadline = time.monotonic() + 15
-    while survivors(mark) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert survivors(mark) == []
-
-
-def test_two_steps_leave_a_whole_run_folder(tmp_path):
-    process, mark = start(tmp_path, "train.steps=2", "observe.save_batches=true", "actor.pp=2", "actor.tp=1",
-                          "cluster.placement=colocated", "weights.canary=true", "observe.wandb_mode=offline",
-                          'observe.trackers=["tensorboard", "wandb"]')  # fmt: skip
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert_no_survivors(mark)
-    assert re.search(r"^step 2/2 \| .*loss .*gap .*sync", out, re.M)
+def test_six_steps_leave_a_whole_run_folder(straight):
+    out = (straight.parent / "out").read_text()
+    assert re.search(r"^step 6/6 \| .*loss .*gap .*sync", out, re.M)
     assert "greedy accuracy" in out and "given up" not in out
-
-    run = tmp_path / "quickstart"
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["kind"], r["step"]) for r in records] == [
-        ("evaluation", 0), ("step", 1), ("step", 2), ("evaluation", 2)
+    assert order(straight) == [
+        ("evaluation", 0), *(("step", step) for step in (1, 2, 3)), ("evaluation", 3),
+        *(("step", step) for step in (4, 5, 6)), ("evaluation", 6),
     ]  # fmt: skip
-    steps = [r for r in records if r["kind"] == "step"]
-    assert all(r["rollout/logprob_gap_mean"] < 1e-4 for r in steps)
-    assert all(r["weights/bytes"] == _bytes_of_weights(run / "hf") for r in steps)
-    assert [r["rollout/policy_version"] for r in steps] == [0, 1]
-    assert tomllib.loads((run / "recipe.toml").read_text())["actor"]["pp"] == 2
-    assert (run / "report.html").stat().st_size > 10_000
-    assert all(list(run.glob(f"tensorboard/{axis}/events*")) for axis in ("by_step", "by_update"))
-    assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1
-    assert {p.name for p in (run / "batches").iterdir()} == {"step_1.npz", "step_2.npz"}
-    rollouts = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert all(r["rollout/logprob_gap_mean"] < 1e-5 for r in steps(straight))
+    assert all(r["weights/bytes"] == bytes_of_weights(straight / "hf") for r in steps(straight))
+    assert [r["rollout/policy_version"] for r in steps(straight)] == [0, 1, 2, 3, 4, 5]
+    assert tomllib.loads((straight / "recipe.toml").read_text())["actor"]["tp"] == 2
+    assert (straight / "report.html").stat().st_size > 10_000
+    assert {p.name for p in (straight / "batches").iterdir()} == {f"step_{step}.npz" for step in range(1, 7)}
+    assert {p.name for p in (straight / "checkpoints").iterdir()} == {"step_3", "step_6", "latest"}
+    rollouts = [json.loads(line) for line in (straight / "rollouts.jsonl").read_text().splitlines()]
     assert {"prompt", "answer", "policy_version"} <= rollouts[0].keys()
-    _transformers_gives_the_same_greedy_answers(run, rollouts)
 
 
-def _bytes_of_weights(folder):
-    from safetensors import safe_open
-
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            total += sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
-    return total
+@pytest.mark.skipif(not find_spec("wandb"), reason="pip install -r requirements-trackers.txt")
+def test_trackers_have_it_too(straight):
+    assert all(list(straight.glob(f"tensorboard/{axis}/events*")) for axis in ("by_step", "by_update"))
+    assert len(list(straight.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
-def _transformers_gives_the_same_greedy_answers(run, rollouts):
+def test_what_is_held_out_is_not_trained_on(straight):
+    data = load_config(RECIPE).data
+    train, held_out = (
+        {p.token_ids_P.tobytes() for p in load_prompts(files, load_tokenizer(straight / "hf"), data).prompts}
+        for files in (data.train, data.held_out)
+    )
+    trained = {
+        s.token_ids_T[: s.num_prompt_tokens].tobytes()
+        for path in (straight / "batches").iterdir()
+        for update in load_batch(path)
+        for s in update
+    }
+    assert len(trained) == 6 * 4 and trained <= train - held_out
+
+
+def test_transformers_gives_the_same_greedy_answers(straight):
     """The last evaluation's answers, again, from hf/ alone."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(run / "hf")
-    tokenizer = load_tokenizer(run / "hf")
-    from megatron_nft.config import load_config
-
-    data = load_config("launch/recipes/quickstart.toml").data
+    model = AutoModelForCausalLM.from_pretrained(straight / "hf")
+    tokenizer, data = load_tokenizer(straight / "hf"), load_config(RECIPE).data
     prompts = {p.prompt_id: p for p in load_prompts(data.held_out, tokenizer, data).prompts}
-    last = [r for r in rollouts if r["source"] == "evaluation" and r["step"] == 2]
+    rollouts = map(json.loads, (straight / "rollouts.jsonl").read_text().splitlines())
+    last = [r for r in rollouts if r["source"] == "evaluation" and r["step"] == 6]
     assert len(last) >= 8
     for rollout in last:
         tokens = torch.from_numpy(prompts[rollout["prompt_id"]].token_ids_P).long()[None]
@@ -115,15 +88,60 @@ def _transformers_gives_the_same_greedy_answers(run, rollouts):
         assert tokenizer.decode(answer[0, tokens.shape[1] :], skip_special_tokens=True) == rollout["answer"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_processes_that_have_served_other_runs_give_the_same_run(straight, shared, tmp_path):
+    """What other tests of this folder rest on: every number and weight is that of processes of the run's own."""
+    shared.train(tmp_path / "other", *RUN, "train.steps=1", "actor.tp=1", "actor.dp=2", "run.seed=2")
+    shared.train(tmp_path / "one rank", *RUN, "train.steps=1", "actor.tp=1")
+    ended = shared.train(tmp_path, *RUN, "train.steps=3")
+    assert ended.status == 0, ended.err
+    run = tmp_path / "quickstart"
+    assert records(run) == records(straight)[: len(records(run))] and order(run)[-1] == ("evaluation", 3)
+    same_bits(run / "checkpoints" / "step_3", straight / "checkpoints" / "step_3")
+
+
+def test_stages_on_shared_gpus_sampled_at_another_temperature(shared, tmp_path):
+    """The actor scores at the temperature that the engines sample at, after its weights have come to them."""
+    ended = shared.train(tmp_path, *RUN, "train.steps=2", "actor.pp=2", "actor.tp=1", "rollout.temperature=0.8",
+                         "cluster.placement=colocated", "weights.canary=true")  # fmt: skip
+    assert ended.status == 0, ended.err
+    two = steps(tmp_path / "quickstart")
+    assert [r["rollout/policy_version"] for r in two] == [0, 1]
+    assert all(r["rollout/logprob_gap_mean"] < 1e-5 and r["weights/canary_gap"] < 1e-5 for r in two)
+    assert all(r["weights/bytes"] == bytes_of_weights(tmp_path / "quickstart" / "hf") for r in two)
+
+
+def test_a_prompt_that_comes_again_is_sampled_anew(straight, shared, tmp_path):
+    """Six prompts, several epochs, and weights that stand still: what differs is the step's seed."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(load_config(RECIPE).data.train[0])
+    parquet.write_table(table.slice(0, 6), tmp_path / "six.parquet")
+    ended = shared.train(
+        tmp_path, *RUN, "train.steps=4", "train.groups_per_step=3", "train.updates_per_step=1", "data.held_out=[]",
+        f'data.train=["{tmp_path}/six.parquet"]', "optimizer.learning_rate=1e-20", "checkpoint.every=0",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    answers = {}
+    for path in (tmp_path / "quickstart" / "batches").iterdir():
+        of_step = {}
+        for sequence in (s for update in load_batch(path) for s in update):
+            prompt_P, answer_A = np.split(sequence.token_ids_T, [sequence.num_prompt_tokens])
+            of_step.setdefault(prompt_P.tobytes(), []).append(answer_A.tobytes())
+        for prompt, its_answers in of_step.items():
+            answers.setdefault(prompt, []).append(sorted(its_answers))
+    again = [visits for visits in answers.values() if len(visits) > 1]
+    assert again
+    for visits in again:
+        assert len(set(map(tuple, visits))) == len(visits)
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=TAKES_MINUTES)], ids=["ctrl-c", "kill"]
+)
 def test_an_interrupted_run_leaves_no_process_behind(tmp_path, how):
-    process, mark = start(tmp_path, "train.steps=1000", "train.evaluate_every=0")
-    for line in process.stdout:
-        if line.startswith("step 1/"):
-            break
-    else:
-        pytest.fail(process.stderr.read())
-    time.sleep(1.0)  # into step 2
+    process, mark = start(tmp_path, *RUN, "train.steps=1000", "data.held_out=[]", "actor.tp=1")
+    wait_for(process, "step 1/")
+    time.sleep(0.3)  # into step 2
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # as the terminal does: to the driver and all that share its process group
     else:
@@ -137,15 +155,12 @@ def test_an_interrupted_run_leaves_no_process_behind(tmp_path, how):
     assert (tmp_path / "quickstart" / "report.html").exists()
 
 
-def test_no_mixed_group_in_time(tmp_path):
+def test_no_mixed_group_in_time(shared, tmp_path):
     # At this temperature all answers of a group are the same, so none is mixed.
-    process, mark = start(tmp_path, "rollout.temperature=1e-4", "rollout.max_sampling_rounds=2", "data.held_out=[]")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert re.search(r"step 1: \d+ of \d+ groups had right and wrong answers after 2 rounds", err)
-    assert "train.groups_per_step = 8 are needed" in err and "raise rollout.max_sampling_rounds" in err
-    assert "Traceback" not in err
-    assert_no_survivors(mark)
+    ended = shared.train(tmp_path, "rollout.temperature=1e-4", "rollout.max_sampling_rounds=2", "data.held_out=[]")
+    assert ended.status == 1
+    assert re.search(r"step 1: \d+ of \d+ groups had right and wrong answers after 2 rounds", ended.err)
+    assert "train.groups_per_step = 8 are needed" in ended.err and "raise rollout.max_sampling_rounds" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -157,7 +172,6 @@ def test_no_mixed_group_in_time(tmp_path):
     ],
 )
 def test_bad_input_ends_with_2_before_anything_starts(tmp_path, override, message):
-    process, _ = start(tmp_path, override)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.startswith("error: ") and message in err and "Traceback" not in err
+    ended = refused(tmp_path, override)
+    assert ended.status == 2
+    assert ended.err.startswith("error: ") and message in ended.err

@@ -11,39 +11,36 @@ import numpy as np
 import pytest
 
 from megatron_nft.observe.batches import load_batch
-from tests.conftest import TAKES_MINUTES
-from tests.e2e.test_resume import kill, records, wait_for
-from tests.e2e.test_train import assert_no_survivors, living, start
+from tests.conftest import RUN, TAKES_MINUTES
+from tests.e2e.driver import (
+    as_soon_as,
+    assert_no_survivors,
+    has_step,
+    kill,
+    records,
+    refused,
+    same_bits,
+    start,
+    steps,
+    wait_for,
+)
 
 pytestmark = pytest.mark.e2e
 SHORT = ["evaluate.max_prompts=12", "rollout.kv_cache_gib=0.25"]
+ASYNC = "megatron_nft.train_async"
 
 
-def run(tmp_path, *overrides, module="megatron_nft.train_async", status=0):
-    """A whole run; its output, and the records of its metrics.jsonl."""
-    process, mark = start(tmp_path, *SHORT, *overrides, module=module)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == status, err
-    assert_no_survivors(mark)
-    return out, err, tmp_path / "quickstart"
-
-
-def steps(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "step"]
-
-
-def test_without_staleness_every_number_is_the_synchronous_runs(tmp_path):
-    same = ["train.steps=3", "train.evaluate_every=2", "checkpoint.every=0", "rollout.engines=2"]
-    _, _, expected = run(tmp_path / "sync", *same, module="megatron_nft.train")
-    _, _, folder = run(tmp_path / "async", *same, "rollout.max_staleness=0")
-    both = [records(expected), records(folder)]
-    assert any(record["rollout/groups_surplus"] for record in both[0] if record["kind"] == "step")
-    assert both[0] == both[1]
-    answers = [(path / "rollouts.jsonl").read_text() for path in (expected, folder)]
+def test_without_staleness_every_number_is_the_synchronous_runs(straight, shared, tmp_path):
+    ended = shared.train(tmp_path, *RUN, "train.steps=3", "rollout.max_staleness=0", is_ahead=True)
+    assert ended.status == 0, ended.err
+    run = tmp_path / "quickstart"
+    assert records(run) == records(straight)[: len(records(run))] and has_step(run, 3)
+    answers = [
+        [line for line in (path / "rollouts.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 3]
+        for path in (run, straight)
+    ]
     assert answers[0] == answers[1]
-    weights = [next((path / "hf").glob("*.safetensors")).read_bytes() for path in (expected, folder)]
-    assert weights[0] == weights[1]
+    same_bits(run / "checkpoints" / "step_3", straight / "checkpoints" / "step_3")
 
 
 def batches(folder):
@@ -78,8 +75,10 @@ LONG = ["train.steps=7", "train.evaluate_every=0", "train.groups_per_step=4", "r
         "observe.save_batches=true"]  # fmt: skip
 
 
-def test_ahead_of_the_trainer_killed_and_resumed_nothing_is_trained_twice_and_nothing_graded_is_lost(tmp_path):
-    process, mark = start(tmp_path, *SHORT, *LONG, module="megatron_nft.train_async")
+def test_ahead_of_the_trainer_killed_and_resumed_nothing_is_trained_twice_and_nothing_graded_is_lost(
+    shared_later, tmp_path
+):
+    process, mark = start(tmp_path, *SHORT, *LONG, module=ASYNC)
     wait_for(process, "step 5/")
     kill(process, mark)
     folder = tmp_path / "quickstart"
@@ -90,8 +89,10 @@ def test_ahead_of_the_trainer_killed_and_resumed_nothing_is_trained_twice_and_no
     state = json.loads((checkpoint / "run.json").read_text())["sampling"]["queue"]
     assert state["num_taken"] == 4
 
-    out, _, _ = run(tmp_path, *LONG)
-    assert f"resumed from {checkpoint}: step 4" in out and "step 5/7" in out and "step 4/7" not in out
+    ended = shared_later().train(tmp_path, *SHORT, *LONG, is_ahead=True)
+    assert ended.status == 0, ended.err
+    assert f"resumed from {checkpoint}: step 4" in ended.out
+    assert "step 5/7" in ended.out and "step 4/7" not in ended.out
     trained = batches(folder)
     assert sorted(trained) == [1, 2, 3, 4, 5, 6, 7]
     assert_nothing_is_trained_twice(trained)
@@ -109,8 +110,8 @@ def test_ahead_of_the_trainer_killed_and_resumed_nothing_is_trained_twice_and_no
 
 
 @TAKES_MINUTES
-def test_usr1_saves_what_has_been_graded_since_the_last_step(tmp_path):
-    process, mark = start(tmp_path, *SHORT, *LONG, "checkpoint.every=100", module="megatron_nft.train_async")
+def test_usr1_saves_what_has_been_graded_since_the_last_step(shared_later, tmp_path):
+    process, mark = start(tmp_path, *SHORT, *LONG, "checkpoint.every=100", module=ASYNC)
     wait_for(process, "step 2/")
     process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=60)
@@ -119,21 +120,20 @@ def test_usr1_saves_what_has_been_graded_since_the_last_step(tmp_path):
     folder = tmp_path / "quickstart"
     saved = json.loads((folder / "checkpoints" / "latest" / "run.json").read_text())
     assert saved["step"] in (2, 3) and saved["sampling"]["queue"]["num_taken"] == saved["step"]
-    out, _, _ = run(tmp_path, *LONG, f"train.steps={saved['step'] + 1}", "checkpoint.every=100")
-    assert f"step {saved['step'] + 1}/" in out
+    last = saved["step"] + 1
+    ended = shared_later().train(tmp_path, *SHORT, *LONG, f"train.steps={last}", "checkpoint.every=100", is_ahead=True)
+    assert ended.status == 0 and f"step {last}/" in ended.out, ended.err
     assert_nothing_is_trained_twice(batches(folder))
 
 
-def test_a_trainer_rank_that_is_killed_is_started_again_and_nothing_is_trained_twice(tmp_path):
-    process, mark = start(tmp_path, *SHORT, *LONG, "rollout.on_sync=restart", "algorithm.old_logprobs=engine",
-                          module="megatron_nft.train_async")  # fmt: skip
-    wait_for(process, "step 3/")
-    os.kill(min(pid for pid, command in living(mark).items() if "_ActorRank" in command), signal.SIGKILL)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert re.search(r": actor rank \d died", out) and re.search(r"resumed from \S+/step_[24]: step", out)
-    assert_no_survivors(mark)
-    folder = tmp_path / "quickstart"
+def test_a_trainer_rank_that_is_killed_is_started_again_and_nothing_is_trained_twice(shared, tmp_path):
+    folder, pid = tmp_path / "quickstart", shared.pid("actor rank 0")
+    with as_soon_as(lambda: has_step(folder, 3), lambda: os.kill(pid, signal.SIGKILL)):
+        ended = shared.train(
+            tmp_path, *SHORT, *LONG, "rollout.on_sync=restart", "algorithm.old_logprobs=engine", is_ahead=True
+        )
+    assert ended.status == 0, ended.err
+    assert re.search(r": actor rank \d died", ended.out) and re.search(r"resumed from \S+/step_[24]: step", ended.out)
     assert [record["step"] for record in steps(folder)] == [1, 2, 3, 4, 5, 6, 7]
     prompts = []
     for step in range(1, 8):
@@ -142,12 +142,15 @@ def test_a_trainer_rank_that_is_killed_is_started_again_and_nothing_is_trained_t
     assert len(prompts) == len(set(prompts)) == 7 * 4
 
 
-def test_no_mixed_group_ends_the_run_with_the_remedy(tmp_path):
-    _, err, _ = run(tmp_path, "rollout.temperature=1e-4", "rollout.max_sampling_rounds=1", "data.held_out=[]", status=1)
-    assert re.search(r"step \d: \d+ of \d+ groups had right and wrong answers after 1 rounds", err)
-    assert "raise rollout.max_sampling_rounds" in err and "Traceback" not in err
+def test_no_mixed_group_ends_the_run_with_the_remedy(shared, tmp_path):
+    ended = shared.train(
+        tmp_path, *SHORT, "rollout.temperature=1e-4", "rollout.max_sampling_rounds=1", "data.held_out=[]", is_ahead=True
+    )
+    assert ended.status == 1
+    assert re.search(r"step \d: \d+ of \d+ groups had right and wrong answers after 1 rounds", ended.err)
+    assert "raise rollout.max_sampling_rounds" in ended.err
 
 
 def test_shared_gpus_are_refused(tmp_path):
-    _, err, _ = run(tmp_path, "cluster.placement=colocated", status=2)
-    assert 'set "split", or use megatron_nft.train' in err and "Traceback" not in err
+    ended = refused(tmp_path, "cluster.placement=colocated", is_ahead=True)
+    assert ended.status == 2 and 'set "split", or use megatron_nft.train' in ended.err

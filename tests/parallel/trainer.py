@@ -13,12 +13,12 @@ from tests.remote import Meeting, serve
 
 
 class Rank:
-    """Served by a rank: the verbs of a Worker that a sync calls, and new weights from a folder."""
+    """Served by a rank: the verbs of a Worker that a sync calls, `score`, and new weights from a folder."""
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.weight_names, self.num_rounds = worker.weight_names, worker.num_rounds
-        self.send_bucket = worker.send_bucket
+        self.send_bucket, self.score = worker.send_bucket, worker.score
 
     def read(self, folder: str) -> None:
         from megatron_nft.actor.hf_weights import load_hf_weights
