@@ -22,7 +22,6 @@ def accuracies(outcome):
     return {r["step"]: r["eval/greedy_accuracy"] for r in outcome.records() if r["kind"] == "evaluation"}
 
 
-@TAKES_MINUTES
 def test_kills_in_a_short_run(straight, tmp_path):
     outcome = disturb(tmp_path, [*RUN, "train.steps=6", *AGAIN], kills=2, seed=1, pause_s=(5.0, 25.0))
     assert outcome.kills
