@@ -22,8 +22,8 @@ from cells import Cell, all_cells
 from page import write_page
 from task import write_problems
 
-from megatron_nft.run.survival import run_recipe
-from megatron_nft.train import Training
+from megatron_nft.run.run import run_recipe
+from megatron_nft.train import train
 
 
 def train_lane(cells: list[Cell], out: Path) -> None:
@@ -31,7 +31,7 @@ def train_lane(cells: list[Cell], out: Path) -> None:
     for cell in cells:
         start, config = time.monotonic(), cell.config(out)
         with (out / f"{cell.name}.log").open("w") as log, redirect_stdout(log):
-            run_recipe(config, Training)
+            run_recipe(config, train)
         finish(cell, config.run_dir, time.monotonic() - start)
 
 

@@ -19,11 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.cluster import workers
+from megatron_nft.cluster import fleet
 from megatron_nft.config import load_config
-from megatron_nft.run.survival import run_recipe
-from megatron_nft.train import Training
-from megatron_nft.train_async import AsyncTraining
+from megatron_nft.run.run import run_recipe
+from megatron_nft.train import train
 
 SETTINGS = ["actor.tp=1", "optimizer.learning_rate=1e-12", "checkpoint.every=0", "data.held_out=[]",
             "train.groups_per_step=16", "train.updates_per_step=2"]  # fmt: skip
@@ -36,7 +35,7 @@ Steps = list[dict[str, float]]
 """Records of metrics.jsonl."""
 
 
-class SlowEngineProcess(workers._EngineProcess):
+class SlowEngineProcess(fleet._EngineProcess):
     """An engine's process that samples no more than NFT_TOKENS_PER_S answer tokens a second."""
 
     def build(self, *arguments: Any) -> None:
@@ -65,8 +64,9 @@ def run(folder: Path, kind: str, rate: float, overrides: list[str]) -> Steps:
 def child(kind: str, overrides: list[str]) -> None:
     """The run itself."""
     if float(os.environ["NFT_TOKENS_PER_S"]) < float("inf"):
-        workers._EngineProcess = SlowEngineProcess
-    run_recipe(load_config("launch/recipes/quickstart.toml", overrides), AsyncTraining if kind == "async" else Training)
+        fleet._EngineProcess = SlowEngineProcess
+    config = load_config("launch/recipes/quickstart.toml", overrides)
+    run_recipe(config, train, max_staleness=config.rollout.max_staleness if kind == "async" else 0)
 
 
 def mean(steps: Steps, *names: str) -> float:

@@ -12,7 +12,7 @@ from megatron_nft.verdict.judge import REGRADE_DEADLINES, Judge
 
 WORKERS, DEADLINE_S = 2, 0.5
 MEMORY_GIB = 0.5
-LATE_S = (1 + WORKERS) * DEADLINE_S + 1  # each is graded once more, alone
+LATE_S = (1 + WORKERS) * DEADLINE_S + 3  # each is graded once more, alone; workers are started again
 ATTEMPTS = 3  # a late verdict may be the busy machine's fault: a real one is late every time
 
 DETERMINANT = r"\\".join("&".join(f"x_{{{row}{column}}}" for column in range(9)) for row in range(9))
