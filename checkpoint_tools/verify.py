@@ -24,6 +24,7 @@ from checkpoint_tools.command import Progress, UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.parameters import parameters
+from megatron_nft.families.weight_files import NOT_WEIGHTS
 from megatron_nft.weights.hf_tensors import HFTensors
 
 LOGITS_TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ def compare_folders(first: Path, second: Path) -> Check:
     names = set(one.names)
     if read_hf_config(first).tie_word_embeddings:
         names.discard("lm_head.weight")  # a second name of the embedding, which some folders have
-    names = {name for name in names if not name.endswith(hf_to_megatron.NOT_WEIGHTS)}
+    names = {name for name in names if not name.endswith(NOT_WEIGHTS)}
     wrong = sorted(names ^ set(other.names)) or [n for n in sorted(names) if not _same_bits(one[n], other[n])]
     words = f"{len(names)} tensors"
     if wrong:

@@ -16,6 +16,7 @@ from megatron_nft.config.errors import RecipeError, explain
 from megatron_nft.config.layout import check_layout
 from megatron_nft.config.schema import Config
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.weight_files import check_weights, has_weights
 
 
 def load_config(recipe: str | Path | None, overrides: Sequence[str] = (), *, trains: bool = True) -> Config:
@@ -45,6 +46,9 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = (), *, tra
         raise RecipeError(f"{recipe}: data.train is missing or empty; the recipe must name the training prompts' files")
     hf = read_hf_config(config.model.path)
     check_layout(config, hf)
+    for folder in (config.model.path, config.model.reference):
+        if folder is not None and has_weights(folder):  # a plan needs none
+            check_weights(folder, read_hf_config(folder))
     if config.algorithm.kl_weight and read_hf_config(config.model.reference) != hf:
         raise RecipeError(
             f"model.reference = {config.model.reference!r} is not of the same architecture as model.path = "
