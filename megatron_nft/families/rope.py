@@ -79,7 +79,7 @@ def read_rope(raw: dict[str, Any], file: Path, max_position_embeddings: int) -> 
 def _check_llama3(keys: Keys) -> None:
     for name, known in LLAMA3.items():
         if (value := keys.number(name)) != known:
-            raise ModelFolderError(f"{keys.file}: {name} = {value} is not supported; Megatron-Core knows {known}")
+            keys.refuse(name, value, "is not supported", f"Megatron-Core knows {known}")
 
 
 def _read_yarn(keys: Keys, factor: float) -> Yarn:
