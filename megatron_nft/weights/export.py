@@ -19,7 +19,7 @@ SIDE_FILES = (
     "sentencepiece*.model", "configuration_*.py", "modeling_*.py", "tokenization_*.py", "LICENSE*", "NOTICE*",
     "USE_POLICY*", "README*",
 )  # fmt: skip
-"""What a model's users read beside its weights, and its terms; a folder may have much else: optimizers, other formats."""
+"""What users read beside its weights, and its terms. A folder may have much else: optimizers, other formats."""
 SIDE_FOLDERS = ("additional_chat_templates",)
 
 

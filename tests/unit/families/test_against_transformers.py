@@ -204,7 +204,7 @@ ROPES = {
         "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
     },
-    "a theta in the scaling": {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2, "rope_theta": 7e4}},
+    "a theta in the scaling": {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2, "rope_theta": 7e4}},
     "a theta beside parameters without one": {"rope_theta": 7e4, "rope_parameters": {"rope_type": "default"}},
     "both names of the kind": {"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 4.0}},
     "an empty scaling": {"rope_scaling": {}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},

@@ -13,6 +13,7 @@ from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.weight_files import check_weights, read_tensors
 from tests.unit.checkpoint_tools.conftest import make_hf
 
+RECIPE = ["data.train=['x.jsonl']", "data.max_prompt_tokens=16", "rollout.max_answer_tokens=16"]
 EMBEDDING, HEAD, Q = "model.embed_tokens.weight", "lm_head.weight", "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -89,7 +90,7 @@ def booleans(tensors):
         (lambda t: t.update({"score.weight": torch.ones(1)}), "the first is 'score.weight'"),
         (lambda t: t.update({Q: t[Q][:16].clone()}), "q_proj.weight is (16, 32), by config.json it is (32, 32)"),
         (lambda t: t.update({EMBEDDING: t[EMBEDDING][:300].clone()}), "is (300, 32), by config.json it is (301, 32)"),
-        (lambda t: t.update({Q: t[Q].float()}), "q_proj.weight is of F32, model.layers.0.self_attn.q_proj.weight of BF16"),
+        (lambda t: t.update({Q: t[Q].float()}), "is of F32, model.layers.0.self_attn.q_proj.weight of BF16"),
         (lambda t: t.update({Q: t[Q].flatten()}), "q_proj.weight is (1024,), by config.json it is (32, 32)"),
     ],
 )  # fmt: skip
@@ -99,9 +100,8 @@ def test_weights_that_training_and_conversion_refuse_alike(tmp_path, damage, wor
     for read in (
         lambda: check_weights(folder, read_hf_config(folder)),
         lambda: hf_to_megatron.convert(folder, tmp_path / "megatron"),
-        lambda: load_config(None, [f"model.path={json.dumps(str(folder))}", "data.train=['x.jsonl']"]
-                            + ["data.max_prompt_tokens=16", "rollout.max_answer_tokens=16"]),
-    ):  # fmt: skip
+        lambda: load_config(None, [f"model.path={json.dumps(str(folder))}", *RECIPE]),
+    ):
         with pytest.raises(ModelFolderError) as caught:
             read()
         said.append(str(caught.value))
@@ -125,7 +125,7 @@ def test_a_tied_model_with_a_head_of_its_own(tmp_path, head, is_refused):
     if not is_refused:
         check_weights(folder, read_hf_config(folder))
         return
-    with pytest.raises(ModelFolderError, match="tie_word_embeddings = true, but lm_head.weight is not model.embed_tok"):
+    with pytest.raises(ModelFolderError, match=r"tie_word_embeddings = true, but lm_head\.weight is not model\.embed"):
         check_weights(folder, read_hf_config(folder))
 
 
