@@ -14,18 +14,15 @@ OFF: dict[str, tuple[Any, ...]] = {
     # scales of the stream and of logits (Granite, Cohere, MiniCPM, Gemma)
     "logits_scaling": (1,), "logit_scale": (1,), "embedding_multiplier": (1,), "residual_multiplier": (1,),
     "attention_multiplier": (), "scale_emb": (1,), "scale_depth": (), "dim_model_base": (), "scale_embedding": (),
-    "normalize_embedding": (), "lm_head_multiplier": (1,), "mup_width_multiplier": (1,), "mup_attn_multiplier": (1,),
-    "key_multiplier": (1,), "query_pre_attn_scalar": (), "attention_scale": (), "scale_attn_weights": (),
-    "attention_scaling": (1,), "mlp_multipliers": (), "ssm_multipliers": (),
+    "normalize_embedding": (), "lm_head_multiplier": (1,), "key_multiplier": (1,), "query_pre_attn_scalar": (),
+    "attention_scale": (), "mlp_multipliers": (), "ssm_multipliers": (),
     # soft caps
-    "final_logit_softcapping": (0,), "attn_logit_softcapping": (0,), "logits_soft_cap": (0,), "logit_cap": (0,),
-    "attn_logit_cap": (0,), "clip_qkv": (), "router_logit_softcapping": (),
+    "final_logit_softcapping": (0,), "attn_logit_softcapping": (0,), "logits_soft_cap": (0,), "clip_qkv": (),
     # biases and norms
     "attention_bias": (), "mlp_bias": (), "qkv_bias": (), "bias": (), "use_bias": (), "use_qkv_bias": (),
     "attention_out_bias": (), "attn_bias": (), "add_bias_linear": (), "lm_head_bias": (), "o_proj_bias": (),
-    "use_qk_norm": (), "qk_norm": (), "qk_layernorm": (), "use_post_norm": (), "sandwich_norm": (),
-    "layer_norm_eps": (),
-    "post_norm": (), "apply_residual_connection_post_layernorm": (), "add_unit_offset": (), "norm_type": ("rms_norm",),
+    "use_qk_norm": (), "qk_norm": (), "qk_layernorm": (), "use_post_norm": (), "post_norm": (),
+    "apply_residual_connection_post_layernorm": (), "add_unit_offset": (), "norm_type": ("rms_norm",),
     "use_parallel_residual": (), "parallel_attn": (), "hidden_activation": ("silu",), "activation_function": ("silu",),
     # positions and windows
     "partial_rotary_factor": (1,), "rotary_pct": (1,), "rotary_percent": (1,), "rotary_dim": (), "rope_ratio": (1,),
@@ -34,21 +31,19 @@ OFF: dict[str, tuple[Any, ...]] = {
     "no_rope_layer_interval": (), "nope_layer_interval": (), "alibi": (), "use_alibi": (), "position_embedding_type":
     ("rope", "absolute"), "attention_chunk_size": (), "sliding_window_pattern": (), "sliding_windows": (),
     "attn_temperature_tuning": (), "llama_4_scaling": (), "dual_chunk_attention_config": (), "use_sinks": (),
-    "attention_sink": (), "attn_implementation_per_layer": (), "use_dynamic_ntk": (), "use_logn_attn": (),
-    "position_scale": (1,), "rope_scaling_factor": (1,), "mrope_section": (), "linear_attention_config": (),
+    "attention_sink": (), "use_dynamic_ntk": (), "mrope_section": (),
     # another kind of model
     "num_experts": (0,), "num_local_experts": (0,), "n_routed_experts": (0,), "moe_num_experts": (0,),
     "num_experts_per_tok": (0,), "kv_lora_rank": (), "q_lora_rank": (), "qk_rope_head_dim": (),
     "num_nextn_predict_layers": (0,), "num_mtp_layers": (0,), "mtp_num_hidden_layers": (0,), "per_layer_config": (),
-    "block_configs": (), "num_key_value_heads_per_layer": (), "text_config": (), "vision_config": (),
-    "is_encoder_decoder": (), "add_cross_attention": (), "use_bidirectional_attention": (), "num_labels_head": (),
-    "use_medusa": (), "layer_skip": (), "early_exit": (), "value_head": (), "cross_layer_sharing": (),
-    "kv_sharing_layers": (), "num_kv_shared_layers": (0,), "hidden_size_per_layer_input": (0,), "adapters": (),
-    "peft_config": (), "embedding_size": (), "embedding_dim": (), "word_embed_proj_dim": (), "vocab_size_per_layer": (),
+    "block_configs": (), "text_config": (), "vision_config": (), "is_encoder_decoder": (), "add_cross_attention": (),
+    "use_bidirectional_attention": (), "num_kv_shared_layers": (0,), "hidden_size_per_layer_input": (0,),
+    "peft_config": (), "embedding_dim": (), "word_embed_proj_dim": (),
 }  # fmt: skip
 """Key -> values beside null, false and an empty list or object at which it does nothing."""
 
 HARMLESS = frozenset({
+    "is_causal", "is_decoder", "is_llama_config",
     "_name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
     "architectures", "attn_implementation", "attention_dropout", "auto_map", "base_model_name_or_path",
     "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout",

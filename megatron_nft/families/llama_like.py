@@ -179,6 +179,8 @@ def _check_kind(keys: Keys, architecture: str | None) -> None:
     if names and not any(fits(name.lower(), wanted) for name in names):
         why = f"is not {architecture}" if architecture else "is not a language model"
         keys.refuse("architectures", names, f"{why}, which model_type {keys.raw.get('model_type')!r} means")
+    if keys.raw.get("is_causal") is False:
+        keys.refuse("is_causal", False, "is not supported: tokens would see those after them", "take a language model")
     if keys.get("hidden_act") != "silu":
         keys.refuse("hidden_act", keys.get("hidden_act"), "is not supported", 'the actor and vLLM know "silu" only')
 

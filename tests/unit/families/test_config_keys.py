@@ -97,6 +97,7 @@ def test_sizes_of_matrices_are_whole_numbers_and_there(tmp_path, key, value):
         ("llama", {"compression_config": {"quant_method": "compressed-tensors"}}, "compression_config (method comp"),
         ("qwen2", {"architectures": ["Qwen2ForSequenceClassification"]}, "is not Qwen2ForCausalLM"),
         ("qwen2", {"architectures": ["LlamaForCausalLM"]}, "is not Qwen2ForCausalLM, which model_type 'qwen2' means"),
+        ("qwen2", {"is_causal": False}, "is_causal = false is not supported: tokens would see those after them"),
         ("llama", {"architectures": "LlamaForCausalLM"}, "is not a list of names"),
         ("llama", {"architectures": ["LlamaForCausalLMEagle3"]}, "is not LlamaForCausalLM"),
     ],
