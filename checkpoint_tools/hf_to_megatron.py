@@ -21,16 +21,15 @@ from torch import Tensor
 from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
 from checkpoint_tools.megatron_writer import Chunk, write_checkpoint
 from checkpoint_tools.safetensors_writer import cast
-from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, ModelFolderError, read_hf_config
+from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
 from megatron_nft.families.parameters import Parameter, parameters
+from megatron_nft.families.weight_files import check_weights
 from megatron_nft.weights.export import copy_side_files
 from megatron_nft.weights.hf_tensors import HFTensors
 from megatron_nft.weights.layouts import to_shard
 
 BLOCK_BYTES = 256 << 20
 """The vocabulary's rows are read and written in blocks of this size."""
-NOT_WEIGHTS = ("rotary_emb.inv_freq",)
-"""Endings of tensors that older folders have and that config.json says as well."""
 
 
 def convert(source: Path, out: Path, *, dtype: torch.dtype | None = None, overwrite: bool = False) -> None:
@@ -44,8 +43,9 @@ def convert(source: Path, out: Path, *, dtype: torch.dtype | None = None, overwr
         UsageError: `out` is there and may not be replaced.
         OSError: such as a full disk.
     """
-    hf, tensors = read_hf_config(source), HFTensors(source)
-    tensors.check()
+    hf = read_hf_config(source)
+    check_weights(source, hf, allows_mixed=dtype is not None)
+    tensors = HFTensors(source)
     chunks = list(plan(hf, tensors, dtype))
     total = sum(chunk.num_bytes for chunk in chunks)
     with output_folder(out, source=source, num_bytes=total, overwrite=overwrite) as folder:
@@ -56,31 +56,13 @@ def convert(source: Path, out: Path, *, dtype: torch.dtype | None = None, overwr
 
 
 def plan(hf: HFConfig, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:
-    """What is to be written, each chunk with how to read it.
-
-    Raises:
-        ModelFolderError: a tensor is missing, is left over, or has another shape than config.json says.
-    """
-    model = parameters(hf)
-    used = {name for parameter in model for name in parameter.hf_shapes}
-    tied = {"lm_head.weight"} if hf.tie_word_embeddings else set()
-    left = [n for n in tensors.names if n not in used | tied and not n.endswith(NOT_WEIGHTS)]
-    if left:
-        raise ModelFolderError(
-            f"{tensors.folder}: {len(left)} tensors have no place in a {hf.model_type} model of this config.json, "
-            f"the first is {left[0]!r}"
-        )
-    for parameter in model:
+    """What is to be written, each chunk with how to read it."""
+    for parameter in parameters(hf):
         yield from _chunks(parameter, hf, tensors, dtype)
 
 
 def _chunks(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:
     found = {name: tensors.spec(name) for name in parameter.hf_shapes}
-    for name, (_, shape) in found.items():
-        if shape != parameter.hf_shapes[name]:
-            raise ModelFolderError(
-                f"{tensors.folder}: {name} is {shape}, by config.json it is {parameter.hf_shapes[name]}"
-            )
     dtype = dtype or next(iter(found.values()))[0]
     if parameter.is_table:
         (name,) = found

@@ -24,6 +24,7 @@ from checkpoint_tools.command import Progress, UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.parameters import parameters
+from megatron_nft.families.weight_files import NOT_WEIGHTS, check_weights
 from megatron_nft.weights.hf_tensors import HFTensors
 
 LOGITS_TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ def compare_folders(first: Path, second: Path) -> Check:
     names = set(one.names)
     if read_hf_config(first).tie_word_embeddings:
         names.discard("lm_head.weight")  # a second name of the embedding, which some folders have
-    names = {name for name in names if not name.endswith(hf_to_megatron.NOT_WEIGHTS)}
+    names = {name for name in names if not name.endswith(NOT_WEIGHTS)}
     wrong = sorted(names ^ set(other.names)) or [n for n in sorted(names) if not _same_bits(one[n], other[n])]
     words = f"{len(names)} tensors"
     if wrong:
@@ -62,7 +63,9 @@ def compare_tensors(hf_folder: Path, checkpoint: Path) -> Check:
     Raises:
         CheckpointError, ModelFolderError: one of the two is not whole, or is another model.
     """
-    hf, tensors, stored = read_hf_config(hf_folder), HFTensors(hf_folder), MegatronFolder(checkpoint)
+    hf, stored = read_hf_config(hf_folder), MegatronFolder(checkpoint)
+    check_weights(hf_folder, hf, allows_mixed=True)
+    tensors = HFTensors(hf_folder)
     wrong, names, casts = [], set(), set()
     model = [(parameter, megatron_to_hf.find(stored, parameter, hf)) for parameter in parameters(hf)]
     progress = Progress("verify", sum(parameter.numel * tensor.dtype.itemsize for parameter, tensor in model))

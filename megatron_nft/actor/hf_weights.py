@@ -13,8 +13,9 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
 from megatron_nft.actor.topology import Topology
-from megatron_nft.families.hf_config import HFConfig, ModelFolderError
+from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.families.registry import table_of
+from megatron_nft.families.weight_files import check_weights
 from megatron_nft.weights.hf_tensors import HFTensors
 from megatron_nft.weights.layouts import to_shard
 
@@ -38,19 +39,16 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
     """Fills every parameter of this rank's chunks from an HF folder.
 
     Raises:
-        ModelFolderError: a file or a tensor is missing, or has another shape than config.json says.
+        ModelFolderError: it is not the model of config.json, see families/weight_files.py.
     """
+    check_weights(folder, hf)
     tensors, table = HFTensors(folder), table_of(hf)
     with torch.no_grad():
         for gpt, name, parameter in _parameters(model):
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 name = "embedding.word_embeddings.weight"  # the last stage's copy
             rule, numbers = table.find(_with_global_layer(name, gpt))
-            sources = []
-            for hf_name, shape in rule.hf_shapes(numbers, topology.place).items():
-                sources.append(tensors[hf_name])
-                if (found := tuple(sources[-1].shape)) != shape:
-                    raise ModelFolderError(f"{folder}: {hf_name} is {found}, by config.json it is {shape}")
+            sources = [tensors[hf_name] for hf_name in rule.hf_shapes(numbers, topology.place)]
             shard = to_shard(rule, sources, topology.place)
             assert shard.shape == parameter.shape, f"{name}: {tuple(shard.shape)}, Megatron's {tuple(parameter.shape)}"
             parameter.copy_(shard)

@@ -78,7 +78,7 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
     """Megatron's arguments from the HF config and the layout."""
     architecture = family_of(hf).transformer_arguments(hf)
     precision, on_cuda = PRECISIONS[actor.precision], topology.device.type == "cuda"
-    return TransformerConfig(
+    config = TransformerConfig(
         **architecture | {"activation_func": ACTIVATIONS[architecture["activation_func"]]},
         **precision.megatron_arguments(actor),
         tensor_model_parallel_size=actor.tp,
@@ -102,11 +102,15 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
         persist_layer_norm=on_cuda,
         bias_activation_fusion=on_cuda,
         bias_dropout_fusion=on_cuda,
-        apply_rope_fusion=on_cuda,
+        # TransformerEngine's kernel leaves out yarn's scale of cosines and sines.
+        apply_rope_fusion=on_cuda and hf.yarn is None,
         masked_softmax_fusion=on_cuda,
         **transformer_arguments(actor),
         **RECOMPUTE[actor.recompute],
     )
+    for name, value in family_of(hf).config_attributes(hf).items():
+        setattr(config, name, value)
+    return config
 
 
 def layer_spec(

@@ -16,14 +16,18 @@ from megatron_nft.config.errors import RecipeError, explain
 from megatron_nft.config.layout import check_layout
 from megatron_nft.config.schema import Config
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.weight_files import check_weights, has_weights
 
 
-def load_config(recipe: str | Path | None, overrides: Sequence[str] = (), *, trains: bool = True) -> Config:
+def load_config(
+    recipe: str | Path | None, overrides: Sequence[str] = (), *, trains: bool = True, checks_weights: bool = True
+) -> Config:
     """Reads a recipe, applies `section.key=value` overrides, checks it against the model's own config.json.
 
     Args:
         recipe: TOML file; None: the overrides and the defaults are all.
         trains: whether it is a training run's, which needs training data.
+        checks_weights: whether the files of weights that lie in a model folder must be its config.json's.
 
     Raises:
         RecipeError: the file, a key, a value, or the model folder is wrong; every problem found is listed.
@@ -45,6 +49,9 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = (), *, tra
         raise RecipeError(f"{recipe}: data.train is missing or empty; the recipe must name the training prompts' files")
     hf = read_hf_config(config.model.path)
     check_layout(config, hf)
+    for folder in (config.model.path, config.model.reference):
+        if checks_weights and folder is not None and has_weights(folder):  # a plan needs none
+            check_weights(folder, read_hf_config(folder))
     if config.algorithm.kl_weight and read_hf_config(config.model.reference) != hf:
         raise RecipeError(
             f"model.reference = {config.model.reference!r} is not of the same architecture as model.path = "

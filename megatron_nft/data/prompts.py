@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_nft.config import DataConfig
+from megatron_nft.data.errors import DataError
+from megatron_nft.data.vocabulary import within_vocabulary
 from megatron_nft.types import Prompt
 
 if TYPE_CHECKING:
@@ -34,10 +36,6 @@ READERS = {".parquet": "from_parquet", ".jsonl": "from_json", ".json": "from_jso
 # transformers makes up an empty tokenizer from a config.json alone, so that its success proves nothing.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 TEXTS_PER_BATCH = 1000  # tokenized at once: the tokenizer's own records are much larger than the token ids
-
-
-class DataError(ValueError):
-    """A data file, a row of it, or the tokenizer doesn't fit. The message gives place, reason and remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +194,7 @@ def load_rows(
                 f"{file}, row {number} (counted from 0): no reward_model.ground_truth; "
                 'add it, or set data.missing_answer = "skip" to drop such rows'
             )
-    all_token_ids = _tokenize([text for _, text, *_ in usable], tokenizer, config)
+    all_token_ids = within_vocabulary(_tokenize([text for _, text, *_ in usable], tokenizer, config), tokenizer)
     for (prompt_id, text, gold, source, extra_info), token_ids_P in zip(usable, all_token_ids, strict=True):
         if len(token_ids_P) > config.max_prompt_tokens:
             num_too_long += 1

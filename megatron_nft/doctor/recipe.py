@@ -15,6 +15,7 @@ GIB = 1 << 30
 TOKENIZER = ("tokenizer.json", "tokenizer.model")
 HUB_NAME_PARTS = 2
 """owner/name."""
+OTHER_MODEL = "give the folder of a model as it was published"
 GRADERS_TIMEOUT_S = 120
 
 
@@ -27,7 +28,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
         yield fail("recipe", recipe, f"it can't be read: {error}", "install the requirements first")
         return
     try:
-        config = load_config(recipe, overrides)
+        config = load_config(recipe, overrides, checks_weights=False)
     except (RecipeError, ModelFolderError) as error:
         yield fail("recipe", recipe, str(error), "mend the recipe, or override the setting: section.key=value")
         return
@@ -41,6 +42,8 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
         )
     folder = Path(config.model.path)
     yield from check_model(folder)
+    if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):
+        yield fail("reference", config.model.reference, wrong, OTHER_MODEL)
     for name in dict.fromkeys([*config.data.train, *config.data.held_out]):
         yield from check_data(machine, name)
     yield from check_own_graders([mode for mode in config.verdict.modes.values() if ":" in mode], recipe, overrides)
@@ -64,8 +67,22 @@ def check_model(folder: Path) -> Iterator[Finding]:
         )
     elif not any((folder / name).is_file() for name in TOKENIZER):
         yield fail("model", str(folder), f"no tokenizer ({' or '.join(TOKENIZER)})", remedy)
+    elif wrong := _wrong_weights(folder):
+        yield fail("model", str(folder), wrong, OTHER_MODEL)
     else:
         yield ok("model", f"{folder}: {len(named)} files, {_size(folder) / GIB:.2f} GiB")
+
+
+def _wrong_weights(folder: Path) -> str | None:
+    """What they are beside the model of config.json, in training's words; None: that model's."""
+    from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
+    from megatron_nft.families.weight_files import check_weights
+
+    try:
+        check_weights(folder, read_hf_config(folder))
+    except ModelFolderError as error:
+        return str(error)
+    return None
 
 
 def check_data(machine: Machine, name: str) -> Iterator[Finding]:

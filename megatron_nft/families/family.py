@@ -18,6 +18,18 @@ class ModelFolderError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """YaRN's stretching of rotary positions, under transformers' names."""
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float  # of cosines and sines
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True  # bounds of the ramp are rounded to whole dimensions
+
+
+@dataclass(frozen=True, kw_only=True)
 class HFConfig:
     """Dimensions of a decoder-only model, under their HF names."""
 
@@ -36,6 +48,8 @@ class HFConfig:
     qkv_bias: bool
     qk_norm: bool = False
     rope_scaling_factor: float | None = None  # of Llama 3.1's rope scaling
+    rope_linear_factor: float | None = None  # positions are divided by it
+    yarn: Yarn | None = None
     sliding_window: int | None = None  # tokens; config.check_layout allows no longer sequence: the actor has no window
 
     @property
@@ -75,6 +89,9 @@ class Family(Protocol):
 
     def transformer_arguments(self, hf: HFConfig) -> dict[str, Any]:
         """Of Megatron's TransformerConfig: all that follows from the architecture. An activation by its name."""
+
+    def config_attributes(self, hf: HFConfig) -> dict[str, Any]:
+        """What Megatron's GPTModel looks for on the TransformerConfig although it is no field of it."""
 
     def gpt_arguments(self, hf: HFConfig) -> dict[str, Any]:
         """Of Megatron's GPTModel, likewise."""

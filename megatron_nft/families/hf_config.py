@@ -4,9 +4,9 @@ A folder comes in, a typed `HFConfig` goes out, by the family that its model_typ
 it, actor/model.py builds the Megatron model from it, the planner counts by it. No heavy imports.
 """
 
-import json
 from pathlib import Path
 
+from megatron_nft.families.config_json import read_json
 from megatron_nft.families.family import HFConfig, ModelFolderError
 from megatron_nft.families.registry import families
 
@@ -34,7 +34,7 @@ def read_hf_config(folder: str | Path) -> HFConfig:
         raise ModelFolderError(f"model.path = {str(folder)!r}: no such folder; give a local HF model folder")
     folder = hf_side(folder)
     try:
-        raw = json.loads((folder / "config.json").read_text())
+        raw = read_json(folder / "config.json")
     except FileNotFoundError:
         if folder.name == SIDE_FILES and is_megatron_folder(folder.parent):
             raise ModelFolderError(
@@ -42,10 +42,8 @@ def read_hf_config(folder: str | Path) -> HFConfig:
                 f"tokenizer of its model into {folder}"
             ) from None
         raise ModelFolderError(f"model.path = {str(folder)!r}: has no config.json, so it is not an HF model") from None
-    except json.JSONDecodeError as error:
-        raise ModelFolderError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
     known, model_type = families(), raw.get("model_type")
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise ModelFolderError(
             f"{folder / 'config.json'}: model_type {model_type!r} is not supported; supported: {', '.join(known)}"
         )

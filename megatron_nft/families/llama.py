@@ -2,4 +2,9 @@
 
 from megatron_nft.families.llama_like import LlamaLike
 
-FAMILY = LlamaLike(model_type="llama")
+FAMILY = LlamaLike(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    defaults={"max_position_embeddings": 2048},
+    nullable={"num_key_value_heads", "head_dim"},
+)

@@ -4,17 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_nft.families.config_json import Keys
 from megatron_nft.families.family import HFConfig
 from megatron_nft.families.llama_like import LlamaLike
 
 
 class SeedOss(LlamaLike):
     def read(self, raw: dict[str, Any], file: Path) -> HFConfig:
-        return replace(super().read(raw, file), qkv_bias=raw.get("attention_bias", True))
+        has_bias = Keys(raw, file, {"attention_bias": True}).flag("attention_bias")
+        return replace(super().read(raw, file), qkv_bias=has_bias)
 
 
 FAMILY = SeedOss(
     model_type="seed_oss",
-    refused=("attention_out_bias", "mlp_bias"),
-    defaults={"head_dim": 128},
+    architecture="SeedOssForCausalLM",
+    defaults={"max_position_embeddings": 524288, "num_key_value_heads": 8, "head_dim": 128},
+    own_keys={"attention_bias"},
 )

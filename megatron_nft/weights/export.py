@@ -13,7 +13,14 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
+SIDE_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "chat_template.*", "tokenizer*", "tekken.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
+    "sentencepiece*.model", "configuration_*.py", "modeling_*.py", "tokenization_*.py", "LICENSE*", "NOTICE*",
+    "USE_POLICY*", "README*",
+)  # fmt: skip
+"""What users read beside its weights, and its terms. A folder may have much else: optimizers, other formats."""
+SIDE_FOLDERS = ("additional_chat_templates",)
 
 
 @contextmanager
@@ -36,14 +43,16 @@ def hf_folder_in_progress(folder: Path) -> Iterator[Path]:
 
 
 def copy_side_files(source: Path, folder: Path) -> None:
-    """Config, tokenizer and all else of an HF folder that isn't weights."""
+    """Config, tokenizer and terms of an HF folder."""
     for file in source.iterdir():
-        if file.is_file() and not any(file.match(pattern) for pattern in WEIGHT_FILES):
+        if file.is_file() and any(file.match(pattern) for pattern in SIDE_FILES):
             shutil.copy2(file, folder / file.name)
+        elif file.is_dir() and file.name in SIDE_FOLDERS:
+            shutil.copytree(file, folder / file.name, dirs_exist_ok=True)
 
 
 def finish_hf_folder(folder: Path, base_model: Path, weight_maps: Sequence[dict[str, str]]) -> None:
-    """Adds the index of the weight files, and all that isn't weights.
+    """Adds the index of the weight files, config and tokenizer.
 
     Args:
         base_model: folder with the config and tokenizer of the model that training started from.

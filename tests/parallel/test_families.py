@@ -20,16 +20,21 @@ DIMENSIONS = {
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 300, "max_position_embeddings": 256,
     "initializer_range": 0.1, "rms_norm_eps": 1e-5,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 FAMILIES = {
     "llama": {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}},
     "llama 3": {"tie_word_embeddings": False, "rope_parameters": LLAMA3},
     "qwen2": {"tie_word_embeddings": False},
+    "qwen2 yarn": {"tie_word_embeddings": False, "rope_parameters": YARN},
+    "llama linear": {
+        "tie_word_embeddings": False, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+    },
     # Heads wider than hidden_size / heads, as Qwen3's are.
     "qwen3": {"tie_word_embeddings": True, "head_dim": 64},
     "mistral": {"tie_word_embeddings": False, "sliding_window": None},
     # No padding token, which is 1 by default: torch gives its row of the embedding no gradient.
     "seed_oss": {"tie_word_embeddings": False, "head_dim": 64, "rope_theta": 1e7, "pad_token_id": None},
-}
+}  # fmt: skip
 LAYOUTS = {"qwen3": ["actor.tp=2", "actor.sequence_parallel=true"], "llama": ["actor.pp=2"]}
 
 
@@ -100,14 +105,15 @@ def test_log_probs_gradient_and_names_equal_those_of_transformers(family, folder
     assert {name for _, _, names in ranks for name in names} == named
 
 
-@pytest.mark.parametrize("family", ["llama 3"], indirect=True)
-def test_the_scaling_of_llama_3_shows(family, folder):
+@pytest.mark.parametrize("family", ["llama 3", "qwen2 yarn", "llama linear"], indirect=True)
+def test_the_scaling_of_positions_shows(family, folder):
     """Else the test above would not notice if it were left out."""
     from transformers import AutoModelForCausalLM
 
+    theta = FAMILIES[family]["rope_parameters"]["rope_theta"]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     unscaled = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}
+        folder, dtype=torch.float32, rope_parameters={"rope_type": "default", "rope_theta": theta}
     )
     first = sequences()[0]
     with torch.no_grad():

@@ -11,7 +11,7 @@ from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.parameters import parameters
 
 CONFIG = {
-    "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 32, "intermediate_size": 48,
+    "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 301,
     "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": False,
     "dtype": "bfloat16",

@@ -84,7 +84,10 @@ def test_files_elsewhere_are_not_read(megatron):
     [
         ({"intermediate_size": 64}, r"linear_fc1\.weight is \(2, 96, 32\), by config\.json it is \(2, 128, 32\)"),
         ({"num_hidden_layers": 3}, r"is \(2, \d+, \d+\), by config\.json it is \(3, \d+, \d+\)"),
-        ({"model_type": "qwen3"}, r"no decoder\.layers\.self_attention\.q_layernorm\.weight; is config\.json"),
+        (
+            {"model_type": "qwen3", "head_dim": 8},
+            r"no decoder\.layers\.self_attention\.q_layernorm\.weight; is config\.json",
+        ),
         ({"vocab_size": 400}, r"embedding\.word_embeddings\.weight is \(320, 32\)"),
     ],
 )

@@ -281,6 +281,20 @@ def test_model_files_that_are_missing_or_empty(machine, recipe):
     assert "no tokenizer" in troubles(machine, recipe)["model"]
 
 
+def test_weights_that_are_not_the_models_of_config_json(machine, recipe):
+    """Training's words, before anything starts; of a reference model, too."""
+    other = shutil.copytree(recipe.parent / "model", recipe.parent / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"intermediate_size": 256}))
+    words = "model.layers.0.mlp.gate_proj.weight is (512, 128), by config.json it is (256, 128)"
+    assert words in troubles(machine, recipe, f'model.path="{other}"')["model"]
+    (other / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    found = troubles(machine, recipe, f'model.path="{other}"')["model"]
+    assert "no tensor 'lm_head.weight'; config.json says tie_word_embeddings = false" in found
+    (other / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    assert 'hidden_act = "gelu" is not supported' in troubles(machine, recipe, f'model.path="{other}"')["recipe"]
+
+
 def test_data_that_is_missing_or_on_the_hub(machine, recipe):
     assert "no such file" in troubles(machine, recipe, 'data.train=["elsewhere/train.parquet"]')["data"]
     assert "downloaded at the start" in troubles(machine, recipe, 'data.train=["someone/math"]')["data"]

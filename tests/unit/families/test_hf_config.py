@@ -42,11 +42,11 @@ LLAMA3 = {
 
 
 @pytest.mark.parametrize("key", ["rope_type", "type"])
-def test_rope_scaling_of_llama_3_is_known_and_no_other(tmp_path, key):
+def test_rope_scaling_of_llama_3_is_known_with_its_usual_constants(tmp_path, key):
     assert read(tmp_path, model_type="llama", rope_scaling={key: "llama3", **LLAMA3}).rope_scaling_factor == 8.0
     assert read(tmp_path, model_type="llama").rope_scaling_factor is None
-    with pytest.raises(ModelFolderError, match="rope type 'yarn' is not supported; supported: default, llama3"):
-        read(tmp_path, model_type="qwen2", rope_scaling={key: "yarn", "factor": 4.0})
+    with pytest.raises(ModelFolderError, match="rope type 'longrope' is not supported; supported: default, linear"):
+        read(tmp_path, model_type="qwen2", rope_scaling={key: "longrope", "factor": 4.0})
     with pytest.raises(ModelFolderError, match=r"high_freq_factor = 8\.0 is not supported; Megatron-Core knows 4\.0"):
         read(tmp_path, model_type="llama", rope_scaling={key: "llama3", **LLAMA3, "high_freq_factor": 8.0})
 

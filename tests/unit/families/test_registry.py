@@ -38,7 +38,7 @@ PHI3 = '''
             return [replace(rule, hf=ONE_TENSOR.get(rule.megatron, rule.hf)) for rule in super().rules(hf)]
 
 
-    FAMILY = Phi3(model_type="phi3", defaults={"use_sliding_window": True})
+    FAMILY = Phi3(model_type="phi3", defaults={"sliding_window": None})
 '''
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
+from megatron_nft.weights.export import copy_side_files, finish_hf_folder, hf_folder_in_progress
 
 
 @pytest.fixture
@@ -52,3 +52,22 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path, base):
         raise OSError("disk full")
     assert load_file(tmp_path / "hf" / "model.safetensors")["a"].tolist() == [7, 7]
     assert {p.name for p in tmp_path.iterdir()} == {"base", "hf"}
+
+
+def test_side_files_are_config_and_tokenizer_and_nothing_else(tmp_path):
+    """A Trainer's checkpoint, Meta's own files, GGUF and torch's weights beside a model are left where they are."""
+    kept = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+            "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+            "LICENSE", "tekken.json"]  # fmt: skip
+    left = ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json", "training_args.bin",
+            "consolidated.00.pth", "params.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+            "model.safetensors", "model.safetensors.index.json", "model.Q4_K_M.gguf", "tf_model.h5",
+            "adapter_model.bin", "flax_model.msgpack", "model.onnx", "log.txt"]  # fmt: skip
+    source, folder = tmp_path / "source", tmp_path / "copy"
+    for path in (source, folder, source / "global_step100", source / "additional_chat_templates"):
+        path.mkdir()
+    for name in [*kept, *left, "global_step100/states.pt", "additional_chat_templates/tools.jinja"]:
+        (source / name).write_text("x")
+    copy_side_files(source, folder)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {*kept, "additional_chat_templates/tools.jinja"}
