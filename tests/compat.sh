@@ -12,4 +12,4 @@ command -v "$PYTHON" >/dev/null || { echo "compat: no $PYTHON; set PYTHON to a P
 ./launch/install.sh .venv-compat
 python=.venv-compat/bin/python
 echo "compat: $("$python" --version), $("$python" -m pip list --format freeze 2>/dev/null | grep megatron-core)"
-exec "$python" -m pytest tests/parallel/test_parity.py "$@"
+exec "$python" -m pytest --all tests/parallel/test_parity.py "$@"

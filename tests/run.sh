@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-quick=(tests/parallel/test_{families,layouts,logprobs,offload}.py tests/slurm/test_scripts.py)
+quick=(tests/parallel/test_{conversion,families,layouts,logprobs,offload,weights}.py tests/slurm/test_scripts.py)
 mode=push unit=() others=() options=()
 for argument in "$@"; do
     case $argument in

@@ -119,6 +119,8 @@ def kill_often(rank, master, folder, kills):
             assert time.time() - start < 60, "no save has begun"
             time.sleep(0.002)
         time.sleep(SAVE_S * (moment + draw.random()) / kills)
+        while moment % 2 and not saves_since(start, folder / "run"):  # between two saves for every other kill only
+            time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         assert not (folder / "failed").exists(), (folder / "failed").read_text()
@@ -142,7 +144,7 @@ def test_killed_at_many_moments_of_a_save(tmp_path, kills):
     (seen,) = run_ranks(1, kill_often, str(tmp_path), kills, timeout_s=500.0)
     held = all(max(promised, begun - 1) <= newest <= begun for begun, promised, newest, _ in seen)
     assert len(seen) == kills and held, f"begun, promised, newest, cut: {seen}"
-    assert sum(cut for *_, cut in seen) >= kills // 2, "most kills came in the middle of a save"
+    assert sum(cut for *_, cut in seen) > kills // 3, "most kills came in the middle of a save"
     assert seen[-1][2] >= 3, "every attempt went on from the last"
     kept = {
         p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if not p.name.endswith((".partial", ".deleting"))
