@@ -20,8 +20,7 @@ import pytest
 import torch
 
 from checkpoint_tools.megatron_folder import MegatronFolder
-from megatron_nft.run import command_line
-from megatron_nft.train import train
+from megatron_nft import train, train_async
 
 RECIPE = "launch/recipes/quickstart.toml"
 SMALL = ["train.groups_per_step=8", "train.updates_per_step=2", "evaluate.max_prompts=24", "evaluate.samples=0"]
@@ -122,10 +121,7 @@ def call(main: Callable[[], int], *arguments: object) -> Ended:
 
 def call_train(folder: Path, *overrides: str, is_ahead: bool = False) -> Ended:
     """The command `train`, or `train_async`."""
-    program = "megatron_nft.train_async" if is_ahead else "megatron_nft.train"
-    return call(
-        lambda: command_line.main(train, program, is_ahead=is_ahead), RECIPE, f"run.dir={folder}", *SMALL, *overrides
-    )
+    return call((train_async if is_ahead else train).main, RECIPE, f"run.dir={folder}", *SMALL, *overrides)
 
 
 def refused(folder: Path, *overrides: str, is_ahead: bool = False) -> Ended:
