@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_nft.actor.manifest import damages, read_manifest
+from megatron_nft.actor.manifest import CheckpointError, damages, read_manifest
 from megatron_nft.run import checkpoint_folder
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import stored_sequences
@@ -40,7 +40,7 @@ class OneRank:
     def is_saved(self):
         is_written, error = self.worker.save_state()
         if error:
-            raise checkpoint_folder.CheckpointError(error)
+            raise CheckpointError(error)
         return is_written
 
     def damages(self, folder):
@@ -188,7 +188,7 @@ def damage_every_file(rank, master, folder):
         path.write_bytes(b"")
     try:
         checkpoints.restore()
-    except checkpoint_folder.CheckpointError as error:
+    except CheckpointError as error:
         found["all", "cut"] = (None, [str(error)])
     return found
 
