@@ -29,14 +29,15 @@ def torchrun(ranks, *arguments):
     )  # fmt: skip
 
 
-def smoke(*arguments):
+def smoke(*arguments, **environment):
     """Exit status, standard output and error of `python -m megatron_nft.smoke` on one rank."""
-    return run_ranks(1, smoke_on_rank, arguments)[0]
+    return run_ranks(1, smoke_on_rank, arguments, environment)[0]
 
 
-def smoke_on_rank(rank, master, arguments):
+def smoke_on_rank(rank, master, arguments, environment):
     sys.argv[1:], out, err = arguments, io.StringIO(), io.StringIO()
     os.environ.pop("RANK", None)
+    os.environ.update(environment)
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
         runpy.run_module("megatron_nft.smoke", run_name="__main__")
     return ended.value.code, out.getvalue(), err.getvalue()
@@ -52,7 +53,7 @@ def test_smoke_passes_at_pp_2():
 
 
 def test_what_does_not_fit_is_refused():
-    status, _, error = smoke("--tp", "2")
+    status, _, error = smoke("--tp", "2", RANK="0", WORLD_SIZE="1")
     assert status == 2
     assert "tp 2 x pp 1 x cp 1 = 2 does not divide the 1 ranks of torchrun" in error
     status, _, error = smoke("--precision", "fp8-blockwise")
