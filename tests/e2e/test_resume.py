@@ -108,10 +108,10 @@ def test_another_model_is_refused_with_the_difference(straight, tmp_path):
     model = tmp_path / "model"
     shutil.copytree("tests/assets/quickstart/model", model)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     ended = refused(tmp_path, *RUN, f"model.path={model}", "actor.pp=1")
     assert ended.status == 2
-    assert f"num_hidden_layers {config['num_hidden_layers']} in the checkpoint, 3 now" in ended.err
+    assert f"rms_norm_eps {config['rms_norm_eps']} in the checkpoint, 0.001 now" in ended.err
 
 
 def test_other_prompts_are_refused(straight, tmp_path):
