@@ -2,7 +2,7 @@
 # Tests that need no GPU: makes .venv if missing, installs, checks the style, runs pytest in phases. tests/README.md: more.
 #   ./tests/run.sh [--quick | --all] [pytest arguments]
 #     (nothing)   what every push runs: each claim once, a covering set where there are many layouts
-#     --quick     under 3 minutes: style, tests/unit, and those of tests/parallel that start little
+#     --quick     style, tests/unit, and those of tests/parallel that start little
 #     --all       everything: all layouts, moments, sizes and kills; an hour more
 #   tests/unit, tests/parallel/test_parity.py::NAME ...   these only
 #   -k layouts, -x, --durations=50, -s ...                handed to pytest in every phase
