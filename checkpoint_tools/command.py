@@ -52,6 +52,9 @@ def run(
 ) -> int:
     """Parses, runs the command, and turns errors into a sentence on stderr and an exit status."""
     arguments = parser.parse_args(argv)
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):  # of --out=~/model, which no shell has looked at
+            setattr(arguments, name, value.expanduser())
     received: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.recipe, [*overrides, "optimizer.skip_nonfinite=true"])
         if batch is None:
             return 0 if replay_step(config, arguments.step) else 1
-        return 1 if replay(config, load_batch(Path(batch))) else 0
+        return 1 if replay(config, load_batch(Path(batch).expanduser())) else 0
     except (ClusterError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
     try:
-        page = render_comparison([read_run(folder) for folder in arguments.runs])
-        replace_text(arguments.out, page)
+        page = render_comparison([read_run(folder.expanduser()) for folder in arguments.runs])
+        replace_text(arguments.out.expanduser(), page)
     except RunFolderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

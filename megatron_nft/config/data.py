@@ -4,16 +4,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_nft.config.section import Section
+from megatron_nft.config.section import PathText, Section
 
 
 class DataConfig(Section):
     """Prompts: files, format, and which rows are left out."""
 
-    train: list[str] = Field([])
+    train: list[PathText] = Field([])
     """Training prompts: parquet or jsonl files, or names on the hub, in the DAPO/verl schema. A run needs some,
     `megatron_nft.evaluate` none."""
-    held_out: list[str] = Field([])
+    held_out: list[PathText] = Field([])
     """Held-out prompts for evaluation, same schema. Empty: no evaluation."""
     prompt_format: Literal["chat", "plain"] = "chat"
     """"chat" applies the tokenizer's chat template; "plain" joins the messages' contents as they are."""

@@ -1,8 +1,12 @@
 """What every section of a recipe has in common."""
 
-from typing import ClassVar
+import os
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A file or folder; ~ is the home: no shell has looked at what stands in a recipe, nor at `run.dir=~/runs`."""
 
 
 class Section(BaseModel):

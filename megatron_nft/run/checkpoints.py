@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_nft.actor.manifest import CheckpointError, FileRecord, damages, read_manifest
 from megatron_nft.cluster.ranks import Actors
-from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
+from megatron_nft.config import Config, RecipeError, changed_settings, to_toml
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import Kept
@@ -172,7 +172,7 @@ class Checkpoints:
         if candidates:
             raise CheckpointError(
                 f"no checkpoint of {', '.join(str(folder) for folder in candidates)} is whole; bring a copy back, or "
-                'begin anew with run.overwrite=true or checkpoint.resume="never" and another run.name'
+                'give the run another run.name, or begin anew there with run.overwrite="all"'
             )
         return None
 
@@ -180,7 +180,7 @@ class Checkpoints:
         progress = _read_progress(folder)
         self._actors.load(folder)
         self.newest_step = progress.step
-        changes = _changes(flat_settings((folder / RECIPE).read_text()), flat_settings(to_toml(self._config)))
+        changes = changed_settings((folder / RECIPE).read_text(), to_toml(self._config))
         if changes:
             rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
             self._announce(f"changed since the checkpoint: {'; '.join(changes[:SHOWN])}{rest}")
@@ -251,8 +251,3 @@ def _check_model(config: Config, folder: Path) -> None:
             f"{folder} is of another model than model.path = {config.model.path!r}: {'; '.join(differences)}; give "
             "the run another run.name, or model.path the model that it began with"
         )
-
-
-def _changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    pairs = {name: (saved.get(name), now.get(name)) for name in saved | now}
-    return [f"{name} {before} -> {after}" for name, (before, after) in pairs.items() if before != after]
