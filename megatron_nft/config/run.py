@@ -17,7 +17,7 @@ class RunConfig(Section):
     """Folder that holds all runs."""
     seed: int = 1
     """Seeds the prompt order, the sampling of every rollout and Megatron's generators."""
-    overwrite: bool | Literal["all"] = False
+    overwrite: Literal[False, True, "all"] = False
     """Replace an earlier run of the same name instead of going on from where it stopped. true: one that has saved
     nothing yet; "all": its checkpoints and its exported models are deleted, too."""
 

@@ -82,7 +82,7 @@ def main(
         print(f"interrupted by {request}; the same command {goes_on}", file=sys.stderr)
         return GO_ON if request.number == signal.SIGUSR1 and request.goes_on else INTERRUPTED
     except TryAgain as error:
-        print(f"error: {error}\nthe same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"error: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
         return GO_ON
     except (
         ClusterError,
