@@ -276,9 +276,12 @@ def _highest(names: Path) -> int:
 
 
 def _forget_below(names: Path, number: int) -> None:
-    for name in os.listdir(names):
-        if name.isdigit() and int(name) < number:
-            (names / name).unlink(missing_ok=True)
+    """And what processes that were killed on their way to a number have left."""
+    now = _heard(names / str(number)) or 0.0
+    for path in [names / name for name in os.listdir(names)]:
+        is_old = int(path.name) < number if path.name.isdigit() else now - (_heard(path) or now) > DEAD_S
+        if is_old:
+            path.unlink(missing_ok=True)
 
 
 def _machine() -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,7 +102,7 @@ class Disturbance:
         self.plan, self._folder, self._memory = plan, folder, memory
         self._prefix, self._seen, self._operations = str(folder), 0, 0
         self._is_armed = self._has_acted = False
-        self.pid_of: Callable[[str], int] = lambda kind: 0
+        self.pids: dict[str, int] = {}
         self._where: list[str] = []
 
     def install(self) -> None:
@@ -159,11 +159,11 @@ class Disturbance:
         if kind.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, kind))
         elif kind == "node":
-            os.kill(self.pid_of("rank"), signal.SIGKILL)
+            os.kill(self.pids["rank"], signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         elif kind in ("rank", "engine"):
             with suppress(ProcessLookupError):
-                os.kill(self.pid_of(kind), signal.SIGKILL)
+                os.kill(self.pids[kind], signal.SIGKILL)
         else:
             disk = Disk(self._folder.parent)
             disk.fill() if kind == "full disk" else disk.lock(self._folder)
@@ -202,8 +202,9 @@ class Disk:
     def mend(self) -> None:
         """Room again, and all can be written."""
         (self._folder / "filler").unlink(missing_ok=True)
-        for folder in [path for path in self._folder.iterdir() if path.is_dir() and path.is_mount()]:
-            subprocess.run(["umount", "-l", folder], check=True)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for folder in [name for name in mounts if name.startswith(f"{self._folder}/")]:
+            subprocess.run(["umount", "-l", folder], capture_output=True)  # the driver mends it at the same time
 
     def remove(self) -> None:
         subprocess.run(["umount", "-l", self._folder], check=True)
@@ -219,14 +220,16 @@ def drive(address: str, folder: Path, settings: Sequence[str], plan: Plan | None
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print(f"=== {time.strftime('%T')} driver {os.getpid()}: {plan}", flush=True)
         disturbance = plan and Disturbance(plan, folder, memory)
 
         def run(config: Any, steps: Any, **more: Any) -> None:
             processes = join(address, config)
+            pids = {"rank": processes.actors.pid(), "engine": processes.engines.pid()}
             if disturbance:
-                disturbance.pid_of = lambda kind: (processes.actors if kind == "rank" else processes.engines).pid
+                disturbance.pids = pids
                 disturbance.install()
             run_recipe(config, steps, processes=processes, **more)
 

@@ -7,6 +7,7 @@ quickstart's model and waits for weights.
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -65,14 +66,12 @@ def hold(folder: Path) -> None:
     )  # fmt: skip
     print(context.address_info["gcs_address"], flush=True)
     numbers, handles = dict.fromkeys(NUM, 0), []
-    os.set_blocking(sys.stdin.fileno(), False)
-    while sys.stdin.read() != "":
+    while not select.select([sys.stdin], [], [], LOOK_S)[0]:
         there = ray.util.list_named_actors()
         for kind, num in NUM.items():
             for _ in range(num - sum(name.startswith(kind) for name in there)):
                 handles.append(_make(kind, numbers[kind], folder))
                 numbers[kind] += 1
-        time.sleep(LOOK_S)
     ray.shutdown()
 
 
@@ -101,17 +100,18 @@ class Pool:
 # --- in a driver
 
 
-def _take(kind: str, without: set[str] = frozenset()) -> tuple[str, Any, int]:
-    """The first of its kind that answers: its name, its handle, and its process's number."""
+def _take(kind: str, without: set[str]) -> Any:
+    """The first of its kind that is there, and hasn't been taken before."""
     until = time.monotonic() + TAKE_S
     while time.monotonic() < until:
         names = [n for n in ray.util.list_named_actors() if n.startswith(kind) and n not in without]
         for name in sorted(names, key=lambda n: int(n.split()[1])):
             try:
                 handle = ray.get_actor(name)
-                return name, handle, ray.get(handle.__ray_call__.remote(lambda _: os.getpid()), timeout=TAKE_S)
-            except (ray.exceptions.RayActorError, ValueError):
+            except ValueError:
                 continue  # it has just been killed
+            without.add(name)
+            return handle
         time.sleep(LOOK_S)
     raise TimeoutError(f"no {kind} within {TAKE_S:g} s")
 
@@ -120,29 +120,38 @@ class PooledActors(Actors):
     """One rank, of the pool."""
 
     used: ClassVar[set[str]] = set()
-    pid = 0
 
     def _start(self) -> dict[str, Any]:
-        name, handle, self.pid = _take("rank", self.used)
-        self.used.add(name)
-        return {"actor rank 0": handle}
+        return {"actor rank 0": _take("rank", self.used)}
+
+    def pid(self) -> int:
+        """Once it has written what the driver before has begun to save: its ranks would be gone by now."""
+        return ray.get(self._ranks["actor rank 0"].__ray_call__.remote(_at_rest), timeout=TAKE_S)
 
 
 class PooledFleet(Fleet):
     """One engine, of the pool."""
 
     used: ClassVar[set[str]] = set()
-    pid = 0
 
     def _start(self, name: str) -> Any:
-        taken, handle, self.pid = _take("engine", self.used)
-        self.used.add(taken)
-        return handle
+        return _take("engine", self.used)
+
+    def pid(self) -> int:
+        """Once it is built."""
+        return ray.get(self._engines["engine 0"].__ray_call__.remote(lambda _: os.getpid()), timeout=TAKE_S)
 
     def _begin_build(self, names: list[str]) -> Pending:
         engines = {name: self._engines[name] for name in names}
         refs = {name: engine.ping.remote() for name, engine in engines.items()}
         return Pending("start", refs, self._config.cluster.start_timeout_s, engines, self._logs)
+
+
+def _at_rest(process: Any) -> int:
+    save = getattr(process.worker, "_save", None)
+    if save is not None:
+        save._written.exception(TAKE_S)
+    return os.getpid()
 
 
 def join(address: str, config: Config) -> Processes:

@@ -141,6 +141,15 @@ def test_an_owner_says_that_it_lives_and_survives_a_tidy_user(tmp_path, fast):
     mine.leave()
 
 
+def test_what_killed_ones_have_left_on_their_way_is_forgotten(tmp_path):
+    (tmp_path / owner.FOLDER).mkdir()
+    for name, heard in (("old.new", 1e9), ("young.new", time.time())):
+        (tmp_path / owner.FOLDER / name).write_text("")
+        os.utime(tmp_path / owner.FOLDER / name, (heard, heard))
+    with Owner.take(tmp_path):
+        assert sorted(path.name for path in (tmp_path / owner.FOLDER).iterdir()) == ["1", "young.new"]
+
+
 def test_without_links_a_name_is_made_exclusively(tmp_path, monkeypatch):
     def link(*_):
         raise PermissionError(1, "Operation not permitted")
