@@ -5,6 +5,7 @@ the driver's work (PLACES); the disturbance comes with its n-th beginning, after
 run's folder, or after so many seconds. It is written down, in memory that outlives the driver, before it happens.
 """
 
+import faulthandler
 import json
 import mmap
 import os
@@ -222,6 +223,7 @@ def drive(address: str, folder: Path, settings: Sequence[str], plan: Plan | None
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        faulthandler.register(signal.SIGUSR2, sys.stderr, all_threads=True)
         print(f"=== {time.strftime('%T')} driver {os.getpid()}: {plan}", flush=True)
         disturbance = plan and Disturbance(plan, folder, memory)
 

@@ -64,6 +64,7 @@ class Run:
 
     def __init__(self, folder: Path, log: Path) -> None:
         self.folder, self.log = folder, log
+        self.status: int | None = None  # of the last driver
 
     def recorded(self) -> int:
         """The last step that metrics.jsonl has."""
@@ -88,11 +89,18 @@ class Run:
         until = time.monotonic() + ENDS_S
         while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > until:
+                os.kill(pid, signal.SIGUSR2)  # it writes down what it is at
+                time.sleep(1.0)
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 raise Wrong(f"the driver has not ended within {ENDS_S:g} s")
             time.sleep(0.02)
-        return os.waitstatus_to_exitcode(ended[1])
+        self.status = os.waitstatus_to_exitcode(ended[1])
+        return self.status
+
+    def is_over(self) -> bool:
+        """Nothing is left to do; not even a checkpoint that a full disk had no room for."""
+        return self.status == 0 and self.newest() == STEPS
 
     def said(self) -> str:
         """By the last driver."""
@@ -133,9 +141,10 @@ def disturb(run: Run, pool: Pool, plan: Plan, memory: Memory, disk: Disk | None)
 def finish(run: Run, pool: Pool, memory: Memory, straight: list[dict[str, Any]] | None) -> None:
     """An undisturbed driver, to the run's end; then it must be the run that nobody disturbed."""
     before = run.newest()
-    if (status := run.attempt(pool, None, memory)) != 0:
+    was_over = run.is_over()  # in spite of what happened
+    if not was_over and (status := run.attempt(pool, None, memory)) != 0:
         raise Wrong(f"undisturbed, it ends with {status}")
-    if before and before < STEPS and f"checkpoints/step_{before}: step {before}," not in run.said():
+    if not was_over and 0 < before < STEPS and f"checkpoints/step_{before}: step {before}," not in run.said():
         raise Wrong(f"it did not go on from step {before}")
     if straight is not None and records(run.folder) != straight:
         raise Wrong("its records are not those of a run that nobody disturbed")
@@ -169,7 +178,7 @@ def kill_often(kills: int, seed: int, root: Path, only: Sequence[str] = tuple(KI
             run = Run(root / "disk" / f"run_{number}", root / f"run_{number}.log")
             plan, met = None, 0
             try:
-                while met < A_RUN and len(rows) < kills and run.newest() < STEPS:
+                while met < A_RUN and len(rows) < kills and not run.is_over():
                     plan, drawn = draw(Random(f"{seed}/{drawn}"), kinds), drawn + 1
                     row = disturb(run, pool, plan, memory, disk)
                     met += 1
@@ -179,9 +188,9 @@ def kill_often(kills: int, seed: int, root: Path, only: Sequence[str] = tuple(KI
                 plan = None
                 finish(run, pool, memory, expected)
             except Wrong as error:
-                raise Wrong(
-                    f"seed {seed}, disturbance {drawn - 1}, {plan}: {error}; see {run.folder}, {run.log}"
-                ) from None
+                kept = root / "wrong"
+                shutil.copytree(run.folder, kept, symlinks=True)
+                raise Wrong(f"seed {seed}, disturbance {drawn - 1}, {plan}: {error}; see {kept}, {run.log}") from None
             shutil.rmtree(run.folder)  # room for the next
             number += 1
     return rows

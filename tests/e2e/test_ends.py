@@ -26,7 +26,7 @@ def test_an_engine_that_dies_too_often_costs_no_step(straight, shared, tmp_path)
     saved = len(steps(run))
     assert saved >= 2 and f"saving step {saved} ..." in ended.out
     assert os.readlink(run / "checkpoints" / "latest") == f"step_{saved}"
-    ended = shared.train(tmp_path, *RUN, *RARELY, "train.steps=3", "rollout.max_restarts=0")
+    ended = shared.train(tmp_path, *RUN, *RARELY, "train.steps=3")
     assert ended.status == 0 and f"resumed from {run}/checkpoints/step_{saved}" in ended.out, ended.err
     trained = [record for record in records(straight) if record["kind"] == "step"][:3]
     assert [record for record in records(run) if record["kind"] == "step"] == trained
