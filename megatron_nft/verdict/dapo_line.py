@@ -1,5 +1,4 @@
-r"""DAPO's own grader of its data set: the last line "Answer: ...", normalised, as text (verl's math_dapo.py
-at 57565332).
+r"""DAPO's own grader of its data set: the last line "Answer: ...", as text (verl's math_dapo.py at 57565332).
 
 A text and a ground truth come in, a Verdict goes out. Two things are decided otherwise than there, since a policy would
 find them: "41 = 42" is no answer (there, only what stands behind the last "=" counts), and of several formulas in the
