@@ -108,8 +108,8 @@ class Run:
         return self.log.read_text(errors="replace").rpartition("=== ")[2]
 
     def check_went_on(self, step: int) -> None:
-        """The last driver, if it has got so far, has begun at a checkpoint of this step, or of a later one that it found
-        whole."""
+        """The last driver, if it has got so far, has begun at a checkpoint of this step, or at a later one that it has
+        completed."""
         (begun,) = re.findall(r"^resumed from .*: step (\d+)", self.said(), re.M)[:1] or ["0"]
         if "\nready after" in self.said() and int(begun) < step:
             raise Wrong(f"it did not go on from step {step}, but from {begun}")
