@@ -23,6 +23,8 @@ from random import Random
 from tempfile import mkdtemp
 from typing import Any
 
+import ray
+
 from megatron_nft.actor.manifest import CheckpointError, damages, read_manifest
 from megatron_nft.observe.records import read_records
 from megatron_nft.run.checkpoint_folder import published, step_of
@@ -168,6 +170,7 @@ def kill_often(kills: int, seed: int, root: Path, only: Sequence[str] = tuple(KI
     Raises:
         Wrong: with the seed, the disturbance, and where to look.
     """
+    assert not ray.is_initialized(), "drivers are forked from this process, and Ray can't be"
     rows: list[Row] = []
     with ExitStack() as stack:
         disk: Disk | None = Disk(root / "disk")
