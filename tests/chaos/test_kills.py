@@ -1,4 +1,4 @@
-"""A handful of disturbances at random places; how to have 200: README.md. In a process of its own, which forks drivers."""
+"""A handful of disturbances at random places (README.md), in a process of its own: it forks drivers."""
 
 import subprocess
 import sys
