@@ -70,7 +70,8 @@ class Run:
             refill=self.sync,
             in_background=not max_staleness and config.evaluates_in_background,
         )
-        self.checkpoints = Checkpoints(config, self.actors, report.announce)
+        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far)
+        stack.callback(self.checkpoints.close)
         self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
         self.start = replace(self._progress_of(0), minutes=0.0)
         self.resume()
@@ -172,7 +173,7 @@ class Run:
         self.turns.actor_turn()
         self.progress = self.checkpoints.restore() or self.start
         self.source.begin(self.progress.step, self.progress.sampling, read_groups(self.progress, self.source.prompts))
-        self.report.rewind(self.progress.step)
+        self.report.rewind(self.progress.step, self.progress.record)
         self.sync()
 
     def save_and_stop(self) -> None:
@@ -181,7 +182,7 @@ class Run:
         state, groups = self.source.state()
         self.progress = replace(self.progress, sampling=state, groups=groups)
         self.source.close()
-        self.checkpoints.finish()
+        self.checkpoints.finish(self.progress.step)
         if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step:
             self.report.announce(f"saving step {self.progress.step} ...")
             self.engines.kill()  # whatever they are at; if colocated, the actor needs their GPUs
@@ -210,7 +211,7 @@ def run_recipe(
     """
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     check_trackers(config)
-    take_run_folder(config)
+    take_run_folder(config, lambda line: print(line, flush=True))
     report = Report(config)
     verdict = "done"
     try:
