@@ -5,24 +5,19 @@ What is written into it: observe/report.py; its checkpoints: checkpoint_folder.p
 """
 
 import shutil
-from collections.abc import Callable
 
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.report import FILES
-from megatron_nft.run.checkpoint_folder import complete_left_behind, delete_all, published
+from megatron_nft.run.checkpoint_folder import delete_all, published
 
 
-def take_run_folder(config: Config, announce: Callable[[str], None]) -> None:
-    """Empties the folder of what an earlier run wrote, with run.overwrite; else checks that this run may go on there,
-    and completes a checkpoint that was whole when an earlier one was killed.
+def take_run_folder(config: Config) -> None:
+    """Empties the folder of what an earlier run wrote, with run.overwrite; else checks that this run may go on there.
 
     Raises:
         RecipeError: it holds a run that can't be gone on with.
     """
     folder = config.run_dir
-    if not config.run.overwrite:
-        for line in complete_left_behind(folder):
-            announce(line)
     if config.run.overwrite:
         delete_all(folder)
         shutil.rmtree(folder / "logs", ignore_errors=True)

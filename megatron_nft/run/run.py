@@ -18,6 +18,7 @@ from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
 from megatron_nft.observe.trackers import check_trackers
 from megatron_nft.run.canary import check_canary
+from megatron_nft.run.checkpoint_folder import complete_left_behind
 from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
 from megatron_nft.run.folder import take_run_folder
 from megatron_nft.run.held_out import HeldOutEvaluation
@@ -209,9 +210,11 @@ def run_recipe(
     Raises:
         StopRequested: a signal asked for it; the last whole step is saved, as when groups run out (NoMixedGroups).
     """
+    for line in [] if config.run.overwrite else complete_left_behind(config.run_dir):
+        print(line, flush=True)
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     check_trackers(config)
-    take_run_folder(config, lambda line: print(line, flush=True))
+    take_run_folder(config)
     report = Report(config)
     verdict = "done"
     try:

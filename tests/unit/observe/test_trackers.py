@@ -196,7 +196,7 @@ def test_what_has_been_uploaded_stays_and_the_resumed_run_is_whole_beside_it(mak
 def test_overwriting_a_run_begins_another_one_in_wandb(make_tracked):
     record_three_steps(make_tracked("wandb")).close("done")
     config = make_tracked("wandb", overwrite=True)
-    take_run_folder(config, print)
+    take_run_folder(config)
     record_three_steps(config).close("done")
     assert len(read_wandb(config.run_dir)) == 2
 

@@ -20,7 +20,7 @@ def make_config(tmp_path):
 
 def record(config):
     """A run of a step, as far as its folder sees it."""
-    take_run_folder(config, print)
+    take_run_folder(config)
     report = Report(config, io.StringIO())
     with report.step(1):
         report.add({"nft/loss": 1.5})
@@ -28,7 +28,7 @@ def record(config):
 
 
 def test_a_new_folder_is_taken_and_not_made(make_config):
-    take_run_folder(make_config(), print)
+    take_run_folder(make_config())
     assert not make_config().run_dir.exists()
 
 
@@ -38,7 +38,7 @@ def test_a_used_folder_is_refused_and_overwriting_touches_only_known_files(make_
     (config.run_dir / "checkpoint.pt").write_text("precious")
     (config.run_dir / "metrics.jsonl").write_text("old\n")
     with pytest.raises(RecipeError, match=r"already holds a run that can't .* set run.name .* or run.overwrite=true"):
-        take_run_folder(config, print)
+        take_run_folder(config)
     record(make_config(overwrite=True))
     assert (config.run_dir / "checkpoint.pt").read_text() == "precious"
     assert "old" not in (config.run_dir / "metrics.jsonl").read_text()
@@ -57,7 +57,7 @@ def test_without_a_checkpoint_only_the_same_recipe_begins_again(make_config):
     record(make_config())
     record(make_config())
     with pytest.raises(RecipeError, match="already holds a run"):
-        take_run_folder(make_config(seed=2), print)
+        take_run_folder(make_config(seed=2))
     (make_config().run_dir / "hf").mkdir()  # it has come to its end
     with pytest.raises(RecipeError, match="already holds a run"):
-        take_run_folder(make_config(), print)
+        take_run_folder(make_config())
