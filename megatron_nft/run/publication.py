@@ -8,6 +8,7 @@ the disk and a checkpoint that counts. It asks no rank: those may be training. C
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_nft.actor.manifest import CheckpointError
@@ -64,8 +65,10 @@ class Publication:
         try:
             if checkpoint_folder.complete(self.partial) is None:
                 return False
-            self._on_published()
         except (CheckpointError, OSError) as error:
             self.error = error
+        else:
+            with suppress(OSError):  # what can't be deleted now goes with the next one
+                self._on_published()
         self._over.set()
         return True
