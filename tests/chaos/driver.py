@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -104,7 +105,8 @@ class Disturbance:
         self._prefix, self._seen, self._operations = str(folder), 0, 0
         self._is_armed = self._has_acted = False
         self.pids: dict[str, int] = {}
-        self._where: list[str] = []
+        self._main = threading.get_ident()
+        self._where: dict[int, list[str]] = defaultdict(list)  # by thread
 
     def install(self) -> None:
         """Before the driver begins."""
@@ -119,12 +121,12 @@ class Disturbance:
             try:
                 return original(*arguments, **more)
             finally:
-                self._where.pop()
+                self._where[threading.get_ident()].pop()
 
         return watched
 
     def _enter(self, place: str) -> None:
-        self._where.append(place)
+        self._where[threading.get_ident()].append(place)
         plan = self.plan
         if plan.place == "stop" and place == "rollout" and plan.nth:
             self.plan = Plan(plan.kind, plan.place, 0, plan.operations, plan.delay_s)
@@ -154,8 +156,8 @@ class Disturbance:
         if self._has_acted:
             return
         self._has_acted = True
-        where = self._where[-1] if self._where else "between"
-        self._memory.write({**asdict(self.plan), "at": at, "where": where})
+        places = self._where[threading.get_ident()] or self._where[self._main] or ["between"]
+        self._memory.write({**asdict(self.plan), "at": at, "where": places[-1]})
         kind = self.plan.kind
         if kind.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, kind))

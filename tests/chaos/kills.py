@@ -8,6 +8,7 @@ Exit status 0, or 1 with what went wrong.
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -106,6 +107,13 @@ class Run:
         """By the last driver."""
         return self.log.read_text(errors="replace").rpartition("=== ")[2]
 
+    def check_went_on(self, step: int) -> None:
+        """The last driver, if it has got so far, has begun at a checkpoint of this step, or at a later one that it has
+        completed."""
+        (begun,) = re.findall(r"^resumed from .*: step (\d+)", self.said(), re.M)[:1] or ["0"]
+        if "\nready after" in self.said() and int(begun) < step:
+            raise Wrong(f"it did not go on from step {step}, but from {begun}")
+
     def left_over(self) -> list[str]:
         """What should not be there once a run is done."""
         ends = (".partial", ".deleting", ".damaged", ".tmp")
@@ -118,6 +126,7 @@ def disturb(run: Run, pool: Pool, plan: Plan, memory: Memory, disk: Disk | None)
     status = run.attempt(pool, plan, memory)
     if disk is not None:
         disk.mend()
+    run.check_went_on(before)
     happened, after, recorded = memory.take(), run.newest(), run.recorded()
     if after < before:
         raise Wrong(f"the newest checkpoint was of step {before}, and is of step {after}")
@@ -144,8 +153,7 @@ def finish(run: Run, pool: Pool, memory: Memory, straight: list[dict[str, Any]] 
     was_over = run.is_over()  # in spite of what happened
     if not was_over and (status := run.attempt(pool, None, memory)) != 0:
         raise Wrong(f"undisturbed, it ends with {status}")
-    if not was_over and 0 < before < STEPS and f"checkpoints/step_{before}: step {before}," not in run.said():
-        raise Wrong(f"it did not go on from step {before}")
+    run.check_went_on(before)
     if straight is not None and records(run.folder) != straight:
         raise Wrong("its records are not those of a run that nobody disturbed")
     if left := run.left_over():
