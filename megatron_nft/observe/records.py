@@ -26,6 +26,9 @@ class Lines:
         """One ASCII line, written when this returns, but for what the disk has no room for: that is written before the
         next. Why, or ""."""
         self._waiting += (json.dumps(record, allow_nan=False) + "\n").encode("ascii")
+        return self._write()
+
+    def _write(self) -> str:
         try:
             while self._waiting:
                 self._waiting = self._waiting[os.write(self._file, self._waiting) :]
@@ -35,6 +38,7 @@ class Lines:
 
     def close(self) -> None:
         """Nothing can be appended afterwards."""
+        self._write()
         os.close(self._file)
 
 

@@ -132,8 +132,8 @@ def _check_records(folder: Path) -> int:
     """
     try:
         if (folder / ROLLOUTS).exists():
-            for record in read_records(folder / ROLLOUTS):
-                record["step"], record["source"]
+            first = next(read_records(folder / ROLLOUTS), {"step": 0, "source": ""})  # there may be gigabytes of them
+            first["step"], first["source"]
         if not (folder / METRICS).exists():
             return 0
         return sum(report.kind == "step" for report in read_step_reports(folder / METRICS))

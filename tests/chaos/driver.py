@@ -41,10 +41,10 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
     "evaluation": [(HeldOutEvaluation, "evaluate")],
     "stop": [(Run, "save_and_stop"), (Report, "close"), (PooledActors, "save_hf")],
 }
-DELAY_S = {"start": 3.0, "rollout": 0.6, "train": 0.5, "save": 0.3, "publish": 0.05, "sync": 0.3, "evaluation": 0.6,
-           "stop": 0.5}  # fmt: skip
+DELAY_S = {"start": 2.0, "rollout": 0.3, "train": 0.2, "save": 0.06, "publish": 0.01, "sync": 0.08, "evaluation": 0.15,
+           "stop": 0.3}  # fmt: skip
 """At most: about what each takes."""
-OPERATIONS = {"start": 25, "save": 12, "publish": 40, "stop": 30}
+OPERATIONS = {"start": 15, "save": 8, "publish": 12, "stop": 20}
 """On files, about as many as there are in each; of the others, time decides."""
 KINDS = {"SIGKILL": 5, "node": 5, "SIGTERM": 3, "SIGUSR1": 3, "SIGINT": 3, "rank": 2, "engine": 1, "full disk": 2,
          "read-only": 2}  # fmt: skip
@@ -73,7 +73,7 @@ def draw(random: Random, kinds: Sequence[str]) -> Plan:
     return Plan(
         kind,
         place,
-        1 if place in ("start", "stop") else random.randint(1, 3),
+        1 if place in ("start", "stop") else random.randint(1, 2),
         random.randint(1, OPERATIONS[place]) if by_operations else None,
         random.uniform(0, DELAY_S[place]),
     )
