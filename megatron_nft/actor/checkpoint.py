@@ -70,8 +70,9 @@ class Save:
         buckets, transforms = [], []
         if request.async_fn is not None:
             buckets, transforms = _copied(request), request.async_fn.args[0]
+        rank = torch.distributed.get_rank(), torch.distributed.get_world_size()
         thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._written: Future[None] = thread.submit(_write, folder, plan.metadata, transforms, buckets)
+        self._written: Future[None] = thread.submit(_write, folder, rank, plan.metadata, transforms, buckets)
         thread.shutdown(wait=False)
 
     @property
@@ -138,7 +139,7 @@ def load_checkpoint(
     """
     check_pickles(folder)
     state = _state(model, optimizer, schedule, is_loading=True)
-    with read_as_data():
+    with read_as_data(folder):
         if dist_checkpointing.load_common_state_dict(str(folder)).get("layout") == _layout(topology):
             state["random"] = _random(topology)
         state = dist_checkpointing.load(state, str(folder))
@@ -166,7 +167,7 @@ def load_weights(folder: Path, model: Sequence[nn.Module]) -> None:
     check_pickles(folder)
     chunks = [unwrap_model(chunk) for chunk in model]
     state = {f"model{number}": _weights(chunk) for number, chunk in enumerate(chunks)}
-    with read_as_data():
+    with read_as_data(folder):
         state = dist_checkpointing.load(state, str(folder))
     for number, chunk in enumerate(chunks):
         missing = chunk.load_state_dict(state[f"model{number}"], strict=False).missing_keys
@@ -188,7 +189,7 @@ def _copied(request: AsyncRequest) -> list[tuple]:
     return buckets
 
 
-def _write(folder: Path, metadata: Any, transforms: list, buckets: list[tuple]) -> None:
+def _write(folder: Path, rank: tuple[int, int], metadata: Any, transforms: list, buckets: list[tuple]) -> None:
     """Runs in the thread: Megatron's writer for each file, with fsync; then the files' hashes."""
     results = []
     for bucket in buckets:
@@ -208,8 +209,7 @@ def _write(folder: Path, metadata: Any, transforms: list, buckets: list[tuple]) 
             to_disk(folder / COMMON)
             paths.append(folder / COMMON)
     to_disk(folder)
-    rank, count_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    write_part(folder, rank, count_ranks, {path.name: record(path) for path in paths}, results)
+    write_part(folder, *rank, {path.name: record(path) for path in paths}, results)
 
 
 def _weights(chunk: nn.Module) -> dict[str, Any]:
