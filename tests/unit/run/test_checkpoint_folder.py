@@ -1,6 +1,7 @@
 """Folders and files of checkpoints: what counts as one, what is kept, what is damaged."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -154,9 +155,10 @@ def test_killed_at_every_step_of_a_completion_the_next_start_has_the_checkpoint(
         save(tmp_path / "count", 4)
         total = counted() - number_of_parts
     assert total > 20
+    save(tmp_path / "before", 2)
     for at in range(1, total + 1):
         run_dir = tmp_path / str(at)
-        save(run_dir, 2)
+        shutil.copytree(tmp_path / "before", run_dir, symlinks=True)
         with pytest.MonkeyPatch.context() as patch:
             steps_of_a_completion(patch, at)
             with pytest.raises(Killed):
