@@ -12,6 +12,7 @@ collective of all ranks, for which these would have to be idle. Adapted to megat
 """
 
 import inspect
+import os
 import queue
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
 from torch import nn
+from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_nft.actor.checkpoint_metadata import COMMON, check_pickles, read_as_data
 from megatron_nft.actor.checkpoint_parts import assemble, forget_parts, write_part, write_plan
@@ -70,8 +72,9 @@ class Save:
         buckets, transforms = [], []
         if request.async_fn is not None:
             buckets, transforms = _copied(request), request.async_fn.args[0]
+        rank = torch.distributed.get_rank(), torch.distributed.get_world_size()
         thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._written: Future[None] = thread.submit(_write, folder, plan.metadata, transforms, buckets)
+        self._written: Future[None] = thread.submit(_write, folder, rank, plan.metadata, transforms, buckets)
         thread.shutdown(wait=False)
 
     @property
@@ -138,7 +141,7 @@ def load_checkpoint(
     """
     check_pickles(folder)
     state = _state(model, optimizer, schedule, is_loading=True)
-    with read_as_data():
+    with read_as_data(folder):
         if dist_checkpointing.load_common_state_dict(str(folder)).get("layout") == _layout(topology):
             state["random"] = _random(topology)
         state = dist_checkpointing.load(state, str(folder))
@@ -166,7 +169,7 @@ def load_weights(folder: Path, model: Sequence[nn.Module]) -> None:
     check_pickles(folder)
     chunks = [unwrap_model(chunk) for chunk in model]
     state = {f"model{number}": _weights(chunk) for number, chunk in enumerate(chunks)}
-    with read_as_data():
+    with read_as_data(folder):
         state = dist_checkpointing.load(state, str(folder))
     for number, chunk in enumerate(chunks):
         missing = chunk.load_state_dict(state[f"model{number}"], strict=False).missing_keys
@@ -188,28 +191,47 @@ def _copied(request: AsyncRequest) -> list[tuple]:
     return buckets
 
 
-def _write(folder: Path, metadata: Any, transforms: list, buckets: list[tuple]) -> None:
-    """Runs in the thread: Megatron's writer for each file, with fsync; then the files' hashes."""
-    results = []
-    for bucket in buckets:
-        outcomes: queue.Queue = queue.Queue()
-        count: queue.Queue = queue.Queue()
-        count.put(0)
-        write = filesystem_async.FileSystemWriterAsync.write_preloaded_data
-        write(transforms, 0, bucket, outcomes, count, use_fsync=True)
-        _, outcome = outcomes.get_nowait()
-        if isinstance(outcome, Exception):
-            raise outcome
-        results += outcome
-    paths = [Path(path) for path, _, _ in buckets]
-    if metadata is not None:  # rank 0
-        write_plan(folder, metadata)
-        if (folder / COMMON).exists():
+def _write(folder: Path, rank: tuple[int, int], metadata: Any, transforms: list, buckets: list[tuple]) -> None:
+    """Runs in the thread: Megatron's writer for each file, with fsync; then the files' hashes, and the rank's word."""
+    begun = os.open(folder, os.O_RDONLY)
+    try:
+        results = []
+        for bucket in buckets:
+            _check_same(folder, begun)
+            results += _write_file(transforms, bucket)
+        paths = [Path(path) for path, _, _ in buckets]
+        if metadata is not None and (folder / COMMON).exists():  # rank 0
             to_disk(folder / COMMON)
             paths.append(folder / COMMON)
-    to_disk(folder)
-    rank, count_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    write_part(folder, rank, count_ranks, {path.name: record(path) for path in paths}, results)
+        files = {path.name: record(path) for path in paths}
+        to_disk(folder)
+        _check_same(folder, begun)
+        if metadata is not None:
+            write_plan(folder, metadata)
+        write_part(folder, *rank, files, results)
+    finally:
+        os.close(begun)
+
+
+def _write_file(transforms: list, bucket: tuple) -> list[WriteResult]:
+    outcomes: queue.Queue = queue.Queue()
+    count: queue.Queue = queue.Queue()
+    count.put(0)
+    filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, 0, bucket, outcomes, count, use_fsync=True)
+    _, outcome = outcomes.get_nowait()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _check_same(folder: Path, begun: int) -> None:
+    """A save that was given up may have been begun anew in a folder of its name: that is none of this thread's.
+
+    Args:
+        begun: the open folder, whose number no other gets meanwhile.
+    """
+    if folder.stat().st_ino != os.fstat(begun).st_ino:
+        raise OSError(f"{folder}: deleted meanwhile")
 
 
 def _weights(chunk: nn.Module) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 
 from megatron_nft.actor.manifest import CheckpointError
@@ -98,10 +98,13 @@ def check_pickles(folder: Path) -> None:
 
 
 @contextmanager
-def read_as_data() -> Iterator[None]:
+def read_as_data(folder: Path) -> Iterator[None]:
     """While it lasts torch reads no pickle without limits, whoever asks it to: a file may change after `check_pickles`.
 
     Nor does TransformerEngine, whatever the environment allows it.
+
+    Raises:
+        CheckpointError: a rank could not read the checkpoint in `folder`.
     """
 
     def read(reader: FileSystemReader, *_: Any, **more: Any) -> Metadata:
@@ -115,6 +118,15 @@ def read_as_data() -> Iterator[None]:
     FileSystemReader.read_metadata = read  # torch's own is pickle.load
     try:
         yield
+    except CheckpointException as error:  # torch's, of any rank; no Exception
+        first = next(iter(error.failures.values()))[0]
+        words = (str(first).splitlines() or [""])[0]
+        named = re.search(r"GLOBAL (\S+)", str(first))
+        if isinstance(first, CheckpointError):
+            raise first from None
+        if named:
+            raise CheckpointError(f"{folder}: refused, a tensor in it names {named[1]}; {REMEDY}") from None
+        raise CheckpointError(f"{folder}: does not load ({type(first).__name__}: {words}); copy it again") from None
     finally:
         FileSystemReader.read_metadata = unlimited
         for name, value in before.items():

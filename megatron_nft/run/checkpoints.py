@@ -26,7 +26,7 @@ from megatron_nft.run.publication import Publication
 from megatron_nft.types import Prompt
 from megatron_nft.weights.export import copy_side_files
 
-PLAIN = ("step", "policy_version", "sampling", "minutes")
+PLAIN = ("step", "policy_version", "sampling", "minutes", "record")
 """Of Progress, what run.json holds."""
 PROGRESS, GROUPS, RECIPE, CONFIG = "run.json", "groups.npz", "recipe.toml", f"{SIDE_FILES}/config.json"
 ASK_S = 0.5
@@ -87,18 +87,19 @@ class Checkpoints:
             folder = checkpoint_folder.begin(self._config.run_dir, progress.step)
             if (free := shutil.disk_usage(folder).free) < self._newest_bytes:
                 raise OSError(f"{free / 1e9:.1f} GB are free, the last one took {self._newest_bytes / 1e9:.1f} GB")
-            self._actors.begin_save(folder, progress.step, progress.policy_version)
-            self._write_own(progress, folder)
         except OSError as error:
             self._give_up(progress, folder, str(error))
             return
-        self._under_way = (progress, Publication(folder, lambda: self._prune(progress.step)))
+        self._actors.begin_save(folder, progress.step, progress.policy_version)
+        progress = replace(progress, record=self._record(progress.step))
+        publication = Publication(folder, lambda: self._write_own(progress, folder), lambda: self._prune(progress.step))
+        self._under_way = (progress, publication)
         if not self._config.checkpoint.in_background:
             self.finish()
 
     def _write_own(self, progress: Progress, folder: Path) -> None:
         """What the driver knows, to the disk."""
-        plain = {name: getattr(progress, name) for name in PLAIN} | {"record": self._record(progress.step)}
+        plain = {name: getattr(progress, name) for name in PLAIN}
         (folder / PROGRESS).write_text(json.dumps(plain, indent=1) + "\n")
         if progress.groups:
             save_groups(progress.groups, folder / GROUPS)

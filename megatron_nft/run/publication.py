@@ -23,14 +23,16 @@ class Publication:
 
     Args:
         partial: the folder that is being written.
+        write: writes the driver's share of it, in the thread.
         on_published: what is to be done then, in the thread.
     """
 
-    def __init__(self, partial: Path, on_published: Callable[[], None]) -> None:
+    def __init__(self, partial: Path, write: Callable[[], None], on_published: Callable[[], None]) -> None:
         self.partial = partial
         self.error: Exception | None = None
         """Why it could not be published, once it `is_over`."""
-        self._on_published, self._over, self._asked = on_published, threading.Event(), threading.Event()
+        self._write, self._on_published = write, on_published
+        self._over, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="publication", daemon=True)
         self._thread.start()
 
@@ -55,6 +57,12 @@ class Publication:
 
     def _watch(self) -> None:
         begun = time.monotonic()
+        try:
+            self._write()
+        except OSError as error:
+            self.error = error
+            self._over.set()
+            return
         while not self._look():
             if self._asked.is_set():
                 self._look()  # once more: it may have become whole since

@@ -1,6 +1,7 @@
 """Folders and files of checkpoints: what counts as one, what is kept, what is damaged."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -154,9 +155,10 @@ def test_killed_at_every_step_of_a_completion_the_next_start_has_the_checkpoint(
         save(tmp_path / "count", 4)
         total = counted() - number_of_parts
     assert total > 20
+    save(tmp_path / "before", 2)
     for at in range(1, total + 1):
         run_dir = tmp_path / str(at)
-        save(run_dir, 2)
+        shutil.copytree(tmp_path / "before", run_dir, symlinks=True)
         with pytest.MonkeyPatch.context() as patch:
             steps_of_a_completion(patch, at)
             with pytest.raises(Killed):
@@ -194,7 +196,7 @@ def test_what_a_killed_run_left_is_completed_or_named(tmp_path):
 
 def test_a_thread_publishes_it_when_the_last_part_comes(tmp_path):
     partial, published = begin(tmp_path, 4), []
-    publication = Publication(partial, lambda: published.append(names(tmp_path)))
+    publication = Publication(partial, lambda: None, lambda: published.append(names(tmp_path)))
     write_parts(partial, PARTS - {"rank 1"})
     assert not publication.wait(0.2)
     write_parts(partial, {"rank 1"})
@@ -203,7 +205,7 @@ def test_a_thread_publishes_it_when_the_last_part_comes(tmp_path):
 
 def test_at_a_runs_end_what_is_whole_is_published_and_what_is_not_stays(tmp_path):
     whole, half = begin(tmp_path, 4), begin(tmp_path, 6)
-    publications = [Publication(partial, lambda: None) for partial in (whole, half)]
+    publications = [Publication(partial, lambda: None, lambda: None) for partial in (whole, half)]
     write_parts(whole)
     for publication in publications:
         publication.close()
@@ -215,9 +217,11 @@ def test_what_can_not_be_published_is_an_error_and_no_thread_that_looks_for_ever
     partial = begin(tmp_path, 4)
     write_parts(partial)
     (partial / "__2_0.distcp").unlink()
-    publication = Publication(partial, lambda: None)
+    publication = Publication(partial, lambda: None, lambda: None)
     assert publication.wait(5) and not publication.is_published
     assert "__2_0.distcp: has 0 bytes" in str(publication.error)
+    publication = Publication(partial, (partial / "no folder" / "run.json").touch, lambda: None)
+    assert publication.wait(5) and "no folder/run.json" in str(publication.error)
 
 
 def test_steps_are_sorted_as_numbers(tmp_path):
