@@ -68,8 +68,14 @@ class Checkpoints:
         self._left: list[Publication] = []  # not waited for any more
         self._newest_bytes = 0
         self._has_begun = False  # whatever is in the run folder is of this run
-        self.newest_step = 0
+        self._newest_step = 0
+
+    @property
+    def newest_step(self) -> int:
         """Of the checkpoint that was saved or loaded last."""
+        if self._under_way is not None and self._under_way[1].is_published:
+            return self._under_way[0].step
+        return self._newest_step
 
     def is_due(self, step: int) -> bool:
         """Whether the recipe wants a checkpoint of this step."""
@@ -169,7 +175,7 @@ class Checkpoints:
         if publication.error is not None:
             self._give_up(progress, publication.partial, str(publication.error))
             return
-        self.newest_step = progress.step
+        self._newest_step = progress.step
         folder = checkpoint_folder.step_folder(self._config.run_dir, progress.step)
         self._newest_bytes = sum(file.num_bytes for file in read_manifest(folder).values())
 
@@ -217,7 +223,7 @@ class Checkpoints:
         if folder.parent.parent != self._config.run_dir:
             progress = replace(progress, record=None)  # another run's
         self._actors.load(folder)
-        self.newest_step = progress.step
+        self._newest_step = progress.step
         changes = changed_settings((folder / RECIPE).read_text(), to_toml(self._config))
         if changes:
             rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""

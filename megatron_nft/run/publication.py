@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.run import checkpoint_folder
 
 FIRST_S, SLOWER, LONGEST_S = 0.02, 0.05, 1.0
@@ -59,7 +58,7 @@ class Publication:
         begun = time.monotonic()
         try:
             self._write()
-        except OSError as error:
+        except Exception as error:  # whatever it is, the run goes on without this checkpoint
             self.error = error
             self._over.set()
             return
@@ -73,7 +72,7 @@ class Publication:
         try:
             if checkpoint_folder.complete(self.partial) is None:
                 return False
-        except (CheckpointError, OSError) as error:
+        except Exception as error:
             self.error = error
         else:
             with suppress(OSError):  # what can't be deleted now goes with the next one

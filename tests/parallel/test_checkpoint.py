@@ -151,33 +151,28 @@ def same_bits(one, other):
 
 
 def written(rank, master, folder, layout):
-    """Bytes of the files of each rank; with every rank's share, and as Megatron's "fully_reshardable" has them."""
+    """Two saves: with every rank's share, and gathered, as earlier versions of this program have written it; the
+    latter is gone on from."""
     import torch.distributed as dist
 
     worker, updates = build(rank, master, folder, layout)
     worker.train_step(updates[:1])
-    found = []
-    for name in ("shares", "gathered"):
-        path = Path(folder) / f"{name_of(layout)}_{name}"
-        if rank == 0:
-            path.mkdir()
-        dist.barrier()
-        if name == "shares":
-            worker.save(str(path))
-        else:
-            state = {f"model{number}": chunk.module.sharded_state_dict() for number, chunk in enumerate(worker.model)}
-            sharding = {"distrib_optim_sharding_type": "fully_reshardable"}
-            state["optimizer"] = worker.optimizer.sharded_state_dict(state, metadata=sharding)
-            save_as_megatron_does(state | {"schedule": worker.schedule.state_dict(), "layout": {}}, str(path))
-        found.append(sum(file.stat().st_size for file in path.glob(f"__{rank}_*.distcp")))
-    weights = hf_tensors(worker, lambda parameter: parameter)
-    moments = [state["exp_avg"].clone() for state in states_of(worker)]
+    shares, gathered = (Path(folder) / f"{name_of(layout)}_{name}" for name in ("shares", "gathered"))
+    if rank == 0:
+        shares.mkdir()
+        gathered.mkdir()
+    dist.barrier()
+    worker.save(str(shares))
+    state = {f"model{number}": chunk.module.sharded_state_dict() for number, chunk in enumerate(worker.model)}
+    sharding = {"distrib_optim_sharding_type": "fully_reshardable"}
+    state["optimizer"] = worker.optimizer.sharded_state_dict(state, metadata=sharding)
+    save_as_megatron_does(state | {"schedule": worker.schedule.state_dict(), "layout": {}}, str(gathered))
+    weights, moments = hf_tensors(worker, lambda parameter: parameter), moments_of(worker)
     worker.train_step(updates[1:2])
-    worker.load(f"{folder}/{name_of(layout)}_gathered")  # of an earlier version of this program
+    worker.load(str(gathered))
     again = hf_tensors(worker, lambda parameter: parameter)
     assert all((again[name] == weights[name]).all() for name in weights)
-    assert all(torch.equal(one, state["exp_avg"]) for one, state in zip(moments, states_of(worker), strict=True))
-    return found
+    assert all(torch.equal(one, other) for one, other in zip(moments, moments_of(worker), strict=True))
 
 
 def save_as_megatron_does(state, folder):
@@ -186,18 +181,28 @@ def save_as_megatron_does(state, folder):
     dist_checkpointing.save(state, folder)
 
 
-def states_of(worker):
-    return [state for part in worker.optimizer.chained_optimizers for state in part.optimizer.state.values()]
+def moments_of(worker):
+    states = [state for part in worker.optimizer.chained_optimizers for state in part.optimizer.state.values()]
+    return [state[name].clone() for state in states for name in ("exp_avg", "exp_avg_sq")]
+
+
+def bytes_of_ranks(folder, num_ranks):
+    """Of all numbers that lie in each rank's files."""
+    found, stored = [0] * num_ranks, MegatronFolder(folder)
+    for tensor in stored.tensors.values():
+        for chunk in tensor.chunks:
+            found[int(chunk.file.split("_")[2])] += int(np.prod(chunk.shape)) * tensor.dtype.itemsize
+    return found
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 2), (1, 1, 4), (2, 1, 2)], ids=name_of)
 def test_every_rank_writes_its_share_and_what_one_replica_wrote_is_read(saves, layout):
-    found = run_ranks(np.prod(layout), written, str(saves[0]), layout)
-    shares, gathered = zip(*found, strict=True)
-    dp = layout[2]
-    print(f"{name_of(layout)}: bytes a rank writes {shares}, of one replica's ranks {gathered}")
-    assert [size > 0 for size in gathered] == [rank < layout[0] for rank in range(len(found))], "the first replica's"
-    assert max(shares) < 1.25 * max(gathered) / dp and max(shares) < 1.25 * min(shares)
+    folder, num_ranks = saves[0], int(np.prod(layout))
+    run_ranks(num_ranks, written, str(folder), layout)
+    shares, gathered = (bytes_of_ranks(folder / f"{name_of(layout)}_{n}", num_ranks) for n in ("shares", "gathered"))
+    print(f"{name_of(layout)}: a rank writes {shares} bytes, with the first replica's gathered {gathered}")
+    assert sum(shares) == sum(gathered) and gathered[layout[0] :] == [0] * (num_ranks - layout[0])
+    assert max(shares) < 1.3 * sum(shares) / num_ranks
 
 
 def random_numbers(rank, master, folder, saves):
