@@ -18,7 +18,7 @@ from megatron_nft.observe.owner import Owner
 from megatron_nft.observe.records import read_records, read_step_reports
 from megatron_nft.observe.report import FILES
 from megatron_nft.observe.terminal import accuracy_rows
-from megatron_nft.run.checkpoint_folder import FOLDER, delete_all, published, step_of
+from megatron_nft.run.checkpoint_folder import FOLDER, complete_left_behind, delete_all, published, step_of
 
 METRICS, ROLLOUTS, RECIPE = "metrics.jsonl", "rollouts.jsonl", "recipe.toml"
 FOLDERS = (FOLDER, "logs", "batches", "nonfinite", "tensorboard", "wandb")
@@ -98,6 +98,8 @@ def _replace(config: Config) -> None:
 def _go_on(config: Config, announce: Callable[[str], None]) -> None:
     folder = config.run_dir
     num_steps = _check_records(folder)
+    for line in complete_left_behind(folder):
+        announce(line)
     if checkpoints := published(folder):
         if config.checkpoint.resume == "never":
             raise RecipeError(

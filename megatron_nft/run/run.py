@@ -85,7 +85,8 @@ class Run:
             refill=self.sync,
             in_background=not max_staleness and config.evaluates_in_background,
         )
-        self.checkpoints = Checkpoints(config, self.actors, report.announce)
+        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far)
+        stack.callback(self.checkpoints.close)
         self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
         self.start = replace(self._progress_of(0), minutes=0.0)
         self._is_whole = True  # the actor holds what it held after `progress`
@@ -206,7 +207,7 @@ class Run:
         self.turns.actor_turn()
         self.progress = self.checkpoints.restore() or self.start
         self.source.begin(self.progress.step, self.progress.sampling, read_groups(self.progress, self.source.prompts))
-        self.report.rewind(self.progress.step)
+        self.report.rewind(self.progress.step, self.progress.record)
         self.sync()
 
     def save_and_stop(self, patience_s: float) -> None:
@@ -222,7 +223,7 @@ class Run:
             self.source.close()
             if self.progress.step > self.checkpoints.newest_step and self._is_whole:
                 self.actors.ping(patience_s)
-            self.checkpoints.finish()
+            self.checkpoints.finish(self.progress.step)
             if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step and self._is_whole:
                 self._save()
         except Exception as error:
