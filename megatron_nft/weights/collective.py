@@ -2,7 +2,9 @@
 
 The leader of each pipeline stage and all engine workers form a process group of their own (NCCL on GPUs, gloo on CPUs),
 beside whatever groups Megatron and vLLM have. The stage's shards are gathered on the leader, then broadcast from a
-thread: so the actor gathers the next bucket while the last is on its way, and control calls are never held up.
+thread: so the actor gathers the next bucket while the last is on its way, and control calls are never held up. On a GPU
+nobody waits for the whole device: a broadcast that a dead receiver never takes lies there until its group is aborted,
+which the main thread does as soon as the next link is asked for.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,8 +78,6 @@ class CollectiveSender:
         buffer = self._slots[slot][: bucket.num_bytes]
         tensors = views(buffer, bucket.tensors)
         gather_bucket(bucket, self._plan.places, tensors, dtype=self._plan.dtype, group=self._group)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()  # the thread's stream doesn't wait for this one
         assert self._connection is not None
         self._sent[slot] = self._connection.broadcast(buffer)
         return BucketManifest(
@@ -139,7 +139,7 @@ class CollectiveReceiver:
             if len(self._buffer) < manifest.buffer_bytes:
                 self._buffer = torch.empty(manifest.buffer_bytes, dtype=torch.uint8, device=self._device)
             buffer = self._buffer[: manifest.buffer_bytes]
-            _broadcast(self._groups[stage][1], buffer)
+            _broadcast(self._groups[stage][1], buffer, self._device)
         except (RuntimeError, KeyError) as error:
             raise WireError(f"{manifest.bucket} did not come from {place}: {error}") from error
         return views(buffer, manifest.tensors)
@@ -152,30 +152,45 @@ class CollectiveReceiver:
 
 
 class _Connection:
-    """The leader's side of one group: joins it and broadcasts, in a thread, one thing after the other."""
+    """The leader's side of one group: joins it and broadcasts, in a thread, one thing after the other.
+
+    On a GPU the thread works on a stream of its own. `close` may come while it waits there.
+    """
 
     def __init__(self, host: str, num_receivers: int, device: torch.device, timeout_s: float) -> None:
         timeout = timedelta(seconds=timeout_s)
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
         self.address = f"{host}:{store.port}"
+        self._device = device
         self._group: Any = None
+        self._is_closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weight-broadcast")
 
         def join() -> None:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
+                torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, for good
             self._group = _join(store, 0, 1 + num_receivers, device, timeout)
+            if self._is_closed:
+                _abort(self._group)
 
         self._joined = self._thread.submit(join)
 
     def broadcast(self, buffer: Tensor) -> Future:
+        """Once what the caller's stream has been given is done; the caller need not wait for it."""
+        filled = _event(self._device)
+
         def run() -> None:
             self._joined.result()
-            _broadcast(self._group, buffer)
+            if filled is not None:
+                filled.wait()  # the thread's stream does
+            _broadcast(self._group, buffer, self._device)
 
         return self._thread.submit(run)
 
     def close(self) -> None:
+        """Ends what is on its way, from whatever thread."""
+        self._is_closed = True
         _abort(self._group)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -189,13 +204,22 @@ def _join(store: dist.Store, rank: int, world_size: int, device: torch.device, t
     return dist.ProcessGroupGloo(store, rank, world_size, timeout)
 
 
-def _broadcast(group: Any, buffer: Tensor) -> None:
-    """From rank 0; returns when the bytes have come, or have been given to the network."""
+def _broadcast(group: Any, buffer: Tensor, device: torch.device) -> None:
+    """From rank 0; returns when the bytes have come, or have been taken."""
     options = dist.BroadcastOptions()
     options.rootRank, options.rootTensor = 0, 0
-    group.broadcast([buffer], options).wait()
-    if buffer.is_cuda:
-        torch.cuda.synchronize()
+    group.broadcast([buffer], options).wait()  # with NCCL only this thread's stream waits
+    if (done := _event(device)) is not None:
+        done.synchronize()
+
+
+def _event(device: torch.device) -> Any:
+    """Set when the device has done what this thread's stream has been given so far; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(blocking=True)  # who waits for it sleeps
+    event.record()
+    return event
 
 
 def _abort(group: Any) -> None:
