@@ -175,9 +175,8 @@ def names_in_torch():
     def calls(function, method):
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                if ast.unparse(node.value.func).endswith(method):
-                    yield node
+            if isinstance(node, ast.Assign) and method in ast.unparse(getattr(node.value, "func", node.value)):
+                yield node
 
     (made,) = calls(reductions.reduce_tensor, "_share_cuda_")
     (opened,) = calls(reductions.rebuild_cuda_tensor, "_new_shared_cuda")
