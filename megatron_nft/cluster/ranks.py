@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from megatron_nft.actor.connections import limit_connections
 from megatron_nft.actor.manifest import CheckpointError, FileRecord, read_manifest, shares
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.cluster.placement import Placement
@@ -34,6 +35,8 @@ class _ActorRank(Process):
         return free_address(ray.util.get_node_ip_address())
 
     def build(self, config: Config, rank: int, master: str) -> None:
+        if config.cluster.device == "cuda":
+            limit_connections(tp=config.actor.tp, cp=config.actor.cp)
         from megatron_nft.actor.worker import Worker
 
         with watchdog(config.cluster.start_timeout_s):

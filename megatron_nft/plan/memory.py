@@ -175,17 +175,14 @@ def _actor(
         merged = {name: size for part in parts for name, size in part.items() if size}
         return Usage(phase=phase, who=who, parts=merged, limit=limit)
 
+    shared = config.is_colocated and not on_cpu
+    asleep = {"engine asleep": machine.efficiency.engine_asleep_gib * GIB if shared else 0.0}
+    usages = [usage("log-prob", state, scoring, buckets, asleep), usage("train", state, training, buckets, asleep)]
     if not config.is_colocated:
-        return [
-            usage("log-prob", state, scoring, buckets),
-            usage("train", state, training, buckets),
-            usage("sync", state, gathering),
-        ]
-    asleep = {} if on_cpu else {"engine asleep": machine.efficiency.engine_asleep_gib * GIB}
+        return [*usages, usage("sync", state, gathering)]
     return [
         usage("rollout", weights, device, buckets, {"engine": engine.memory_bytes}),
-        usage("log-prob", state, scoring, buckets, asleep),
-        usage("train", state, training, buckets, asleep),
+        *usages,
         usage("hand-over", state, gathering, asleep),
         usage("sync", weights, device, gathering, asleep, {"engine weights": engine.weight_bytes}),
     ]
