@@ -1,8 +1,8 @@
-"""TransformerEngine's layers, computed on a CPU by their documented meaning: parameters, marks, extra state and the calls
-that Megatron makes of them stay the real ones, and their own assertions about packed sequences are kept.
+"""TransformerEngine's layers, computed on a CPU by their documented meaning: parameters, marks, extra state and the
+calls that Megatron makes of them stay the real ones, and their own assertions about packed sequences are kept.
 
-In place of kernels: LayerNormLinear, Linear, RMSNorm, DotProductAttention, rotary embeddings, FusedAdam, norms and scales
-of many tensors at once. Tensor-parallel messages go by Megatron's own mappings.
+In place of kernels: LayerNormLinear, Linear, RMSNorm, DotProductAttention, rotary embeddings, FusedAdam, norms and
+scales of many tensors at once. Tensor-parallel messages go by Megatron's own mappings.
 """
 
 from itertools import pairwise

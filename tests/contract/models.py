@@ -1,5 +1,5 @@
-"""What a rank of this folder reports about TransformerEngine's models as they are built: names, shapes, marks, checkpoint
-keys, the optimizer's class. The tests beside this compare it with families/ and with HF folders."""
+"""What a rank reports about TransformerEngine's models as they are built: names, shapes, marks, checkpoint keys, the
+optimizer's class. test_te_models.py compares it with families/."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Built:
 
 
 def build(rank: int, master: str, folders: dict[str, str], settings: dict[str, Any]) -> dict[str, Built]:
-    """Each folder's model, loaded, with an optimizer. `settings`: of the actor; "optimizer" has those of the optimizer."""
+    """Each folder's model, loaded, with an optimizer. `settings`: of the actor; "optimizer": those of the optimizer."""
     from megatron_nft.actor.topology import destroy_topology, init_topology
     from megatron_nft.config import ActorConfig, OptimizerConfig
 
@@ -58,15 +58,14 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
         marks = getattr(parameter, "tensor_model_parallel", False), getattr(parameter, "sequence_parallel", False)
         if marks != (bool(rule.axes), actor.sequence_parallel and not rule.axes):
             misplaced.append(f"{name}: {marks}")
-    plan = plan_weights(
-        shards, table, places=topology.stage_places, dtype=torch.bfloat16, bucket_bytes=BUCKET_BYTES
-    )
+    plan = plan_weights(shards, table, places=topology.stage_places, dtype=torch.bfloat16, bucket_bytes=BUCKET_BYTES)
     optimizer, _ = build_optimizer(model, optimizer_config, actor)
     states = {
         f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata=dict(SHARDING))
         for number, chunk in enumerate(model)
     }
-    optimizer.sharded_state_dict(states, is_loading=True, metadata=dict(SHARDING))
+    if not optimizer_config.optimizer_cpu_offload:  # that one looks for tensors which lie on the device
+        optimizer.sharded_state_dict(states, is_loading=True, metadata=dict(SHARDING))
     entries = {name: value for state in states.values() for name, value in state.items()}
     classes = [optimizer]
     while inner := getattr(classes[-1], "chained_optimizers", [getattr(classes[-1], "optimizer", None)])[0]:

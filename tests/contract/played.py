@@ -1,4 +1,4 @@
-"""The stage of this folder's ranks (tests/parallel/ranks.py): an H100 that is none, with layers and casts that compute."""
+"""The stage of this folder's ranks (tests/parallel/ranks.py): an H100 that is none; layers and casts that compute."""
 
 from tests.contract import casts, device, layers
 

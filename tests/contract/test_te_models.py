@@ -1,5 +1,5 @@
-"""TransformerEngine's models as Megatron builds them for a GPU: every family in every kind of layout, precision and switch
-has the names, shapes and marks of families/, and the checkpoint's keys; the optimizer is TransformerEngine's.
+"""TransformerEngine's models as Megatron builds them for a GPU: every family in every kind of layout, precision and
+switch has the names, shapes and marks of families/, and the checkpoint's keys; the optimizer is TransformerEngine's.
 """
 
 import pytest
@@ -41,6 +41,10 @@ SETTINGS = [
 """With one family, on one rank."""
 
 
+def words(settings):
+    return " ".join(f"{name}={value}" for name, value in settings.items()) or "one rank"
+
+
 def world_size(settings):
     return settings.get("tp", 1) * settings.get("pp", 1) * settings.get("cp", 1) * settings.get("dp", 1)
 
@@ -65,7 +69,7 @@ def check(folder, ranks):
     assert [rank.misplaced_marks for rank in ranks] == [[]] * len(ranks)
 
 
-@pytest.mark.parametrize("settings", LAYOUTS, ids=str)
+@pytest.mark.parametrize("settings", LAYOUTS, ids=words)
 def test_every_family_in_a_layout(folders, settings):
     ranks = run_ranks(world_size(settings), build, folders, settings, stage=STAGE)
     for family, folder in folders.items():
@@ -76,7 +80,7 @@ def test_every_family_in_a_layout(folders, settings):
             assert built.parameter_classes == {"Tensor"} and built.extra_states
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=words)
 def test_every_setting(folders, settings):
     folder = folders["qwen2"]
     (rank,) = run_ranks(1, build, {"qwen2": folder}, settings, stage=STAGE)
