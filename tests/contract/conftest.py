@@ -1,4 +1,4 @@
-"""Every test of this folder is marked `contract`, and skipped where the CUDA wheels are not installed, with the reason."""
+"""Every test of this folder is marked `contract`, and skipped, with the reason, where there are no CUDA wheels."""
 
 from importlib.metadata import distributions
 from pathlib import Path

@@ -34,5 +34,5 @@ for argument in "$@"; do
     esac
 done
 export PYTHONPATH=$PWD HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_NUM_THREADS=1
-exec "$venv/bin/python" -m pytest -m contract -n 2 --dist loadfile --durations=10 --durations-min=1 \
-    "${options[@]}" "${files[@]:-tests/contract}"
+((${#files[@]})) || files=(tests/contract)
+exec "$venv/bin/python" -m pytest -m contract -n 2 --dist loadfile --durations=10 --durations-min=1 "${options[@]}" "${files[@]}"
