@@ -27,7 +27,7 @@ def test_a_login_node_lacks_the_driver_and_nothing_else():
 
 
 def test_an_extension_for_another_torch(tmp_path):
-    """Its metadata are in order; of torch it wants a symbol that isn't there, as one that was built for another does."""
+    """Its metadata are in order; of torch it wants a symbol that isn't there, as one that is built for another does."""
     source, copy = Path(find_spec("transformer_engine").origin).parent, tmp_path / "transformer_engine"
 
     def link_libraries(old, new):

@@ -1,4 +1,4 @@
-"""The environment of requirements-gpu.txt: known by what is installed, with a driver or not; TransformerEngine in it."""
+"""The environment of requirements-gpu.txt: known by what is installed, driver or not; TransformerEngine in it."""
 
 import shutil
 import sys
