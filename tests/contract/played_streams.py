@@ -75,6 +75,9 @@ class Event:
     def synchronize(self) -> None:
         self._reached.wait()
 
+    def query(self) -> bool:
+        return self._reached.is_set()
+
 
 class Group:
     """ProcessGroupNCCL as a leader sees it.

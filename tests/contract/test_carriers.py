@@ -18,6 +18,7 @@ from megatron_nft.families.registry import table_of
 from megatron_nft.families.rules import along
 from megatron_nft.weights import collective, cuda_ipc
 from megatron_nft.weights.plan import plan_weights
+from megatron_nft.weights.wire import WireError
 from tests.contract.played_streams import Device, Group
 
 MODEL = "tests/assets/quickstart/model"
@@ -118,6 +119,22 @@ def test_a_dead_receiver_cannot_hold_the_next_link(send, receivers):
     first, second = receivers.groups
     assert first.aborted.is_set() and not second.aborted.is_set()
     assert receivers.log == [("taken", 1.0), ("taken", 1.0)]
+
+
+def test_receivers_that_live_are_let_go_too(send, receivers, device):
+    """They sit in a broadcast that the dead one will never join: the next link's sender tells them."""
+    manifest = send(0, 0)
+    receivers.alive.clear()
+    receiver, thread = collective.CollectiveReceiver(0, CUDA), ThreadPoolExecutor(1)
+    sitting = thread.submit(receiver.receive, manifest)
+    time.sleep(1.0)
+    assert not sitting.done()
+    send(0, 1)
+    with pytest.raises(WireError, match=r"bucket 0 of stage 0 did not come .* the sender has left the group"):
+        sitting.result(AT_ONCE_S)
+    receivers.alive.set()
+    again = send(1, 1)
+    assert thread.submit(receiver.receive, again).result(AT_ONCE_S).keys() == again.tensors.keys()
 
 
 def test_a_broadcast_waits_for_its_bucket_and_for_nothing_else(send, receivers, device, monkeypatch):
