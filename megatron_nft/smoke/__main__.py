@@ -7,7 +7,8 @@
 Data parallelism takes the ranks that remain. Checks, each a line: log-probs against `transformers`;
 loss, gradient norm and log-probs against the same program on one rank; that NFT steps make right
 answers likelier and wrong ones less so; that the exported HF folder is the trained model; that an
-update after saving and loading a checkpoint is the same to the last bit. Then times a step.
+update after saving and loading a checkpoint is the same: to the last bit on a CPU and with
+--deterministic, to the number format on a GPU without. Then times a step.
 
 Ends with `smoke: N passed, M failed`.
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vpp", type=int, default=1, help="virtual pipeline stages per rank")
     parser.add_argument("--cp", type=int, default=1, help="context-parallel size")
     parser.add_argument("--precision", help="fp32, bf16, fp8-blockwise ... (default: bf16 on CUDA, fp32 on a CPU)")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="actor.deterministic: kernels that repeat themselves"
+    )
     parser.add_argument("--model", default=MODEL, help=f"HF folder (default: {MODEL})")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
