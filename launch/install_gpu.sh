@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment of a CUDA cluster: requirements-gpu.txt, TransformerEngine's torch extension built or taken from a file. See --help.
+# Makes the environment of a CUDA cluster: the pins of requirements-gpu.txt, TransformerEngine's torch extension, this project.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -74,7 +74,7 @@ say "making $venv with $("$python" --version)"
 [[ -x $venv/bin/python ]] || "$python" -m venv "$venv" || die "$python can't make a virtual environment"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 rest=$venv/requirements-without-te.txt
-grep -v '^\(transformer-engine\|-e \)' requirements-gpu.txt >"$rest"
+grep -v '^transformer-engine' requirements-gpu.txt >"$rest"
 say "installing torch $torch and what its neighbours need, 9 GB"
 "${pip[@]}" install --quiet -r "$rest"
 if [[ -z $wheel ]]; then
@@ -92,6 +92,7 @@ fi
 say "installing TransformerEngine $te and the project"
 "${pip[@]}" install --quiet --no-deps "$wheel"
 "${pip[@]}" install --quiet --no-build-isolation -r requirements-gpu.txt
+"${pip[@]}" install --quiet --no-build-isolation --no-deps -e .
 "${pip[@]}" check
 say "importing everything once"
 "$venv/bin/python" -W ignore -c 'import torch, transformer_engine.pytorch, megatron.core, vllm, ray, megatron_nft' >/dev/null || {

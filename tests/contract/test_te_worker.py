@@ -61,6 +61,10 @@ def test_a_worker_scores_updates_saves_and_goes_on(case, tmp_path):
         (metrics, scores), (metrics_again, scores_again) = rank["straight"], again["resumed"]
         assert metrics_again == metrics
         assert scores is scores_again is None or np.array_equal(scores_again, scores)
+    # Megatron writes a process group into what it is given, which must not be the next save's.
+    assert all(rank["sharding"] == {"distrib_optim_sharding_type": "fully_reshardable"} for rank in ranks)
+    is_deterministic = "actor.deterministic=true" in overrides
+    assert all(rank["deterministic"] == {(is_deterministic, is_deterministic)} for rank in ranks)
     if "fp8-delayed" in overrides[0]:
         for rank, again in zip(ranks, fresh, strict=True):
             assert rank["scales"] and again["scales"].keys() == rank["scales"].keys()
@@ -70,6 +74,37 @@ def test_a_worker_scores_updates_saves_and_goes_on(case, tmp_path):
 def test_what_is_updated_on_the_host_stays_there():
     ((before, after),) = run_ranks(1, devices_after_an_offload, stage=STAGE)
     assert before == after == {"cpu"}
+
+
+def smoke(rank, master, deterministic, noise):
+    """All checks of the smoke command; their names, and whether they passed."""
+    import os
+
+    from megatron_nft.config import ActorConfig
+    from megatron_nft.smoke import checks
+    from megatron_nft.smoke.__main__ import parser
+    from megatron_nft.smoke.inputs import MODEL, make_config, make_sequences
+    from tests.contract import layers
+
+    os.environ |= {"MASTER_ADDR": master.split(":")[0], "MASTER_PORT": master.split(":")[1]}
+    layers.NOISE = noise
+    checks.product_flops, checks.TIMED_STEPS = lambda *arguments: 1.0, 1
+    arguments = parser().parse_args(["--precision", "bf16", *(["--deterministic"] if deterministic else [])])
+    config = make_config(arguments, 1, "cuda")
+    assert config.actor == ActorConfig(tokens_per_microbatch=1024, deterministic=deterministic)
+    found = {}
+    checks.Smoke.check = lambda self, name, passed, words: found.update({name: passed})
+    checks.check_install(config, make_sequences(MODEL, None))
+    return found
+
+
+@pytest.mark.parametrize(("deterministic", "noise"), [(False, 0.01), (True, 0.0), (True, 0.01)])
+def test_smoke_asks_of_a_resumed_run_what_a_gpu_can_promise(deterministic, noise):
+    """The noise is attention's, whose kernels add up in an order of chance unless they are told not to."""
+    (found,) = run_ranks(1, smoke, deterministic, noise, stage=STAGE)
+    assert len(found) == 5
+    assert found.pop("resumed from a checkpoint") == (not deterministic or noise == 0.0)
+    assert all(found.values())
 
 
 def cpu_recipe(rank, master):

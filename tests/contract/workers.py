@@ -41,6 +41,11 @@ class Played:
         """The second update: its metrics, and what is likely after it."""
         return self.worker.train_step([self.updates[1]]), self.scores(1)
 
+    def deterministic(self) -> set[tuple[bool, bool]]:
+        """Of each layer: Megatron's word for it, TransformerEngine's attention's."""
+        layers = [m for chunk in self.worker.model for m in chunk.modules() if hasattr(m, "deterministic")]
+        return {(layer.config.deterministic_mode, layer.deterministic) for layer in layers if hasattr(layer, "config")}
+
     def scales(self) -> dict[str, np.ndarray]:
         """Of delayed scaling, by layer and name."""
         return {
@@ -68,8 +73,11 @@ class Played:
 
 def first_run(rank: int, master: str, overrides: list[str], folder: str) -> dict[str, Any]:
     """Scores, updates, saves and goes on; then goes back to what it saved and goes on once more."""
+    from megatron_nft.actor import checkpoint
+
     played = Played(rank, master, overrides)
     found: dict[str, Any] = {"scores": played.scores(0), "stored": played.stored(0)}
+    found["deterministic"] = played.deterministic()
     found["metrics"] = played.worker.train_step([played.updates[0]])
     played.move_scales()
     found["scales"] = played.scales()
@@ -78,6 +86,7 @@ def first_run(rank: int, master: str, overrides: list[str], folder: str) -> dict
     played.worker.finish_save()
     played.worker.load(folder)
     found["resumed"] = played.go_on()
+    found["sharding"] = dict(checkpoint.SHARDING)
     played.worker.shutdown()
     return found
 
