@@ -28,6 +28,7 @@ from megatron.core.utils import unwrap_model
 from torch import nn
 
 from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata
+from megatron_nft.actor.fp8_scales import EXTRA_STATE, plain, set_scales
 from megatron_nft.actor.manifest import FileRecord, record
 from megatron_nft.actor.topology import Topology
 
@@ -36,7 +37,6 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 Megatron writes a process group into it, which is gone once the rank serves another run."""
 FROM_THE_RECIPE = ("betas", "eps", "max_lr", "min_lr")
 """Settings, the same in all of the optimizer's groups, that are the recipe's and not the checkpoint's."""
-EXTRA_STATE = "_extra_state"
 AXES = ("pp", "dp", "cp", "tp")
 COORDINATOR_FILES = ("metadata.json", ".metadata", "common.pt")
 """Written by rank 0 once all others have written theirs; the last by megatron-core before 0.19 only."""
@@ -133,7 +133,7 @@ def load_checkpoint(
         state["random"] = _random(topology)
     state = dist_checkpointing.load(state, str(folder))
     for number, chunk in enumerate(model):
-        unwrap_model(chunk).load_state_dict(state[f"model{number}"])
+        unwrap_model(chunk).load_state_dict(set_scales(unwrap_model(chunk), state[f"model{number}"]))
     for group in state["optimizer"]["optimizer"]["param_groups"]:
         group.update({name: optimizer.param_groups[0][name] for name in FROM_THE_RECIPE})
     optimizer.load_state_dict(state["optimizer"])
@@ -221,7 +221,7 @@ def _state(
         for number, chunk in enumerate(model)
     }
     return {
-        **weights,
+        **{name: plain(unwrap_model(chunk), weights[name]) for name, chunk in zip(weights, model, strict=True)},
         "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=sharding),
         "schedule": schedule.state_dict(),
     }

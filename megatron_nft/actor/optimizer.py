@@ -17,23 +17,8 @@ def build_optimizer(
 
     Call the schedule's `step(1)` before each update: update u then runs at learning_rate * min(u / warmup_updates, 1).
     """
-    fmt = PRECISIONS[actor.precision]
     megatron_optimizer = get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=optimizer.learning_rate,
-            weight_decay=optimizer.weight_decay,
-            adam_beta1=optimizer.beta1,
-            adam_beta2=optimizer.beta2,
-            adam_eps=optimizer.eps,
-            clip_grad=optimizer.grad_clip,
-            bf16=fmt.is_bf16,
-            params_dtype=fmt.dtype,
-            use_distributed_optimizer=True,
-            **optimizer_arguments(actor, optimizer),
-        ),
-        model,
-        use_gloo_process_groups=False,
+        optimizer_config(optimizer, actor), model, use_gloo_process_groups=False
     )
     schedule = OptimizerParamScheduler(
         megatron_optimizer,
@@ -51,3 +36,21 @@ def build_optimizer(
         override_opt_param_scheduler=True,  # a resumed run has its own recipe's values, not those of the checkpoint
     )
     return megatron_optimizer, schedule
+
+
+def optimizer_config(optimizer: OptimizerConfig, actor: ActorConfig) -> MegatronOptimizerConfig:
+    """Megatron's."""
+    fmt = PRECISIONS[actor.precision]
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.eps,
+        clip_grad=optimizer.grad_clip,
+        bf16=fmt.is_bf16,
+        params_dtype=fmt.dtype,
+        use_distributed_optimizer=True,
+        **optimizer_arguments(actor, optimizer),
+    )

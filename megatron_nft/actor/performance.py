@@ -1,4 +1,4 @@
-"""What a recipe switches on to go faster or to fit: overlaps, fusions, offloading. Nothing here changes a result.
+"""What a recipe switches on to go faster, to fit or to repeat itself. Nothing here changes a result beyond rounding.
 
 Settings carry Megatron-Core's names wherever it has one, and become its arguments here. Called by actor/model.py and
 actor/worker.py.
@@ -25,6 +25,7 @@ def transformer_arguments(actor: ActorConfig) -> dict[str, Any]:
         "offload_modules": list(actor.offload_modules),
         "cpu_offloading": actor.cpu_offloading_num_layers > 0,
         "cpu_offloading_num_layers": actor.cpu_offloading_num_layers,
+        "deterministic_mode": actor.deterministic,
     }
 
 

@@ -204,16 +204,21 @@ class Worker:
         return damages(Path(folder), read_manifest(Path(folder)), names)
 
     def offload(self) -> None:
-        """Moves what only training needs off the GPU: gradients are dropped, the optimizer's state goes to the host."""
+        """Moves what only training needs off the GPU: gradients are dropped, the optimizer's state goes to the host.
+
+        With optimizer_cpu_offload it is there, and Megatron would bring to the GPU what is to be updated on the host.
+        """
         for chunk in self.model:
             chunk.offload_grad_buffers()
-        self.optimizer.offload_to_cpu()
+        if not self.config.optimizer.optimizer_cpu_offload:
+            self.optimizer.offload_to_cpu()
 
     def reload(self) -> None:
         """Undoes `offload`, before the next update. Fine if nothing is offloaded."""
         for chunk in self.model:
             chunk.restore_grad_buffers()
-        self.optimizer.restore_from_cpu()
+        if not self.config.optimizer.optimizer_cpu_offload:
+            self.optimizer.restore_from_cpu()
 
     def shutdown(self) -> None:
         """Leaves the process groups, and gives the wire's memory back."""

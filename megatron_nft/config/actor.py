@@ -60,6 +60,10 @@ class ActorConfig(Section):
     "none"."""
     fp8_param: bool = False
     """FP8: hold the parameters of FP8 layers in FP8 as well, and gather them so. Not for fp8-mxfp8."""
+    deterministic: bool = False
+    """CUDA: the same update twice is the same to the last bit, and so is a resumed run; otherwise attention's backward
+    pass adds up in an order of chance. For short runs: beyond 2^30 of sequences in a pack x heads of a rank x longest
+    squared, TransformerEngine leaves its fused attention, and memory grows with the longest squared."""
     timeout_s: float = Field(1800.0, gt=0)
     """Longest wait for a collective or for one verb (score, train_step) before the run stops with an error."""
 
@@ -68,6 +72,7 @@ class ActorConfig(Section):
         "tp_comm_overlap",
         "offload_modules",
         "cpu_offloading_num_layers",
+        "deterministic",
     )
 
     @property

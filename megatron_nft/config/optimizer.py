@@ -25,7 +25,8 @@ class OptimizerConfig(Section):
     grad_clip: float = Field(1.0, gt=0)
     """Largest global gradient norm; a longer gradient is scaled down to it."""
     optimizer_cpu_offload: bool = False
-    """CUDA: hold master weights and moments in host memory, and update them there."""
+    """CUDA: hold master weights and moments in host memory, and update them there. Colocated, they stay where they are
+    while engines generate: those that optimizer_offload_fraction leaves on the GPU, too."""
     optimizer_offload_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the parameters that optimizer_cpu_offload is for."""
     overlap_cpu_optimizer_d2h_h2d: bool = True

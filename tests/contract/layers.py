@@ -14,6 +14,9 @@ from torch import Tensor
 
 CALLS: dict[str, Any] = {}
 """What Megatron handed to the last call of a layer, for tests to look at."""
+NOISE = 0.0
+"""Relative, of attention's outputs: another one at each call, whatever a checkpoint says of random states."""
+CHANCE = torch.Generator()
 
 
 def play() -> None:
@@ -149,7 +152,8 @@ def _attention(
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=self.softmax_scale)
         outputs.append(out[0].transpose(0, 1))
-    return torch.cat(outputs).reshape(len(query), -1)
+    joined = torch.cat(outputs).reshape(len(query), -1)
+    return joined * (1 + NOISE * torch.randn(joined.shape, generator=CHANCE)).to(joined.dtype) if NOISE else joined
 
 
 def _of_all_ranks(both: Tensor, group: Any, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

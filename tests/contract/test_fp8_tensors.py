@@ -1,4 +1,4 @@
-"""Parameters that are held in FP8: loaded, exported and gathered as any other; delayed scaling's numbers in a checkpoint."""
+"""Parameters that are held in FP8: loaded, exported and gathered as any other."""
 
 import pytest
 from safetensors.torch import load_file
