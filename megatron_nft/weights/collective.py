@@ -146,6 +146,7 @@ class CollectiveReceiver:
             _, store, group = self._groups[stage]
             _broadcast(group, buffer, self._device, lambda: _is_over(store))
         except (RuntimeError, KeyError) as error:
+            self._groups.pop(place.get("stage"), None)  # of no more use
             raise WireError(f"{manifest.bucket} did not come from {place}: {error}") from error
         return views(buffer, manifest.tensors)
 

@@ -61,10 +61,12 @@ class Receivers:
     """Take broadcasts as long as they live; what they took, and what else happened, in order."""
 
     def __init__(self, device):
-        self.device, self.alive, self.log, self.groups, self.seconds = device, threading.Event(), [], [], 0.0
+        self.device, self.alive, self.log, self.seconds = device, threading.Event(), [], 0.0
+        self.groups, self.stores = [], []
         self.alive.set()
 
-    def join(self, *_):
+    def join(self, store, *_):
+        self.stores.append(store)  # as a group of torch's does
         self.groups.append(Group(self.device, self.take))
         return self.groups[-1]
 
@@ -165,7 +167,7 @@ def test_a_received_bucket_has_come(device, receivers):
     """Else vLLM would load what lay there before."""
     receivers.seconds = 0.3
     buffer = torch.zeros(4, dtype=torch.uint8)
-    collective._broadcast(receivers.join(), buffer, CUDA)
+    collective._broadcast(receivers.join(None), buffer, CUDA)
     assert receivers.log == [("taken", 0.0)]
 
 

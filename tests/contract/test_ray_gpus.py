@@ -8,9 +8,9 @@ import os
 import pytest
 import ray
 
-from megatron_nft.actor.connections import VARIABLE
 from megatron_nft.cluster import placement
-from megatron_nft.cluster.ranks import _ActorRank
+from megatron_nft.cluster.connections import VARIABLE
+from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import load_config
 from megatron_nft.rollout.vllm.environment import engine_environment
 
@@ -24,7 +24,7 @@ def four_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.delenv(VARIABLE, raising=False)
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 9.0\n")  # an H100's compute capability
+    program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
@@ -69,11 +69,13 @@ def test_who_sees_which_gpus(layout, ranks, engines, four_gpus):
         assert sees(engine(config, place, 0)) == engines.split()[0], "the one in its place"
 
 
-def test_a_rank_limits_its_connections_before_it_looks_for_its_gpu(four_gpus):
-    """On this machine it finds none, and says so; CUDA has not been touched before the variable was there."""
+@pytest.mark.parametrize(("capability", "expected"), [("9.0", "1"), ("10.0", None)], ids=["H100", "B200"])
+def test_ranks_start_with_one_connection_before_blackwell(capability, expected, four_gpus, tmp_path):
+    """It is in their environment from the start: what they import may touch CUDA."""
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {capability}\n")
     config = load_config("launch/recipes/quickstart.toml", [*CUDA, "actor.tp=2"])
     with placement.ray_cluster(config) as place:
-        rank = ray.remote(_ActorRank).options(**place.actor_options(0)).remote()
-        with pytest.raises(RuntimeError, match="torch finds no CUDA device"):
-            ray.get(rank.build.remote(config, 0, "127.0.0.1:1"), timeout=120)
-        assert ray.get(rank.__ray_call__.remote(lambda self: os.environ.get(VARIABLE))) == "1"
+        ranks = Actors(config, place)._ranks
+        for number, rank in enumerate(ranks.values()):
+            seen = ray.get(rank.__ray_call__.remote(lambda self: dict(os.environ)), timeout=120)
+            assert seen.get(VARIABLE) == expected and seen["CUDA_VISIBLE_DEVICES"] == str(number)

@@ -53,5 +53,6 @@ def test_vllms_extension_modules_load(tmp_path):
     command = [sys.executable, "-c", LOAD, *map(str, modules)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.stdout.strip() == "{}", done.stdout + done.stderr[-2000:]
-    without = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    smallest = min(modules, key=lambda path: path.stat().st_size)  # the allocator, which is all driver
+    without = subprocess.run([*command[:3], str(smallest)], capture_output=True, text=True, timeout=200)
     assert "libcuda.so.1" in without.stdout, "this machine has a driver: then the stub proves nothing"

@@ -68,8 +68,8 @@ def main(shape: str, precision: str) -> None:
         figure("tokens/s", sum(s.num_tokens for s in sequences) / second)
         memory = plan.memory.worst("train")
         assert memory is not None
-        held = sum(size for name, size in memory.parts.items() if name != "CUDA and NCCL") / GIB
-        figure("tensors at the peak", peak_gib(device()), "GiB", f"planned {held:.3g} without CUDA and NCCL")
+        held = sum(size for name, size in memory.parts.items() if name not in ("CUDA and NCCL", "buckets")) / GIB
+        figure("tensors at the peak", peak_gib(device()), "GiB", f"planned {held:.3g} without CUDA, NCCL and buckets")
         _timed(lambda: worker.score(batch))
         figure("scoring", _timed(lambda: worker.score(batch)), "s", "forward pass and log-probs alone")
         worker.shutdown()

@@ -6,9 +6,7 @@ import sys
 
 import pytest
 
-from megatron_nft.actor.connections import VARIABLE, limit_connections
-
-H100, B200 = "9.0", "10.0"
+from megatron_nft.cluster.connections import VARIABLE, connections, device_generation
 
 
 @pytest.fixture
@@ -26,35 +24,38 @@ def devices(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "layout", "expected"),
-    [(H100, (2, 1), "1"), (H100, (1, 2), "1"), (H100, (1, 1), None), (B200, (2, 1), None), ("8.0", (4, 2), "1")],
-)
-def test_before_blackwell_where_layers_exchange_messages(capability, layout, expected, devices, monkeypatch):
-    devices(capability, capability)
-    limit_connections(tp=layout[0], cp=layout[1])
-    assert os.environ.get(VARIABLE) == expected
+    ("generation", "layout", "expected"),
+    [(9, (2, 1), {VARIABLE: "1"}), (9, (1, 2), {VARIABLE: "1"}), (8, (4, 2), {VARIABLE: "1"}), (9, (1, 1), {}),
+     (10, (2, 1), {}), (12, (8, 1), {}), (None, (2, 1), {})],
+)  # fmt: skip
+def test_before_blackwell_where_layers_exchange_messages(generation, layout, expected, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
+    assert connections(tp=layout[0], cp=layout[1], generation=generation) == expected
 
 
-def test_a_value_of_ones_own_stays_and_no_answer_is_no_device(devices, monkeypatch):
-    devices(H100)
+def test_a_value_of_ones_own_stays(monkeypatch):
     monkeypatch.setenv(VARIABLE, "8")
-    limit_connections(tp=2, cp=1)
-    assert os.environ[VARIABLE] == "8"
+    assert connections(tp=2, cp=1, generation=9) == {}
+
+
+def test_devices_are_known_without_cuda(devices, monkeypatch):
+    devices("9.0", "9.0")
+    assert device_generation() == 9
+    devices("12.0", "10.3")
+    assert device_generation() == 10
     devices("[N/A]")
-    limit_connections(tp=2, cp=1)
+    assert device_generation() is None
     monkeypatch.setenv("PATH", "")
-    limit_connections(tp=2, cp=1)
-    assert VARIABLE not in os.environ
+    assert device_generation() is None
 
 
-def test_smoke_asks_before_torch_is_there(devices):
-    devices(H100)
+def test_smoke_takes_it_before_torch_is_there(devices):
+    devices("9.0")
     code = """
 import os, sys
 from megatron_nft.smoke import __main__ as smoke
-real, seen = smoke.limit_connections, []
-smoke.limit_connections = lambda **layout: (seen.append("torch" in sys.modules), real(**layout))
+real, seen = smoke.connections, []
+smoke.connections = lambda **layout: (seen.append("torch" in sys.modules), real(**layout))[1]
 status = smoke.main(["--tp", "2"])
 print(status, seen, os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
 """
