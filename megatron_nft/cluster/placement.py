@@ -42,6 +42,10 @@ class Placement:
         """Of an actor rank. Colocated, it leaves room for what else runs there."""
         return self._options(*self._place(rank), *((0.4, 0.9) if self._config.is_colocated else (1, 1)))
 
+    def task_options(self, rank: int) -> dict[str, Any]:
+        """Of a question to the place of an actor rank."""
+        return self._options(*self._place(rank), 0.1, 0.1)
+
     def engine_options(self, index: int) -> dict[str, Any]:
         """Of an engine: a bundle of its own, or, colocated, that of its first rank."""
         if self._engines is None:
@@ -54,9 +58,7 @@ class Placement:
             return {}
         tp = self._config.rollout.tp
         ranks = range(index * tp, (index + 1) * tp)
-        places = ray.get(
-            [_node_and_gpu.options(**self._options(*self._place(rank), 0.1, 0.1)).remote() for rank in ranks]
-        )
+        places = ray.get([_node_and_gpu.options(**self.task_options(rank)).remote() for rank in ranks])
         if len({node for node, _ in places}) > 1:
             raise ClusterError(f"engine {index} needs {tp} GPUs of one node; its actor ranks lie on {places}")
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpu for _, gpu in places)}

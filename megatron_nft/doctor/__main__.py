@@ -4,8 +4,8 @@
     megatron-nft doctor launch/recipes/quickstart.toml          and the recipe's model, data and folder
     megatron-nft doctor my.toml run.dir=/scratch/runs --json
 
-Reads files and variables only: imports neither torch nor vLLM, and starts nothing but, for a recipe with
-graders of one's own, a process that tries these.
+Reads files and variables, and imports neither torch nor vLLM itself. It starts a process that tries
+TransformerEngine where that is installed, and, for a recipe with graders of one's own, one that tries these.
 
 Exit status: 0, or 1 if a check FAILs.
 """

@@ -40,6 +40,9 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
             'cluster.device = "cuda"',
             'run it on a GPU machine, or set cluster.device="cpu"',
         )
+    if config.cluster.device == "cpu" and machine.is_for_gpus:
+        reason = 'cluster.device = "cpu", and the installed packages are for GPUs: that vLLM has no CPU engine'
+        yield fail("device", "engines on a CPU", reason, "run it in the environment that launch/install.sh makes")
     folder = Path(config.model.path)
     yield from check_model(folder)
     if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_nft.cluster.connections import connections, device_generation
 from megatron_nft.config import RecipeError
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.smoke.inputs import MODEL, make_config, make_sequences
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     arguments = parser().parse_args(argv)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    os.environ |= connections(tp=arguments.tp, cp=arguments.cp, generation=device_generation())
     import torch  # not for --help
 
     try:
