@@ -19,8 +19,8 @@ TransformerEngine's torch extension is on no index as a binary: it is compiled h
   MAX_JOBS=8                 compilers side by side, 2 GB each; 4 if not given
   PYTHON=/path/python3.12    the interpreter
 
-At the end everything is imported once, and `python -m megatron_nft.doctor` looks at the machine. What that FAILs does not undo the
-installation: on a machine without GPUs the driver is missing.
+At the end everything is imported once, and `python -m megatron_nft.doctor` looks at the machine. What that says does not undo the
+installation: without GPUs it misses the driver.
 
 Exit status: 0 installed, 1 a step failed (it is the last that is named), 2 wrong arguments or no Python 3.12 or toolkit.
 END
