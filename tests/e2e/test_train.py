@@ -102,7 +102,7 @@ def test_processes_that_have_served_other_runs_give_the_same_run(straight, share
 def test_stages_on_shared_gpus_sampled_at_another_temperature(shared, tmp_path):
     """The actor scores at the temperature that the engines sample at, after its weights have come to them."""
     ended = shared.train(tmp_path, *RUN, "train.steps=2", "actor.pp=2", "actor.tp=1", "rollout.temperature=0.8",
-                         "cluster.placement=colocated", "weights.canary=true")  # fmt: skip
+                         "cluster.placement=colocated", "weights.canary=always")  # fmt: skip
     assert ended.status == 0, ended.err
     two = steps(tmp_path / "quickstart")
     assert [r["rollout/policy_version"] for r in two] == [0, 1]
