@@ -41,6 +41,7 @@ from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, averag
 from megatron_nft.evaluation.table import text_tables
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.serving import check_served
+from megatron_nft.families.weight_files import check_weights
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
 from megatron_nft.rollout.api import EngineError
@@ -61,6 +62,7 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     """
     start = time.perf_counter()
     hf = read_hf_config(config.model.path)
+    check_weights(config.model.path, hf)
     check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
     tokenizer = load_tokenizer(config.model.path)
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)

@@ -178,6 +178,13 @@ def sampling(model):
     }
 
 
+def ends(model):
+    """Sampled answers, with their texts."""
+    engine = make_engine(model, "float32")
+    sampling = Sampling(group_size=8, temperature=1.0, max_answer_tokens=24, seed=7)
+    return [rollout for group in answer_here(engine, make_prompts([5, 17]), sampling) for rollout in group.rollouts]
+
+
 def answers_of(models):
     """A sampled answer of each of several models, or why there is none, from one engine after the other."""
     sampling = Sampling(group_size=1, temperature=1.0, max_answer_tokens=24, seed=7)

@@ -4,6 +4,7 @@ Of each accepted one a random model is made; the engine answers a prompt of 200 
 log-probs of them are held against transformers' and the engine's. Every log-prob, not their mean.
 """
 
+import json
 import warnings
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.serving import check_served
 from megatron_nft.types import TrainSequence
 from tests.parallel.ranks import run_ranks
-from tests.variants import for_engines, make_model
+from tests.variants import draw, for_engines, make_model
 
 pytestmark = pytest.mark.e2e
 
@@ -36,7 +37,7 @@ class Outcome:
     from_engine: float = 0.0
 
 
-def is_refused(folder):
+def refusal(folder):
     """Why training refuses the folder; empty: it doesn't."""
     try:
         config = load_config(None, [f"model.path={str(folder)!r}", *LENGTHS])
@@ -91,7 +92,7 @@ def _transformers_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def compare(engine_server, variants, tmp_path):
+def compare(engine_server, variants, tmp_path, refusal=refusal):
     """An Outcome each, in their order."""
     outcomes, folders = {}, {}
     for number, changes in enumerate(variants):
@@ -100,11 +101,11 @@ def compare(engine_server, variants, tmp_path):
         try:
             folders[number] = make_model(keys, folder, number)
         except Exception as error:  # transformers refuses the config.json, in whatever words: training must as well
-            words = is_refused(folder)
+            words = refusal(folder)
             assert words, (keys, error)
             outcomes[number] = Outcome(keys, words)
             continue
-        if words := is_refused(folder):
+        if words := refusal(folder):
             outcomes[number] = Outcome(keys, words)
             del folders[number]
     answers = engine_server.run({"variants": ("answers_of", {"models": list(folders.values())})})["variants"]
@@ -124,9 +125,41 @@ def compare(engine_server, variants, tmp_path):
 
 
 def check(outcomes):
-    """The largest distances; each refusal has named a key and the file, or a setting."""
+    """Each refusal names a key or a setting, and each model that is accepted is one model to all three."""
     for outcome in outcomes:
         assert not outcome.refusal or any(key in outcome.refusal for key in [*outcome.keys, "rope type"]), outcome
         assert not outcome.engine_error, outcome
         assert outcome.from_transformers < TRANSFORMERS_GAP and outcome.from_engine < ENGINE_GAP, outcome
-    return tuple(max(getattr(o, name) for o in outcomes) for name in ("from_transformers", "from_engine"))
+
+
+def first_accepted(drawn, kind, folder):
+    """The first of these that training takes and that has rope of this kind in force."""
+    for changes in drawn:
+        (folder / "config.json").write_text(json.dumps(for_engines(changes)))
+        if kind in (changes.get("rope_scaling") or {}).values() and not refusal(folder):
+            return changes
+    raise AssertionError(f"none of {len(drawn)} draws has {kind}")
+
+
+def test_drawn_models_are_refused_or_the_same_to_actor_transformers_and_engine(engine_server, tmp_path):
+    drawn = draw(300)
+    accepted = [first_accepted(drawn, kind, tmp_path) for kind in ("yarn", "linear")]
+    outcomes = compare(engine_server, [*accepted, *drawn[-8:]], tmp_path)
+    check(outcomes)
+    assert [outcome.refusal for outcome in outcomes[:2]] == ["", ""] and any(outcome.refusal for outcome in outcomes)
+
+
+def test_a_model_that_the_engine_reads_otherwise_shows(engine_server, tmp_path):
+    """vLLM has its own idea of a Qwen2's head_dim, whatever config.json says: the reason for families/serving.py."""
+    other = {"model_type": "qwen2", "head_dim": 8}
+    (outcome,) = compare(engine_server, [other], tmp_path, refusal=lambda folder: "")
+    assert outcome.from_transformers < TRANSFORMERS_GAP and outcome.from_engine > 0.1
+    (outcome,) = compare(engine_server, [other], tmp_path / "again")
+    assert "head_dim = 32, but vLLM takes hidden_size / num_attention_heads = 64" in outcome.refusal
+
+
+@pytest.mark.night("300 draws, about half of them with an engine")
+def test_more_drawn_models(engine_server, tmp_path):
+    drawn = draw(300)
+    for start in range(0, len(drawn), AT_A_TIME):
+        check(compare(engine_server, drawn[start : start + AT_A_TIME], tmp_path / str(start)))
