@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.registry import families, family_of
-from tests.variants import BASE, variants
+from megatron_nft.families.rope import rope_parameters
+from tests.variants import BASE, draw, variants
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
@@ -119,6 +120,24 @@ def check_draws(folder, number):
 def test_variants_are_refused_by_name_or_read_as_transformers_reads_them(tmp_path):
     counts = check_draws(tmp_path, 60)
     assert min(counts.values()) > 5, counts
+
+
+def test_what_the_engine_is_told_of_rope_reads_as_the_same_model(tmp_path):
+    """Every number is written out, and a factor is no whole number: what vLLM would stumble over."""
+    kinds = set()
+    for changes in draw(150):
+        (tmp_path / "config.json").write_text(json.dumps(BASE | changes))
+        try:
+            hf = read_hf_config(tmp_path)
+        except ModelFolderError:
+            continue
+        told = rope_parameters(hf)
+        assert None not in told.values() and type(told.get("factor", 1.0)) is float
+        keys = {key: value for key, value in (BASE | changes).items() if not key.startswith(("rope", "original"))}
+        (tmp_path / "config.json").write_text(json.dumps(keys | {"rope_parameters": told}))
+        assert read_hf_config(tmp_path) == hf
+        kinds.add(told["rope_type"])
+    assert {"default", "linear", "yarn"} <= kinds
 
 
 @pytest.mark.night("300 draws in place of 60")
