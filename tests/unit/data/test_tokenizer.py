@@ -83,6 +83,17 @@ def test_a_plain_prompt_that_is_cut_otherwise_than_by_sentencepiece_is_refused(t
         list(tokenize([" lead"], tokenizer, is_plain=True))
 
 
+def test_tokens_that_were_added_to_a_tokenizer_model(tmp_path, pieces):
+    """A ChatML tuning of a Llama 2: sentencepiece knows nothing of them, and is not asked."""
+    added = ["<|im_start|>", "<|im_end|>"]
+    named = NAMED | {"tokenizer_class": "LlamaTokenizer", "additional_special_tokens": added}
+    tokenizer = load_tokenizer(folder_of(tmp_path, "llama", named, pieces["llama"]))
+    found = next(tokenize(["<|im_start|>user\nhi<|im_end|>\n"], tokenizer, is_plain=False)).tolist()
+    assert {*tokenizer.convert_tokens_to_ids(added)} <= {*found}
+    with pytest.raises(DataError, match="which cuts ' lead'"):
+        list(tokenize(["<|im_start|>", " lead"], tokenizer, is_plain=False))
+
+
 @pytest.mark.parametrize(
     ("name", "family"),
     [("LlamaTokenizerFast", "llama"), ("LlamaTokenizer", "qwen3"), ("LlamaTokenizerFast", "seed_oss"),
