@@ -39,7 +39,9 @@ from megatron_nft.evaluation.page import render_evaluation
 from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
 from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, average, score
 from megatron_nft.evaluation.table import text_tables
-from megatron_nft.families.hf_config import ModelFolderError
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
+from megatron_nft.families.serving import check_served
+from megatron_nft.families.weight_files import check_weights
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
 from megatron_nft.rollout.api import EngineError
@@ -56,9 +58,12 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     """An evaluation from its settings to its tables; leaves the files in `out`.
 
     Raises:
-        DataError, SamplesError, RecipeError: before any engine starts.
+        ModelFolderError, DataError, SamplesError, RecipeError: before any engine starts.
     """
     start = time.perf_counter()
+    hf = read_hf_config(config.model.path)
+    check_weights(config.model.path, hf)
+    check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
     tokenizer = load_tokenizer(config.model.path)
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     num_samples = samples_of(config, benchmarks)

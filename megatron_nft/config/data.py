@@ -1,8 +1,9 @@
 """The prompts of a run."""
 
+import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_nft.config.section import Section
 
@@ -17,7 +18,15 @@ class DataConfig(Section):
     """Held-out prompts for evaluation, same schema. Empty: no evaluation."""
     prompt_format: Literal["chat", "plain"] = "chat"
     """"chat" applies the tokenizer's chat template; "plain" joins the messages' contents as they are."""
+    date: str = "2024-07-26"
+    """The day that a chat template is told it is, where it asks (Llama 3's do): the same prompts on every day."""
     max_prompt_tokens: int = Field(512, ge=1)
     """Longer prompts are dropped and counted."""
     missing_answer: Literal["refuse", "skip"] = "refuse"
     """What to do with a row that has no ground truth: stop with its number, or skip and count it."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        datetime.date.fromisoformat(value)
+        return value

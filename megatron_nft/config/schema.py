@@ -68,6 +68,12 @@ class Config(Section):
         return "cuda_ipc" if self.is_colocated else "collective"
 
     @property
+    def canary_gap(self) -> float:
+        """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
+        is_exact = self.actor.precision == "fp32" and self.rollout.dtype == "float32"
+        return self.weights.canary_gap or (1e-3 if is_exact else 0.1)
+
+    @property
     def carrier_traits(self) -> CarrierTraits:
         """What that carrier does."""
         return CARRIERS[self.carrier]

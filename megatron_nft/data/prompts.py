@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_nft.config import DataConfig
+from megatron_nft.data.chat import Renderer
 from megatron_nft.data.errors import DataError
+from megatron_nft.data.tokenizer import exact_tokenizer, tokenize
 from megatron_nft.data.vocabulary import within_vocabulary
 from megatron_nft.types import Prompt
 
@@ -35,7 +37,6 @@ NEEDED_COLUMNS = ("prompt", "reward_model", "data_source")
 READERS = {".parquet": "from_parquet", ".jsonl": "from_json", ".json": "from_json"}
 # transformers makes up an empty tokenizer from a config.json alone, so that its success proves nothing.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-TEXTS_PER_BATCH = 1000  # tokenized at once: the tokenizer's own records are much larger than the token ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +120,8 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a local HF folder, from its files alone.
 
     Raises:
-        DataError: no such folder, or no usable tokenizer in it.
+        DataError: no such folder, no usable tokenizer in it, or one that transformers makes another of.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"no folder {folder} to load a tokenizer from; model.path must be a local HF folder")
@@ -130,10 +129,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
         raise DataError(
             f"no tokenizer in {folder} (none of {', '.join(VOCABULARY_FILES)}); copy the model's tokenizer files there"
         )
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizer classes raise whatever their parsers do
-        raise DataError(f"the tokenizer in {folder} does not load: {error}") from error
+    return exact_tokenizer(folder)
 
 
 def load_prompts(files: Sequence[str], tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> LoadedPrompts:
@@ -175,17 +171,13 @@ def load_rows(
     Raises:
         DataError: as `load_prompts` does.
     """
-    if config.prompt_format == "chat" and not tokenizer.chat_template:
-        raise DataError(
-            f'the tokenizer of {tokenizer.name_or_path!r} has no chat template; set data.prompt_format = "plain", '
-            "or add a chat_template to its tokenizer_config.json"
-        )
+    renderer = Renderer(tokenizer, config)
     usable, prompts = [], []
     num_too_long = num_without_answer = 0
     for number, row in rows:
         gold = _ground_truth(row, file, number)
         if gold is not None:
-            text = _render(row, file, number, tokenizer, config)
+            text = renderer.render(_messages(row, file, number), f"{file}, row {number}")
             usable.append((f"{stem}/{number}", text, gold, str(row["data_source"]), _extra_info(row, file, number)))
         elif config.missing_answer == "skip":
             num_without_answer += 1
@@ -194,7 +186,8 @@ def load_rows(
                 f"{file}, row {number} (counted from 0): no reward_model.ground_truth; "
                 'add it, or set data.missing_answer = "skip" to drop such rows'
             )
-    all_token_ids = within_vocabulary(_tokenize([text for _, text, *_ in usable], tokenizer, config), tokenizer)
+    texts, is_plain = [text for _, text, *_ in usable], config.prompt_format == "plain"
+    all_token_ids = within_vocabulary(tokenize(texts, tokenizer, is_plain=is_plain), tokenizer)
     for (prompt_id, text, gold, source, extra_info), token_ids_P in zip(usable, all_token_ids, strict=True):
         if len(token_ids_P) > config.max_prompt_tokens:
             num_too_long += 1
@@ -311,30 +304,14 @@ def _extra_info(row: dict[str, Any], file: str, number: int) -> dict[str, Any]:
     return json.loads(json.dumps(info, default=str))
 
 
-def _render(
-    row: dict[str, Any], file: str, number: int, tokenizer: "PreTrainedTokenizerBase", config: DataConfig
-) -> str:
+def _messages(row: dict[str, Any], file: str, number: int) -> list[dict[str, str]]:
     messages = row["prompt"]
     is_chat = isinstance(messages, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
     )
     if not messages or not is_chat:
         raise DataError(f"{file}, row {number}: prompt is {str(messages)[:80]!r}. Needed: {SCHEMA}")
-    if config.prompt_format == "plain":
-        return "\n".join(message["content"] for message in messages)
-    try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # the template is a program: it may refuse a role or an order
-        raise DataError(f"{file}, row {number}: the chat template refuses the prompt: {error}") from error
-
-
-def _tokenize(texts: list[str], tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> Iterator[np.ndarray]:
-    # A chat template writes its own special tokens; a plain prompt gets the tokenizer's (Llama's begin-of-text).
-    is_plain = config.prompt_format == "plain"
-    for start in range(0, len(texts), TEXTS_PER_BATCH):
-        batch = tokenizer(texts[start : start + TEXTS_PER_BATCH], add_special_tokens=is_plain, verbose=False)
-        for token_ids in batch["input_ids"]:
-            yield np.asarray(token_ids, dtype=np.int32)
+    return messages
 
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:

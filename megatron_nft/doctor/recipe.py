@@ -23,7 +23,8 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
     """All of it."""
     try:
         from megatron_nft.config import RecipeError, load_config
-        from megatron_nft.families.hf_config import ModelFolderError
+        from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
+        from megatron_nft.families.serving import check_served
     except ImportError as error:
         yield fail("recipe", recipe, f"it can't be read: {error}", "install the requirements first")
         return
@@ -45,6 +46,12 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
         yield fail("device", "engines on a CPU", reason, "run it in the environment that launch/install.sh makes")
     folder = Path(config.model.path)
     yield from check_model(folder)
+    try:
+        check_served(
+            read_hf_config(folder), folder, max_tokens=config.max_sequence_tokens, device=config.cluster.device
+        )
+    except ModelFolderError as error:
+        yield fail("engine", str(folder), str(error), OTHER_MODEL)
     if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):
         yield fail("reference", config.model.reference, wrong, OTHER_MODEL)
     for name in dict.fromkeys([*config.data.train, *config.data.held_out]):

@@ -4,6 +4,7 @@ The loop is train.py's; it comes in as a function. A process that can't be repla
 checkpoint, inside the job; a signal ends it after saving the last whole step.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -112,8 +113,13 @@ class Run:
     def _sync(self) -> dict[str, float]:
         version = self.progress.policy_version
         metrics = sync_weights(self.actors, self.engines, version, self.turns.engine_turn)
-        if self.config.weights.canary:
+        if self.config.weights.canary == "always" or (self.config.weights.canary == "start" and not self._is_proven):
+            start = time.perf_counter()
             metrics |= check_canary(self.actors, self.engines, self.canary, self.config)
+            if not self._is_proven:
+                gap, seconds = metrics["weights/canary_gap"], time.perf_counter() - start
+                self.report.announce(f"canary: engines and actor are {gap:.1e} nats a token apart | {seconds:.1f}s")
+            self._is_proven = True
         return metrics
 
     def _progress_of(self, step: int) -> Progress:
@@ -173,6 +179,7 @@ class Run:
         self.progress = self.checkpoints.restore() or self.start
         self.source.begin(self.progress.step, self.progress.sampling, read_groups(self.progress, self.source.prompts))
         self.report.rewind(self.progress.step)
+        self._is_proven = False
         self.sync()
 
     def save_and_stop(self) -> None:
