@@ -19,7 +19,7 @@ def transformers_logits(folder: Path, token_ids_T: Tensor) -> Tensor:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
     return model(token_ids_T[None]).logits[0]
 
 

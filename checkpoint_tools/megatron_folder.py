@@ -4,18 +4,17 @@ A folder comes in; names, shapes and chunks go out, and a chunk's numbers when a
 is not used: it unpickles `.metadata` without limits and holds every chunk twice.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata, read_weights_only
+from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata, read_stretch
 from megatron_nft.actor.manifest import CheckpointError
 
 OPTIMIZER = "optimizer."
@@ -96,8 +95,7 @@ class MegatronFolder:
             CheckpointError: the file has something else there.
         """
         path = self.folder / chunk.file
-        with path.open("rb", buffering=0) as file:
-            numbers = read_weights_only(path, FileSlice(file, chunk.start, chunk.length), f"{tensor.key} in it is ")
+        numbers = read_stretch(path, chunk.start, chunk.length, tensor.key)
         found = (tuple(numbers.shape), numbers.dtype) if isinstance(numbers, Tensor) else type(numbers).__name__
         if found != (chunk.shape, tensor.dtype):
             raise CheckpointError(
@@ -114,8 +112,7 @@ class MegatronFolder:
         if self._common is None:
             return read_common(self.folder)
         path = self.folder / self._common.file
-        with path.open("rb", buffering=0) as file:
-            return read_weights_only(path, FileSlice(file, self._common.start, self._common.length))[0]
+        return read_stretch(path, self._common.start, self._common.length, COMMON)[0]
 
     def _check_files(self) -> None:
         for name in self.files:
@@ -147,32 +144,3 @@ def _stored_tensor(key: str, value: TensorStorageMetadata, storage: dict) -> Sto
             StoredChunk(tuple(chunk.offsets), tuple(chunk.sizes), place.relative_path, place.offset, place.length)
         )
     return StoredTensor(key, value.properties.dtype, tuple(value.size), tuple(chunks))
-
-
-class FileSlice(io.RawIOBase):
-    """A stretch of an open file as a file of its own, which torch.load can read in place."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence])
-        return self._at
-
-    def readinto(self, buffer: bytearray) -> int:
-        room = memoryview(buffer)[: max(0, min(len(buffer), self._length - self._at))]
-        self._file.seek(self._start + self._at)
-        filled = 0
-        while filled < len(room) and (count := self._file.readinto(room[filled:])):  # Linux gives 2 GiB at most
-            filled += count
-        self._at += filled
-        return filled

@@ -1,14 +1,18 @@
 """Sharded save and resume of the actor through Megatron-Core's dist_checkpointing.
 
 Weights, the optimizer's master weights and moments, the schedule and the random state of all ranks go into one folder
-in Megatron's torch_dist format, each number once. It can be read in any other layout. Called by actor/worker.py.
+in Megatron's torch_dist format, each number once, by as many ranks as have it, each its share. It can be read in any
+other layout. Called by actor/worker.py.
 
-A save is begun by a copy; a thread of each rank writes and hashes its files while training goes on. Megatron-Core's own
-callers of its writer fork the rank, or keep a process beside it that outlives a rank that is killed; a thread does
-neither. Adapted to megatron-core 0.16.1 and 0.19.2: `_write` and RESULTS. To be removed when it writes from a thread.
+A save is begun by a copy; a thread of each rank writes and hashes its files while training goes on, and last a word
+that they are written (checkpoint_parts.py), of which the whole is made without the ranks. Megatron-Core's own callers
+of its writer fork the rank, or keep a process beside it that outlives a rank that is killed, and complete a save by a
+collective of all ranks, for which these would have to be idle. Adapted to megatron-core 0.16.1 and 0.19.2: `_write`,
+`_Plan` and NO_QUEUE. To be removed when it writes from a thread.
 """
 
 import inspect
+import os
 import queue
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,49 +20,62 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.utils import unwrap_model
 from torch import nn
+from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata
+from megatron_nft.actor.checkpoint_metadata import COMMON, check_pickles, read_as_data
+from megatron_nft.actor.checkpoint_parts import assemble, forget_parts, write_part, write_plan
 from megatron_nft.actor.fp8_scales import EXTRA_STATE, plain, set_scales
-from megatron_nft.actor.manifest import FileRecord, record
+from megatron_nft.actor.manifest import record, to_disk
+from megatron_nft.actor.optimizer_shares import load_optimizer_state, optimizer_state
 from megatron_nft.actor.topology import Topology
 
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
-"""Optimizer state by parameter, not by data-parallel shard: a resume may have another layout. Handed out as a copy:
-Megatron writes a process group into it, which is gone once the rank serves another run."""
 FROM_THE_RECIPE = ("betas", "eps", "max_lr", "min_lr")
 """Settings, the same in all of the optimizer's groups, that are the recipe's and not the checkpoint's."""
 AXES = ("pp", "dp", "cp", "tp")
-COORDINATOR_FILES = ("metadata.json", ".metadata", "common.pt")
-"""Written by rank 0 once all others have written theirs; the last by megatron-core before 0.19 only."""
 HAS_STRATEGIES = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
 """megatron-core 0.19 has two, and its own is not the default."""
-RESULTS: queue.Queue = queue.Queue()
-"""In place of the writer's queue between processes, for which it would start one."""
+NO_QUEUE: queue.Queue = queue.Queue()
+"""In place of the writer's queue between processes, for which it would start one. Nothing comes through it."""
+
+
+class _Plan(TorchDistSaveShardedStrategy):
+    """Megatron's plan of a save, and on rank 0 what it knows of all tensors.
+
+    Attributes:
+        metadata: of all ranks' tensors, without their places; None elsewhere.
+    """
+
+    metadata: Any = None
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, planned: tuple, *more: Any) -> AsyncRequest:
+        self.metadata = planned[1]
+        return super()._get_save_and_finalize_callbacks(writer, planned, *more)
 
 
 class Save:
-    """A checkpoint on its way: copied, and being written by a thread."""
+    """A checkpoint on its way: copied, and this rank's share being written by a thread."""
 
-    def __init__(self, request: AsyncRequest, folder: Path) -> None:
-        self._request, self._folder = request, folder
-        self._written: Future[dict[str, FileRecord]] = Future()
-        self._written.set_result({})
+    def __init__(self, request: AsyncRequest, plan: _Plan, folder: Path) -> None:
+        self._folder = folder
+        buckets, transforms = [], []
         if request.async_fn is not None:
-            buckets = _copied(request)
-            transforms = request.async_fn.args[0]
-            thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-            self._written = thread.submit(_write, transforms, buckets)
-            thread.shutdown(wait=False)
+            buckets, transforms = _copied(request), request.async_fn.args[0]
+        rank = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[None] = thread.submit(_write, folder, rank, plan.metadata, transforms, buckets)
+        thread.shutdown(wait=False)
 
     @property
     def is_written(self) -> bool:
@@ -73,21 +90,14 @@ class Save:
             error = error.__context__  # torch's writer says "unexpected pos" after a full disk's error
         return None if error is None else str(error)
 
-    def finish(self) -> dict[str, FileRecord]:
-        """Waits for the thread, then writes what describes the whole. A collective of all ranks.
-
-        To be called when no rank has an error: where one can't come, the others wait for it.
-
-        Returns:
-            Name -> record of the files that this rank wrote.
-        """
-        records = self._written.result()
-        for finalize in self._request.finalize_fns:
-            finalize()
+    def finish(self) -> None:
+        """Waits for all ranks' threads, and makes the whole of their parts, where no driver does. A collective."""
+        self._written.result()
+        torch.distributed.barrier()
         if torch.distributed.get_rank() == 0:
-            written = [name for name in COORDINATOR_FILES if (self._folder / name).exists()]
-            records |= {name: record(self._folder / name) for name in written}
-        return records
+            assemble(self._folder)
+            forget_parts(self._folder)
+        torch.distributed.barrier()
 
 
 def begin_save(
@@ -104,13 +114,15 @@ def begin_save(
 
     Needs at least one update. `step` and `policy_version` are for who looks into the checkpoint.
     """
-    filesystem_async._results_queue = RESULTS
-    while not RESULTS.empty():  # of a save that was given up
-        RESULTS.get()
+    filesystem_async._results_queue = NO_QUEUE
     state = _state(model, optimizer, schedule, is_loading=False)
     state |= {"step": step, "policy_version": policy_version, "layout": _layout(topology), "random": _random(topology)}
+    plan = _Plan("torch_dist", 1)
+    # What the ranks of this group have alike, such as weights, is written by the one that has least to write.
+    shared = FullyParallelSaveStrategyWrapper(plan, parallel_state.get_data_parallel_group(with_context_parallel=True))
     strategy = {"async_strategy": "mcore"} if HAS_STRATEGIES else {}
-    return Save(dist_checkpointing.save(state, str(folder), async_sharded_save=True, **strategy), folder)
+    request = dist_checkpointing.save(state, str(folder), shared, async_sharded_save=True, **strategy)
+    return Save(request, plan, folder)
 
 
 def load_checkpoint(
@@ -127,16 +139,17 @@ def load_checkpoint(
     Raises:
         CheckpointError: there is no such checkpoint, or it is not to be trusted.
     """
-    _check(folder)
+    check_pickles(folder)
     state = _state(model, optimizer, schedule, is_loading=True)
-    if dist_checkpointing.load_common_state_dict(str(folder)).get("layout") == _layout(topology):
-        state["random"] = _random(topology)
-    state = dist_checkpointing.load(state, str(folder))
-    for number, chunk in enumerate(model):
-        unwrap_model(chunk).load_state_dict(set_scales(unwrap_model(chunk), state[f"model{number}"]))
+    with read_as_data(folder):
+        if dist_checkpointing.load_common_state_dict(str(folder)).get("layout") == _layout(topology):
+            state["random"] = _random(topology)
+        state = dist_checkpointing.load(state, str(folder))
+        for number, chunk in enumerate(model):
+            unwrap_model(chunk).load_state_dict(set_scales(unwrap_model(chunk), state[f"model{number}"]))
     for group in state["optimizer"]["optimizer"]["param_groups"]:
         group.update({name: optimizer.param_groups[0][name] for name in FROM_THE_RECIPE})
-    optimizer.load_state_dict(state["optimizer"])
+    load_optimizer_state(optimizer, state["optimizer"])
     schedule.num_steps = 0  # loading counts on from here
     schedule.load_state_dict(state["schedule"])
     if "random" in state:
@@ -153,10 +166,11 @@ def load_weights(folder: Path, model: Sequence[nn.Module]) -> None:
     Raises:
         CheckpointError: there is no such checkpoint, or it is not to be trusted.
     """
-    _check(folder)
+    check_pickles(folder)
     chunks = [unwrap_model(chunk) for chunk in model]
     state = {f"model{number}": _weights(chunk) for number, chunk in enumerate(chunks)}
-    state = dist_checkpointing.load(state, str(folder))
+    with read_as_data(folder):
+        state = dist_checkpointing.load(state, str(folder))
     for number, chunk in enumerate(chunks):
         missing = chunk.load_state_dict(state[f"model{number}"], strict=False).missing_keys
         assert all(name.endswith(EXTRA_STATE) for name in missing), missing
@@ -177,35 +191,53 @@ def _copied(request: AsyncRequest) -> list[tuple]:
     return buckets
 
 
-def _write(transforms: list, buckets: list[tuple]) -> dict[str, FileRecord]:
-    """Runs in the thread: Megatron's writer for each file, with fsync; then the files' hashes."""
-    results = {}
-    for index, bucket in enumerate(buckets):
-        outcomes: queue.Queue = queue.Queue()
-        count: queue.Queue = queue.Queue()
-        count.put(index)
-        write = filesystem_async.FileSystemWriterAsync.write_preloaded_data
-        write(transforms, index, bucket, outcomes, count, use_fsync=True)
-        _, outcome = outcomes.get_nowait()
-        if isinstance(outcome, Exception):
-            raise outcome
-        results[index] = outcome
-    RESULTS.put(results)
-    return {name: record(Path(path)) for path, name, _ in buckets}
+def _write(folder: Path, rank: tuple[int, int], metadata: Any, transforms: list, buckets: list[tuple]) -> None:
+    """Runs in the thread: Megatron's writer for each file, with fsync; then the files' hashes, and the rank's word."""
+    begun = os.open(folder, os.O_RDONLY)
+    try:
+        results = []
+        for bucket in buckets:
+            _check_same(folder, begun)
+            results += _write_file(transforms, bucket)
+        paths = [Path(path) for path, _, _ in buckets]
+        if metadata is not None and (folder / COMMON).exists():  # rank 0
+            to_disk(folder / COMMON)
+            paths.append(folder / COMMON)
+        files = {path.name: record(path) for path in paths}
+        to_disk(folder)
+        _check_same(folder, begun)
+        if metadata is not None:
+            write_plan(folder, metadata)
+        write_part(folder, *rank, files, results)
+    finally:
+        os.close(begun)
+
+
+def _write_file(transforms: list, bucket: tuple) -> list[WriteResult]:
+    outcomes: queue.Queue = queue.Queue()
+    count: queue.Queue = queue.Queue()
+    count.put(0)
+    filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, 0, bucket, outcomes, count, use_fsync=True)
+    _, outcome = outcomes.get_nowait()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _check_same(folder: Path, begun: int) -> None:
+    """A save that was given up may have been begun anew in a folder of its name: that is none of this thread's.
+
+    Args:
+        begun: the open folder, whose number no other gets meanwhile.
+    """
+    if folder.stat().st_ino != os.fstat(begun).st_ino:
+        raise OSError(f"{folder}: deleted meanwhile")
 
 
 def _weights(chunk: nn.Module) -> dict[str, Any]:
     """Without the layers' extra state, which is FP8's scales: a checkpoint made from an HF folder has none."""
-    state = chunk.sharded_state_dict(metadata=dict(SHARDING))
+    state = chunk.sharded_state_dict(metadata={})
     return {name: value for name, value in state.items() if not name.endswith(EXTRA_STATE)}
-
-
-def _check(folder: Path) -> None:
-    """Megatron unpickles `.metadata` without limits: here it is read with limits first."""
-    check_format(folder)
-    read_metadata(folder)
-    if (folder / "common.pt").exists():
-        read_common(folder)
 
 
 def _state(
@@ -215,14 +247,12 @@ def _state(
     *,
     is_loading: bool,
 ) -> dict[str, Any]:
-    sharding = dict(SHARDING)
     weights = {
-        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata=sharding)
-        for number, chunk in enumerate(model)
+        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata={}) for number, chunk in enumerate(model)
     }
     return {
         **{name: plain(unwrap_model(chunk), weights[name]) for name, chunk in zip(weights, model, strict=True)},
-        "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=sharding),
+        "optimizer": optimizer_state(optimizer, weights, is_loading=is_loading),
         "schedule": schedule.state_dict(),
     }
 

@@ -84,6 +84,17 @@ def manifest_text(records: Mapping[str, FileRecord]) -> str:
     return json.dumps({"sha256": sha256, "files": files}, indent=1) + "\n"
 
 
+def write_to_disk(path: Path, content: bytes) -> None:
+    """A file that is whole as soon as it has its name, and stays so after a power cut."""
+    partial = path.with_name(f"{path.name}.new")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    to_disk(path.parent)
+
+
 def to_disk(path: Path) -> None:
     """Of a file or a folder: a name must not outlive a power cut that its contents don't."""
     descriptor = os.open(path, os.O_RDONLY)

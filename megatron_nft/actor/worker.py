@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from megatron_nft.actor.checkpoint import Save, begin_save, load_checkpoint, load_weights
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
-from megatron_nft.actor.manifest import FileRecord, damages, read_manifest
+from megatron_nft.actor.manifest import damages, read_manifest
 from megatron_nft.actor.model import build_chunks, build_model
 from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.performance import finish_param_gather, hold_back_reductions, tokens_of_a_pass
@@ -184,11 +184,10 @@ class Worker:
         assert self._save is not None, "no save has begun"
         return (True, self._save.error) if self._save.is_written else (False, None)
 
-    def finish_save(self) -> dict[str, FileRecord]:
-        """Completes the save, once all ranks' files are written without error; the records of this rank's files."""
+    def finish_save(self) -> None:
+        """Completes the save, where no driver does."""
         assert self._save is not None, "no save has begun"
-        save, self._save = self._save, None
-        return save.finish()
+        self._save.finish()
 
     def save(self, folder: str, *, step: int = 0, policy_version: int = 0) -> None:
         """All of a save, without the driver: for who holds the ranks themselves, as under torchrun."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from megatron_nft.actor.manifest import CheckpointError, FileRecord, read_manifest, shares
+from megatron_nft.actor.manifest import CheckpointError, read_manifest, shares
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.cluster.connections import connections, device_generation
 from megatron_nft.cluster.placement import Placement
@@ -193,10 +193,6 @@ class Actors:
         if errors := [f"{name}: {error}" for name, (_, error) in states.items() if error]:
             raise CheckpointError("; ".join(errors))
         return True
-
-    def finish_save(self) -> dict[str, FileRecord]:
-        """Completes a save that `is_saved`; the records of all files that the ranks wrote."""
-        return {name: record for records in self._call("finish_save") for name, record in records.items()}
 
     def damages(self, folder: Path) -> list[str]:
         """What is wrong with a checkpoint's files; every rank reads a share of them.

@@ -57,6 +57,7 @@ class Report:
         self._minutes_before = 0.0  # of earlier attempts
         self._page_written = self._start = time.perf_counter()
         self._step_ends: deque[float] = deque(maxlen=ETA_STEPS + 1)
+        self._open = 0  # which step is open
         self._metrics: dict[str, float] | None = None  # of the open step
         self._groups: list[RolloutGroup] = []  # of the open step
         self._is_trained = False  # the open step
@@ -71,8 +72,12 @@ class Report:
             self._progress.clear()
         print(line, file=self._stream, flush=True)
 
-    def rewind(self, step: int) -> None:
-        """Goes on from a checkpoint of this step: what is recorded up to it stays, the rest will come again."""
+    def rewind(self, step: int, record: Mapping[str, Any] | None = None) -> None:
+        """Goes on from a checkpoint of this step: what is recorded up to it stays, the rest will come again.
+
+        Args:
+            record: `so_far` of the step, for a run that was killed before it ended.
+        """
         self._step_ends.clear()
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             keep_records(self._dir / name, lambda record: record["step"] <= step)
@@ -80,6 +85,9 @@ class Report:
         self._rollouts_file.close()
         self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
         self._read_back()
+        if record is not None and not any(known.kind == "step" and known.step == step for known in self._records):
+            _append(self._metrics_file, record)
+            self._read_back()
         self._trackers.begin(self._records)
 
     def _read_back(self) -> None:
@@ -108,6 +116,7 @@ class Report:
         if self._metrics is not None:
             raise RuntimeError(f"step {step} begins inside another step")
         self._metrics, self._groups, self._is_trained = {}, [], False
+        self._open = step
         start = time.perf_counter()
         if not self._step_ends:
             self._step_ends.append(start)
@@ -129,6 +138,16 @@ class Report:
     def trained(self) -> None:
         """The open step has changed the actor: from here on a stop saves this step, not the one before."""
         self._is_trained = True
+
+    def so_far(self, step: int) -> dict[str, Any] | None:
+        """The record that the open step would leave if it ended now; None if it is another one."""
+        if self._metrics is None or self._open != step:
+            return None
+        metrics = self._metrics | {"train/step": step, "train/updates": self._count_updates(step)}
+        rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
+        if self._groups:
+            metrics |= {name: _number(value) for name, value in rollout_metrics(self._groups).items()}
+        return _line(step, "step", metrics, groups_by_correct_rate=rates)
 
     def _end_step(self, step: int, start: float) -> None:
         end = time.perf_counter()
@@ -266,11 +285,10 @@ class Report:
         return per_step * max(self._config.train.steps - step, 0)
 
     def _write_record(self, step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = StepReport(step=step, kind=kind, time=now, metrics=dict(metrics), **more)
+        line = _line(step, kind, metrics, **more)
+        record = StepReport(step=step, kind=kind, time=line["time"], metrics=dict(metrics), **more)
         self._records.append(record)
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        _append(self._metrics_file, {"step": step, "kind": kind, "time": now, **finite, **more})
+        _append(self._metrics_file, line)
         self._trackers.add(record)
         self._pass_on_messages()
 
@@ -317,6 +335,13 @@ def _append(file: TextIO, record: Mapping[str, object]) -> None:
     """One ASCII line, on disk before the next step begins."""
     file.write(json.dumps(record, allow_nan=False) + "\n")
     file.flush()
+
+
+def _line(step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
+    """Of metrics.jsonl."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return {"step": step, "kind": kind, "time": now, **finite, **more}
 
 
 def _number(value: float) -> float:

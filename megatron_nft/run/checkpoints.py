@@ -1,32 +1,36 @@
 """A run's checkpoints, as the driver sees them: begun in a step, published once whole, gone back to at a start.
 
-The actor's ranks write their state (actor/checkpoint.py); the driver adds what it knows itself, and decides which
-folder counts (checkpoint_folder.py). Called by run.py and train.py.
+The actor's ranks write their state (actor/checkpoint.py); the driver adds what it knows itself. The folder counts as
+soon as all of that is on the disk (publication.py). Called by run.py and train.py.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.actor.manifest import CheckpointError, FileRecord, damages, read_manifest
+from megatron_nft.actor.checkpoint_parts import write_driver_part
+from megatron_nft.actor.manifest import CheckpointError, damages, read_manifest, to_disk
 from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import Kept
 from megatron_nft.run import checkpoint_folder
+from megatron_nft.run.publication import Publication
 from megatron_nft.types import Prompt
 from megatron_nft.weights.export import copy_side_files
 
-PLAIN = ("step", "policy_version", "sampling", "minutes")
+PLAIN = ("step", "policy_version", "sampling", "minutes", "record")
 """Of Progress, what run.json holds."""
 PROGRESS, GROUPS, RECIPE, CONFIG = "run.json", "groups.npz", "recipe.toml", f"{SIDE_FILES}/config.json"
-POLL_S = 0.02
+ASK_S = 0.5
+"""Between two questions to the ranks while a save is waited for: whether one can't write."""
 SHOWN = 8
 """Damaged files, or changed settings, that a message lists."""
 
@@ -39,6 +43,7 @@ class Progress:
     policy_version: int
     sampling: dict[str, Any]  # GroupSource.state()'s plain values
     minutes: float  # that the run has taken
+    record: dict[str, Any] | None = None  # the step's in metrics.jsonl, should the run have been killed before it
     groups: tuple[Kept, ...] = ()  # graded, and not trained on yet, where sampling is ahead
     folder: Path | None = field(default=None, compare=False)  # that it was read from; its groups are there
 
@@ -48,15 +53,29 @@ class Checkpoints:
 
     Args:
         announce: prints a line.
+        record: a step's in metrics.jsonl, as it is now.
     """
 
-    def __init__(self, config: Config, actors: Actors, announce: Callable[[str], None]) -> None:
-        self._config, self._actors, self._announce = config, actors, announce
-        self._under_way: tuple[Progress, Path] | None = None
+    def __init__(
+        self,
+        config: Config,
+        actors: Actors,
+        announce: Callable[[str], None],
+        record: Callable[[int], dict[str, Any] | None] = lambda step: None,
+    ) -> None:
+        self._config, self._actors, self._announce, self._record = config, actors, announce, record
+        self._under_way: tuple[Progress, Publication] | None = None
+        self._left: list[Publication] = []  # not waited for any more
         self._newest_bytes = 0
         self._has_begun = False  # whatever is in the run folder is of this run
-        self.newest_step = 0
+        self._newest_step = 0
+
+    @property
+    def newest_step(self) -> int:
         """Of the checkpoint that was saved or loaded last."""
+        if self._under_way is not None and self._under_way[1].is_published:
+            return self._under_way[0].step
+        return self._newest_step
 
     def is_due(self, step: int) -> bool:
         """Whether the recipe wants a checkpoint of this step."""
@@ -66,9 +85,7 @@ class Checkpoints:
     def begin(self, progress: Progress) -> None:
         """Copies the actor's state and begins to write it. A checkpoint that can't be written is said, and no error.
 
-        It is never published here, not even if it is written meanwhile (checkpoint.in_background = false): a process
-        that is lost before the step ends takes the run back to a checkpoint, and all steps up to that must have their
-        record.
+        It counts as soon as it is written, before the step has ended: the step's record goes with it.
         """
         self.finish()
         folder = checkpoint_folder.step_folder(self._config.run_dir, progress.step)
@@ -80,52 +97,14 @@ class Checkpoints:
             self._give_up(progress, folder, str(error))
             return
         self._actors.begin_save(folder, progress.step, progress.policy_version)
-        self._under_way = (progress, folder)
+        progress = replace(progress, record=self._record(progress.step))
+        publication = Publication(folder, lambda: self._write_own(progress, folder), lambda: self._prune(progress.step))
+        self._under_way = (progress, publication)
         if not self._config.checkpoint.in_background:
-            self._wait()
+            self.finish()
 
-    def poll(self) -> None:
-        """Publishes the checkpoint under way, if all ranks have written it. To be called now and then."""
-        if self._under_way is None:
-            return
-        progress, folder = self._under_way
-        try:
-            if not self._actors.is_saved():
-                return
-            self._under_way = None
-            self._publish(progress, folder, self._actors.finish_save())
-        except (CheckpointError, OSError) as error:
-            self._under_way = None
-            self._give_up(progress, folder, str(error))
-
-    def finish(self) -> None:
-        """Waits for the checkpoint under way, and publishes it.
-
-        Raises:
-            CheckpointError: it is not written within actor.timeout_s.
-        """
-        self._wait()
-        self.poll()
-
-    def _wait(self) -> None:
-        timeout_s = self._config.actor.timeout_s
-        deadline = time.monotonic() + timeout_s
-        while self._under_way is not None and not self._is_over():
-            if time.monotonic() > deadline:
-                raise CheckpointError(f"{self._under_way[1]}: not written within actor.timeout_s = {timeout_s:g} s")
-            time.sleep(POLL_S)
-
-    def _is_over(self) -> bool:
-        try:
-            return self._actors.is_saved()
-        except CheckpointError:  # `poll` says it
-            return True
-
-    def abandon(self) -> None:
-        """Gives the checkpoint under way up: ranks that were writing it are lost."""
-        self._under_way = None  # its folder goes with the next one that is published
-
-    def _publish(self, progress: Progress, folder: Path, files: dict[str, FileRecord]) -> None:
+    def _write_own(self, progress: Progress, folder: Path) -> None:
+        """What the driver knows, to the disk."""
         plain = {name: getattr(progress, name) for name in PLAIN}
         (folder / PROGRESS).write_text(json.dumps(plain, indent=1) + "\n")
         if progress.groups:
@@ -133,13 +112,76 @@ class Checkpoints:
         (folder / RECIPE).write_text(to_toml(self._config), encoding="utf-8")
         (folder / SIDE_FILES).mkdir()
         copy_side_files(self._config.model.hf_folder, folder / SIDE_FILES)
-        checkpoint_folder.publish(folder, files)
-        self.newest_step = progress.step
-        self._newest_bytes = sum(file.num_bytes for file in files.values())
+        own = [folder / name for name in (PROGRESS, GROUPS, RECIPE) if (folder / name).exists()]
+        own += [path for path in (folder / SIDE_FILES).rglob("*") if path.is_file()]
+        for path in {*own, *(path.parent for path in own)}:
+            to_disk(path)
+        write_driver_part(folder, [os.path.relpath(path, folder) for path in own])
+
+    def poll(self) -> None:
+        """Says whether the checkpoint under way can't be written. To be called now and then, when ranks are idle."""
+        if self._under_way is None:
+            return
+        progress, publication = self._under_way
+        try:
+            if not publication.is_over:
+                self._actors.is_saved()
+        except CheckpointError as error:
+            publication.error = error
+            publication.close()
+        if publication.is_over or publication.error is not None:
+            self._settle(progress, publication)
+
+    def finish(self, step: int | None = None) -> None:
+        """Waits until the checkpoint under way is published, or is known not to be possible.
+
+        Args:
+            step: if it is of another one, it is left to itself: it counts if it becomes whole, and nobody waits for it.
+
+        Raises:
+            CheckpointError: it is not written within actor.timeout_s.
+        """
+        timeout_s = self._config.actor.timeout_s
+        deadline = time.monotonic() + timeout_s
+        while self._under_way is not None:
+            progress, publication = self._under_way
+            if publication.wait(0 if step not in (None, progress.step) else ASK_S):
+                self._settle(progress, publication)
+            elif step not in (None, progress.step):
+                self._left.append(publication)
+                self._under_way = None
+            elif time.monotonic() > deadline:
+                raise CheckpointError(f"{publication.partial}: not written within actor.timeout_s = {timeout_s:g} s")
+            else:
+                self.poll()
+
+    def abandon(self) -> None:
+        """Gives the checkpoint under way up, unless it is whole: ranks that were writing it are lost."""
+        if self._under_way is not None:
+            progress, publication = self._under_way
+            publication.close()
+            if publication.is_over:
+                self._settle(progress, publication)
+            self._under_way = None  # its folder goes with the next one that is published
+
+    def close(self) -> None:
+        """Nothing is published from here on: the folder is no longer this run's."""
+        self.abandon()
+        for publication in self._left:
+            publication.close()
+
+    def _settle(self, progress: Progress, publication: Publication) -> None:
+        self._under_way = None
+        if publication.error is not None:
+            self._give_up(progress, publication.partial, str(publication.error))
+            return
+        self._newest_step = progress.step
+        folder = checkpoint_folder.step_folder(self._config.run_dir, progress.step)
+        self._newest_bytes = sum(file.num_bytes for file in read_manifest(folder).values())
+
+    def _prune(self, step: int) -> None:
         keep = self._config.checkpoint
-        checkpoint_folder.prune(
-            self._config.run_dir, newest=progress.step, keep_last=keep.keep_last, keep_every=keep.keep_every
-        )
+        checkpoint_folder.prune(self._config.run_dir, newest=step, keep_last=keep.keep_last, keep_every=keep.keep_every)
 
     def _give_up(self, progress: Progress, folder: Path, why: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -178,8 +220,10 @@ class Checkpoints:
 
     def _load(self, folder: Path) -> Progress:
         progress = _read_progress(folder)
+        if folder.parent.parent != self._config.run_dir:
+            progress = replace(progress, record=None)  # another run's
         self._actors.load(folder)
-        self.newest_step = progress.step
+        self._newest_step = progress.step
         changes = _changes(flat_settings((folder / RECIPE).read_text()), flat_settings(to_toml(self._config)))
         if changes:
             rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""

@@ -19,6 +19,7 @@ from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
 from megatron_nft.observe.trackers import check_trackers
 from megatron_nft.run.canary import check_canary
+from megatron_nft.run.checkpoint_folder import complete_left_behind
 from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
 from megatron_nft.run.folder import take_run_folder
 from megatron_nft.run.held_out import HeldOutEvaluation
@@ -71,7 +72,8 @@ class Run:
             refill=self.sync,
             in_background=not max_staleness and config.evaluates_in_background,
         )
-        self.checkpoints = Checkpoints(config, self.actors, report.announce)
+        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far)
+        stack.callback(self.checkpoints.close)
         self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
         self.start = replace(self._progress_of(0), minutes=0.0)
         self.resume()
@@ -178,7 +180,7 @@ class Run:
         self.turns.actor_turn()
         self.progress = self.checkpoints.restore() or self.start
         self.source.begin(self.progress.step, self.progress.sampling, read_groups(self.progress, self.source.prompts))
-        self.report.rewind(self.progress.step)
+        self.report.rewind(self.progress.step, self.progress.record)
         self._is_proven = False
         self.sync()
 
@@ -188,7 +190,7 @@ class Run:
         state, groups = self.source.state()
         self.progress = replace(self.progress, sampling=state, groups=groups)
         self.source.close()
-        self.checkpoints.finish()
+        self.checkpoints.finish(self.progress.step)
         if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step:
             self.report.announce(f"saving step {self.progress.step} ...")
             self.engines.kill()  # whatever they are at; if colocated, the actor needs their GPUs
@@ -215,6 +217,8 @@ def run_recipe(
     Raises:
         StopRequested: a signal asked for it; the last whole step is saved, as when groups run out (NoMixedGroups).
     """
+    for line in [] if config.run.overwrite else complete_left_behind(config.run_dir):
+        print(line, flush=True)
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     check_trackers(config)
     take_run_folder(config)

@@ -17,7 +17,7 @@ from megatron_nft.types import TrainSequence
 def transformers_logprobs(folder: str, sequences: Sequence[TrainSequence], device: torch.device) -> np.ndarray:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
     found = []
     with torch.no_grad():
         for sequence in sequences:

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_nft.actor import checkpoint
 from megatron_nft.actor.manifest import CheckpointError, damages, read_manifest
 from megatron_nft.run import checkpoint_folder
 from tests.parallel.ranks import run_ranks
@@ -32,7 +34,7 @@ class OneRank:
         from megatron_nft.actor.worker import Worker
 
         self.worker = Worker(config, rank=0, master=master)
-        self.load, self.finish_save = lambda folder: self.worker.load(str(folder)), self.worker.finish_save
+        self.load = lambda folder: self.worker.load(str(folder))
 
     def begin_save(self, folder, step, policy_version):
         self.worker.begin_save(str(folder), step, policy_version)
@@ -125,6 +127,9 @@ def kill_often(rank, master, folder, kills):
         os.waitpid(child, 0)
         assert not (folder / "failed").exists(), (folder / "failed").read_text()
         assert not (folder / "announced").exists() or "damaged" not in (folder / "announced").read_text()
+        left = list((folder / "run").glob("checkpoints/step_*.partial"))
+        said = checkpoint_folder.complete_left_behind(folder / "run")  # as the next start does
+        assert len(said) == len(left) and not list((folder / "run").glob("checkpoints/step_*.partial"))
         newest = checkpoint_folder.published(folder / "run")[:1]
         latest = folder / "run" / "checkpoints" / "latest"
         if newest:
@@ -133,7 +138,7 @@ def kill_often(rank, master, folder, kills):
         if latest.is_symlink():
             assert read_manifest(latest), "latest points at a whole one"
         promised = int((folder / "published").read_text()) if (folder / "published").exists() else 0
-        cut = bool(list((folder / "run").glob("checkpoints/step_*.partial")))
+        cut = bool(left)
         begun = int((folder / "begun").read_text())
         seen.append((begun, promised, checkpoint_folder.step_of(newest[0]) if newest else 0, cut))
     return seen
@@ -228,23 +233,77 @@ def test_a_disk_that_takes_no_more_costs_a_checkpoint_and_not_the_run(tmp_path):
     assert there == [["latest", "step_1"], ["latest", "step_1"], ["latest", "step_1", "step_3"]]
 
 
-def wait_for_a_save(rank, master, folder):
-    """What is published after `begin`, and after the step's end."""
+def publish(rank, master, folder):
+    """When checkpoints have their names, though nobody asks for it: one written in the background, one waited for."""
     torch.set_num_threads(1)
     from megatron_nft.run.checkpoints import Checkpoints
 
-    config = recipe(folder, "checkpoint.in_background=false")
+    config, found = recipe(folder), []
     actors = OneRank(config, master)
-    checkpoints, published = Checkpoints(config, actors, print), []
+    for step, in_background in ((1, "true"), (2, "false")):
+        config = recipe(folder, f"checkpoint.in_background={in_background}")
+        checkpoints = Checkpoints(config, actors, print, lambda step: {"step": step, "kind": "step"})
+        actors.update()
+        checkpoints.begin(progress(step))
+        whole = checkpoint_folder.step_folder(config.run_dir, step)
+        found.append(whole.exists())
+        deadline = time.monotonic() + 60
+        while not whole.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        found.append(json.loads((whole / "run.json").read_text())["record"])
+        checkpoints.close()
+    return found
+
+
+def test_a_checkpoint_counts_when_it_is_written_wherever_the_run_is_at_and_its_steps_record_goes_with_it(tmp_path):
+    (found,) = run_ranks(1, publish, str(tmp_path))
+    assert found[1:] == [{"step": 1, "kind": "step"}, True, {"step": 2, "kind": "step"}]
+
+
+def stop(rank, master, folder):
+    """A stop while a save is under way: of this very step, and of the one before. What was begun, and what is there."""
+    torch.set_num_threads(1)
+    from megatron_nft.run.checkpoints import Checkpoints
+
+    config, begun, release = recipe(folder), [], threading.Event()
+    actors, begin_save = OneRank(config, master), OneRank.begin_save
+    actors.begin_save = lambda folder, step, version: (begun.append(step), begin_save(actors, folder, step, version))
+    checkpoints = Checkpoints(config, actors, print)
+    write = checkpoint._write
+
+    def slowly(*arguments):
+        release.wait()
+        write(*arguments)
+
+    def names():
+        return sorted(path.name for path in (config.run_dir / "checkpoints").iterdir())
+
+    checkpoint._write = slowly
     actors.update()
     checkpoints.begin(progress(1))
-    published.append((actors.is_saved(), checkpoint_folder.published(config.run_dir)))
-    checkpoints.poll()
-    published.append((None, [path.name for path in checkpoint_folder.published(config.run_dir)]))
-    return published
+    threading.Timer(0.5, release.set).start()
+    checkpoints.finish(1)  # the save under way is of the step that is to be saved
+    seen = [(list(begun), checkpoints.newest_step, names())]
+    release.clear()
+    actors.update()
+    checkpoints.begin(progress(2))
+    actors.update()
+    checkpoint._write = write
+    checkpoints.finish(3)
+    seen.append((list(begun), checkpoints.newest_step, names()))
+    checkpoints.begin(progress(3))
+    checkpoints.finish(3)
+    seen.append((list(begun), checkpoints.newest_step, names()))
+    release.set()
+    checkpoints.close()
+    return seen
 
 
-def test_a_checkpoint_that_is_waited_for_is_published_after_its_steps_record_too(tmp_path):
-    """A rank lost in the sync of its step would else take the run back to a step without metrics."""
-    (published,) = run_ranks(1, wait_for_a_save, str(tmp_path))
-    assert published == [(True, []), (None, ["step_1"])]
+def test_a_stop_waits_for_one_save(tmp_path):
+    (seen,) = run_ranks(1, stop, str(tmp_path))
+    assert seen == [
+        ([1], 1, ["latest", "step_1"]),
+        ([1, 2], 1, ["latest", "step_1", "step_2.partial"]),
+        ([1, 2, 3], 3, ["latest", "step_1", "step_3"]),
+    ]

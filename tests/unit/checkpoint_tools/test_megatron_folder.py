@@ -9,9 +9,9 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from checkpoint_tools import megatron_to_hf
-from checkpoint_tools.megatron_folder import COMMON, FileSlice, MegatronFolder
+from checkpoint_tools.megatron_folder import COMMON, MegatronFolder
 from checkpoint_tools.show import describe
-from megatron_nft.actor.checkpoint_metadata import read_metadata
+from megatron_nft.actor.checkpoint_metadata import FileSlice, read_metadata
 from megatron_nft.actor.manifest import CheckpointError
 
 KEY = "decoder.layers.mlp.linear_fc2.weight"

@@ -256,6 +256,29 @@ def test_a_resumed_run_keeps_what_was_recorded_up_to_its_checkpoint(make_config,
     assert "2 of 40" in stream.getvalue()
 
 
+def test_a_checkpoints_copy_of_a_record_takes_the_place_of_one_that_was_never_written(make_config, make_group):
+    """A run that was killed between its checkpoint and its step's end."""
+    config = make_config()
+    report = Report(config, io.StringIO())
+    with pytest.raises(StopRequested), report.step(1):
+        report.add_rollouts([make_group("right", "wrong")])
+        report.add({"nft/loss": math.nan, "actor/grad_norm": 2.0})
+        copy = json.loads(json.dumps(report.so_far(1)))
+        assert report.so_far(2) is None
+        raise StopRequested(signal.SIGTERM)
+    assert report.so_far(1) is None
+    report.rewind(1, copy)
+    report.rewind(1, copy)
+    with report.step(2):
+        report.add({"nft/loss": 3.0})
+    report.rewind(2, {**copy, "step": 2})
+    report.close("done")
+    first, second = read_jsonl(config.run_dir / "metrics.jsonl")
+    assert first == copy and second["nft/loss"] == 3.0
+    assert first["nft/loss"] is None and first["actor/grad_norm"] == 2.0 and first["rollout/answers"] == 2
+    assert first["groups_by_correct_rate"] and first["train/updates"] == config.train.updates_per_step
+
+
 def test_what_is_no_number_comes_back_when_a_run_is_resumed(make_config, make_group):
     config = make_config()
     report = Report(config, io.StringIO())
