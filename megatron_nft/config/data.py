@@ -4,16 +4,17 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_nft.config.paths import PathText
 from megatron_nft.config.section import Section
 
 
 class DataConfig(Section):
     """Prompts: files, format, and which rows are left out."""
 
-    train: list[str] = Field([])
-    """Training prompts: parquet, jsonl or csv files, or names on the hub, as megatron_nft/data/README.md has them. A run
-    needs some, `megatron_nft.evaluate` none."""
-    held_out: list[str] = Field([])
+    train: list[PathText] = Field([])
+    """Training prompts: parquet, jsonl or csv files, or names on the hub; megatron_nft/data/README.md says what is in
+    them. A run needs some, `megatron_nft.evaluate` none."""
+    held_out: list[PathText] = Field([])
     """Held-out prompts for evaluation, same schema. Empty: no evaluation."""
     prompt_format: Literal["chat", "plain"] = "chat"
     """"chat" applies the tokenizer's chat template; "plain" joins the messages' contents as they are."""

@@ -147,16 +147,16 @@ def _without_columns(file: str, there: Iterable[str], columns: Sequence[str]) ->
 
 
 def _plain_rows(batches: "Iterable[pa.RecordBatch]", file: str) -> Iterator[tuple[int, Row]]:
-    number, short = 0, {}
+    first, short = 0, {}
     for batch in batches:
         short = short or {field.name: _shortest(field.type) for field in batch.schema}
         try:
             rows = batch.to_pylist(maps_as_pydicts="strict")
         except Exception:  # of one row: text that is no UTF-8, a date beyond the calendar
-            rows = (_plain_row(batch, place, f"{file}, row {number + place}") for place in range(len(batch)))
-        for row in rows:
+            rows = (_plain_row(batch, place, f"{file}, row {first + place}") for place in range(len(batch)))
+        for number, row in enumerate(rows, start=first):
             yield number, {name: change(row[name]) if (change := short[name]) else row[name] for name in row}
-            number += 1
+        first += len(batch)
 
 
 def _plain_row(batch: "pa.RecordBatch", place: int, where: str) -> Row:

@@ -178,10 +178,7 @@ def load_problems(
         elif config.missing_answer == "skip":
             num_without_answer += 1
         else:
-            raise DataError(
-                f"{file}, row {problem.number} (counted from 0): no ground truth; add it, or set "
-                'data.missing_answer = "skip" to drop such rows'
-            )
+            raise no_answer(file, problem)
     all_token_ids = within_vocabulary(_tokenize([text for _, text in usable], tokenizer, config), tokenizer)
     for (problem, text), token_ids_P in zip(usable, all_token_ids, strict=True):
         if len(token_ids_P) > config.max_prompt_tokens:
@@ -214,6 +211,14 @@ def _unused_stem(file: str, stems: set[str]) -> str:
         stem = f"{plain}~{number}"
     stems.add(stem)
     return stem
+
+
+def no_answer(file: str, problem: Problem) -> DataError:
+    """What is said of a row without a ground truth."""
+    return DataError(
+        f"{file}, row {problem.number} (counted from 0): no ground truth; add it, or set "
+        'data.missing_answer = "skip" to drop such rows'
+    )
 
 
 def _render(problem: Problem, file: str, tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> str:

@@ -136,7 +136,7 @@ def _parsed(text: str, where: str, name: str) -> Any:
         tables = value if isinstance(value, list) else [value]
         is_chat = bool(tables) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in tables)
         return value if is_chat else text
-    if start.startswith(("[{'", '[{"', "{'", '{"')):
+    if start.startswith(("[{'", '[{"')):
         raise DataError(
             f"{where}: {name} looks like messages made text, and is neither JSON nor Python's: {text[:80]!r}; "
             "write it as a list of {role, content}"

@@ -9,30 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from megatron_nft.config import DataConfig
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
+from tests.unit.data.conftest import BOS, TEMPLATE
 
 REPOSITORY = Path(__file__).parents[3]
-TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-    "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
-)
-BOS = 256  # after the 256 bytes
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and Llama's habit of beginning plain texts with a special token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_special_tokens(["<bos>"])
-    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=TEMPLATE)
+def tokenizer(byte_tokenizer):
+    return byte_tokenizer
 
 
 def config(**settings) -> DataConfig:

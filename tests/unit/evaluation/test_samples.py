@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
+from megatron_nft.evaluation.model_files import model_digest
+from megatron_nft.evaluation.samples import SamplesError, SamplesFile
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 SETTINGS = {"model": "m", "temperature": 0.6, "top_p": 0.7}
