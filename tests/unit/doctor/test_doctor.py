@@ -302,32 +302,6 @@ def test_data_that_is_missing_or_on_the_hub(machine, recipe):
     assert "HF_HUB_OFFLINE is set" in troubles(offline, recipe, 'data.train=["someone/math"]')["data"]
 
 
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        (['{"question": "x", "answer": "1"}', '{"question": "y", "answer": NaN}'], "row 1 (counted from 0): no ground"),
-        (['{"frage": "x"}'], "row 0: no column prompt, question"),
-        (['{"question": " ", "answer": "1"}'], "row 0: question is empty"),
-        (['{"question": "x", "answer": '], "row 0 (line 1): it is no JSON"),
-        ([], "has no rows"),
-    ],
-)
-def test_data_that_a_run_would_refuse(machine, recipe, lines, words):
-    """In the run's words, whatever row it is."""
-    (recipe.parent / "train.jsonl").write_text("\n".join(lines))
-    assert words in troubles(machine, recipe)["data"]
-    if "no ground" in words:
-        assert troubles(machine, recipe, 'data.missing_answer="skip"') == {}
-
-
-def test_a_reader_of_data_that_is_broken(machine, recipe, monkeypatch):
-    (recipe.parent / "pyarrow.py").write_text("raise ImportError('libarrow.so: not found')\n")
-    (recipe.parent / "train.parquet").write_bytes(Path("tests/assets/quickstart/held_out.parquet").read_bytes())
-    monkeypatch.setenv("PYTHONPATH", str(recipe.parent))
-    found = troubles(machine, recipe, f'data.train=["{recipe.parent}/train.parquet"]')
-    assert "libarrow.so: not found" in found["data"]
-
-
 def test_graders_of_ones_own_are_tried_in_a_process_of_their_own(machine, recipe, monkeypatch):
     (recipe.parent / "shop_grading.py").write_text("def price(**others):\n    return True\n")
     monkeypatch.setenv("PYTHONPATH", str(recipe.parent))
