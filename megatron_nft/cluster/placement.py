@@ -92,7 +92,7 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    _refuse_unfit_machine()
+    refuse_unfit_machine()
     if is_local(os.environ):
         os.environ.pop("RAY_ADDRESS", None)  # an empty one would be handed on
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(HEAD_GONE_S))
@@ -115,8 +115,12 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
         ray.shutdown()
 
 
-def _refuse_unfit_machine() -> None:
-    """Raises ClusterError for what Ray would say late, and in tracebacks."""
+def refuse_unfit_machine() -> None:
+    """What Ray would say late, and in tracebacks (doctor/ray_needs.py).
+
+    Raises:
+        ClusterError: its address doesn't answer, or its folder won't do.
+    """
     for finding in check_ray(Machine.this_one()):
         if finding.status == "FAIL":
             raise ClusterError(f"Ray can't be used: {finding.value}: {finding.reason}; {finding.remedy}")

@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_nft.evaluation.model_files import model_digest
 from megatron_nft.types import Prompt, RolloutGroup
+
+__all__ = ["Answer", "SamplesError", "SamplesFile", "model_digest"]
 
 HEADER = "evaluation"
 NEEDED = {"prompt_id", "digest", "answers"}

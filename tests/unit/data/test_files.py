@@ -157,6 +157,24 @@ def test_nested_columns_of_parquet(tmp_path):
     assert (problem.ground_truth, problem.extra_info) == ("0.1", {"index": 7})
 
 
+def test_a_name_on_the_hub(monkeypatch):
+    """As datasets gives it, but for the download."""
+    import datasets
+
+    rows = [{"question": "x", "answer": 34.0, "other": [1]}, {"question": "y", "answer": 0.5, "other": None}]
+    splits = datasets.DatasetDict(test=datasets.Dataset.from_list(rows), train=datasets.Dataset.from_list(rows[:1]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
+    assert [(p.ground_truth, p.data_source) for p in read_problems("someone/math-7.5k")] == [("34", "math-7.5k")]
+    splits.pop("train")
+    assert [p.ground_truth for p in read_problems("someone/math-7.5k")] == ["34", "0.5"]
+    splits["dev"] = splits["test"]
+    with pytest.raises(DataError, match="has the splits test, dev and no train"):
+        list(read_problems("someone/math-7.5k"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: (_ for _ in ()).throw(OSError("no\nnetwork")))
+    with pytest.raises(DataError, match="someone/math cannot be read: no network; offline, download it first"):
+        list(read_problems("someone/math"))
+
+
 def test_a_broken_row_of_parquet_is_named(tmp_path):
     bad = pa.array([b"fine", b"\xff"]).cast(pa.binary()).view(pa.string())
     with pytest.raises(DataError, match=r"a.parquet, row 1: it can't be read: .*utf-8"):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import normalizers
 
 from megatron_nft.config import DataConfig
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
@@ -71,6 +72,15 @@ def test_long_prompts_and_rows_without_an_answer_are_counted(tmp_path, tokenizer
     assert [p.prompt_id for p in loaded.prompts] == ["sums/0", "sums/4"]
     assert [len(p.token_ids_P) for p in loaded.prompts] == [18, 18] and loaded.num_too_long == 2, "18 are allowed"
     assert loaded.num_without_answer == 2
+
+
+def test_a_prompt_without_a_token_is_refused(tmp_path):
+    """What the engine would refuse in the middle of sampling: "The decoder prompt cannot be empty"."""
+    none = load_tokenizer(REPOSITORY / "tests/assets/quickstart/model")
+    none.backend_tokenizer.normalizer = normalizers.Replace("z", "")
+    file = write(tmp_path / "sums.jsonl", [row("1+1="), row("zzz")])
+    with pytest.raises(DataError, match=r"sums.jsonl, row 1: the tokenizer makes no token of the prompt 'zzz'"):
+        load_prompts([file], none, config(prompt_format="plain"))
 
 
 def test_ids_are_unique_over_files_of_the_same_name(tmp_path, tokenizer):

@@ -1,13 +1,16 @@
 """Rows in the layouts that are found in the wild, and rows that say nothing."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from megatron_nft.config import DataConfig
 from megatron_nft.data.errors import DataError
 from megatron_nft.data.prompts import messages_to_ask
-from megatron_nft.data.rows import problem_of
+from megatron_nft.data.rows import problem_of, read_problems
 
 CHAT = [{"role": "user", "content": "1 + 1 ="}]
 GOLD = {"reward_model": {"ground_truth": "2"}}
@@ -103,3 +106,17 @@ def test_extra_info_is_plain():
     assert read({"prompt": "x", **GOLD, "extra_info": info}).extra_info == {
         "n": None, "tests": [{"x": 1, "y": None}], "raw": "ab", "3": True,
     }  # fmt: skip
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    text = Path("megatron_nft/data/README.md").read_text()
+    (lines,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.jsonl").write_text(lines)
+    first, second = read_problems(str(tmp_path / "mine.jsonl"))
+    assert (first.ground_truth, first.data_source) == ("12", "openai/gsm8k")
+    assert (second.ground_truth, second.data_source) == (r"\frac{5}{6}", "mine")
+    (settings,) = re.findall(r"```toml\n\[data\]\n(.*?)```", text, re.DOTALL)
+    config = DataConfig(**tomllib.loads(settings))
+    asked = messages_to_ask(second.messages, config)
+    assert [m["role"] for m in asked] == ["system", "user"]
+    assert asked[-1]["content"].endswith("1}{3}$?\nPut the final answer into \\boxed{}.")
