@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_nft.doctor.findings import Finding, fail, ok, warn
 from megatron_nft.doctor.machine import Machine
+
+if TYPE_CHECKING:
+    from megatron_nft.config import DataConfig
 
 HUB_NAME_PARTS = 2
 """owner/name."""
@@ -17,17 +21,18 @@ TIMEOUT_S = 60
 
 
 class DataCheck:
-    """Starts reading when made; `findings` waits for what it found.
+    """Starts reading when made; `findings` waits for what it found. Names on the hub are not read.
 
     Args:
-        names: files, and names on the hub, which are not read.
-        skips_missing: rows without a ground truth are left out, not refused.
+        model: folder of the tokenizer.
     """
 
-    def __init__(self, names: Sequence[str], skips_missing: bool) -> None:
-        self._names = list(dict.fromkeys(names))
+    def __init__(self, data: "DataConfig", model: Path) -> None:
+        self._names = list(dict.fromkeys([*data.train, *data.held_out]))
         self._files = [name for name in self._names if os.access(name, os.R_OK) and Path(name).is_file()]
-        command = [sys.executable, "-m", "megatron_nft.data.check", "--json", *["--skip-missing"] * skips_missing]
+        command = [sys.executable, "-m", "megatron_nft.data.check", "--json", f"--model={model}"]
+        command += [f"--max-prompt-tokens={data.max_prompt_tokens}"]
+        command += ["--skip-missing"] if data.missing_answer == "skip" else []
         self._reader = None
         if self._files:
             self._reader = subprocess.Popen(
@@ -62,9 +67,14 @@ class DataCheck:
 
 
 def _words(report: dict) -> str:
-    without = f", {report['without_answer']} without a ground truth" if report["without_answer"] else ""
     looked = "rows" if report["is_whole"] else "rows looked at, there are more"
-    return f"{report['file']}: {report['rows']} {looked}{without}"
+    words = [f"{report['file']}: {report['rows']} {looked}"]
+    if report["without_answer"]:
+        words.append(f"{report['without_answer']} without a ground truth")
+    if report["too_long"]:
+        of = "" if report["measured"] == report["rows"] else f" of the first {report['measured']}"
+        words.append(f"{report['too_long']}{of} too long")
+    return ", ".join(words)
 
 
 def _absent(machine: Machine, name: str) -> Iterator[Finding]:

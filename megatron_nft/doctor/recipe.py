@@ -40,7 +40,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
             'run it on a GPU machine, or set cluster.device="cpu"',
         )
     folder = Path(config.model.path)
-    data = DataCheck([*config.data.train, *config.data.held_out], config.data.missing_answer == "skip")
+    data = DataCheck(config.data, config.model.hf_folder)
     yield from check_model(folder)
     if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):
         yield fail("reference", config.model.reference, wrong, OTHER_MODEL)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from megatron_nft.config import DataConfig
 from megatron_nft.data.check import check_files
 from megatron_nft.doctor.data import DataCheck
 from megatron_nft.doctor.machine import Machine
 
-HELD_OUT = Path("tests/assets/quickstart/held_out.parquet")
+HELD_OUT, MODEL = Path("tests/assets/quickstart/held_out.parquet"), Path("tests/assets/quickstart/model")
 
 
-def found(*files, skips_missing=False):
-    return list(DataCheck([str(file) for file in files], skips_missing).findings(Machine.this_one()))
+def found(*files, **settings):
+    data = DataConfig(train=[str(file) for file in files], **settings)
+    return list(DataCheck(data, MODEL).findings(Machine.this_one()))
 
 
 def test_files_that_a_run_would_refuse(tmp_path):
@@ -35,8 +37,18 @@ def test_files_that_a_run_would_refuse(tmp_path):
         assert (finding.status, finding.check) == ("FAIL" if lines[name][1] else "ok", "data")
         assert lines[name][1] in finding.reason and str(file) in finding.value
     assert [finding.value for finding in findings[-2:]] == [f"{files['right']}: 3 rows", f"{HELD_OUT}: 256 rows"]
-    (skipped,) = found(files["gold"], skips_missing=True)
+    (skipped,) = found(files["gold"], missing_answer="skip")
     assert skipped.value.endswith("gold.jsonl: 2 rows, 1 without a ground truth")
+
+
+def test_prompts_that_are_too_long(tmp_path):
+    rows = ['{"question": "%s", "answer": "1"}' % ("a b " * 50 * n) for n in (0, 1, 2)]
+    (tmp_path / "a.jsonl").write_text("\n".join(row.replace('"question": ""', '"question": "a"') for row in rows))
+    (tmp_path / "b.jsonl").write_text("\n".join(rows[1:]))
+    some, none = found(tmp_path / "a.jsonl", tmp_path / "b.jsonl", max_prompt_tokens=10)
+    assert some.value.endswith("a.jsonl: 3 rows, 2 too long")
+    assert none.reason.endswith("b.jsonl: all of its 2 prompts are longer than 10 tokens")
+    assert [finding.status for finding in found(tmp_path / "b.jsonl", max_prompt_tokens=1000)] == ["ok"]
 
 
 def test_large_files_are_looked_at_for_a_while(tmp_path):
