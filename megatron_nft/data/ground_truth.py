@@ -88,10 +88,8 @@ def _text(value: Any) -> str | None:
     raise NoGroundTruth(f"a {type(value).__name__}, not text, a number, a date, true or false, or a list of these")
 
 
-def _digits(number: Decimal) -> str | None:
+def _digits(number: Decimal) -> str:
     """Without an exponent, and without zeros that say nothing."""
-    if number.is_nan():
-        return None
     if not number.is_finite():
         raise NoGroundTruth(f"{number}, not a number that an answer could be")
     if abs(number.adjusted()) > MAX_DIGITS:
