@@ -19,6 +19,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from megatron_nft.cluster.nodes import ClusterError, Node, living_nodes
 from megatron_nft.config import Config
+from megatron_nft.doctor.machine import Machine
+from megatron_nft.doctor.ray_needs import check_ray, is_local
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: batches of token ids pass through it, weights don't."""
@@ -85,13 +87,16 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
         with_actors: False: for engines only, with places of their own.
 
     Raises:
-        ClusterError: the cluster hasn't got the resources, or not within cluster.start_timeout_s.
+        ClusterError: Ray can't be used here (doctor/ray_needs.py); the cluster hasn't got the resources, or not within
+            cluster.start_timeout_s.
     """
     ranks = config.actor.world_size if with_actors else 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if "RAY_ADDRESS" not in os.environ:
+    refuse_unfit_machine()
+    if is_local(os.environ):
+        os.environ.pop("RAY_ADDRESS", None)  # an empty one would be handed on
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(HEAD_GONE_S))
         options |= {
             "address": "local",
@@ -100,12 +105,27 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises whatever its parts do, tracebacks of half a page in it
+        where = os.environ.get("RAY_ADDRESS", "here")
+        raise ClusterError(f"Ray can't be joined or started ({where}): {' '.join(str(error).split())[:500]}") from error
     try:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put in a handler that aborts the process
         yield _reserve(config, ranks)
     finally:
         ray.shutdown()
+
+
+def refuse_unfit_machine() -> None:
+    """What Ray would say late, and in tracebacks (doctor/ray_needs.py).
+
+    Raises:
+        ClusterError: its address doesn't answer, or its folder won't do.
+    """
+    for finding in check_ray(Machine.this_one()):
+        if finding.status == "FAIL":
+            raise ClusterError(f"Ray can't be used: {finding.value}: {finding.reason}; {finding.remedy}")
 
 
 def ranks_per_block(config: Config) -> int:

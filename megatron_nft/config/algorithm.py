@@ -1,5 +1,7 @@
 """The loss of a run."""
 
+import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -75,42 +77,54 @@ class AlgorithmConfig(Section):
         preset = METHODS[name].preset if isinstance(name, str) and name in METHODS else {}
         return {"name": name, **preset, **given}
 
-    @model_validator(mode="after")
-    def _check(self) -> "AlgorithmConfig":
+    def problems(self) -> Iterator[str]:
+        """What its settings can't be together."""
         name, neg_weight = self.name, self.neg_weight
         if neg_weight < 0 and neg_weight != -1:
-            raise ValueError(
-                f"algorithm.neg_weight = {neg_weight:g}: choose 0 (RFT) or more (1: NFT), or exactly -1 (DAPO)"
-            )
+            yield (f"algorithm.neg_weight = {neg_weight:g}: choose 0 (RFT) or more (1: NFT), or exactly -1 (DAPO)")
         if self.is_clipped and name not in CLIPPED:
-            raise ValueError(
+            yield (
                 f'algorithm.neg_weight = -1 is the clipped objective, not "{name}"; '
                 f"leave algorithm.name out (DAPO), or choose one of {', '.join(CLIPPED)}"
             )
         if not self.is_clipped and name in CLIPPED:
-            raise ValueError(
+            yield (
                 f'algorithm.neg_weight = {neg_weight:g} is a weight in NFT\'s loss, which "{name}" has not; '
                 'leave neg_weight out, or set algorithm.name = "nft"'
             )
         if name == "rft" and neg_weight != 0:
-            raise ValueError(
+            yield (
                 f'algorithm.name = "rft" learns from right answers only, neg_weight = {neg_weight:g} weighs wrong '
                 'ones; set algorithm.name = "nft"'
             )
         if self.takes_scores and self.normalize == 0:
-            raise ValueError(
-                f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)'
-            )
+            yield (f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)')
         if self.is_clipped and self.ratio_type == "sequence":
-            raise ValueError(f'algorithm.ratio_type = "sequence" is not defined for "{name}"; leave it at "token"')
+            yield (f'algorithm.ratio_type = "sequence" is not defined for "{name}"; leave it at "token"')
         if self.old_logprobs == "engine" and self.importance_cap:
-            raise ValueError(
+            yield (
                 f"algorithm.importance_cap = {self.importance_cap:g} corrects for the gap from engine to actor, and "
                 'algorithm.old_logprobs = "engine" knows the engine only; set importance_cap = 0, or "actor"'
             )
         if not self.takes_scores and self.overlong_penalty:
-            raise ValueError(
+            yield (
                 f"algorithm.overlong_penalty = {self.overlong_penalty:g} shapes a reward, and "
                 f'"{name}" has verdicts only (a truncated answer is wrong); set it to 0, or algorithm.name = "dapo"'
             )
-        return self
+        yield from self._unread()
+
+    def _unread(self) -> Iterator[str]:
+        """Settings that were changed, and that the method doesn't read: the run would be another than was meant."""
+        for key in METHODS[self.name].unread:
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default:
+                readers = ", ".join(name for name, row in METHODS.items() if key not in row.unread)
+                yield (
+                    f'algorithm.{key} = {json.dumps(value)} is not read by "{self.name}"; leave it out, or set '
+                    f"algorithm.name to a method that reads it: {readers}"
+                )
+        if self.reduction_constant is not None and self.reduction != "constant":
+            yield (
+                f'algorithm.reduction_constant = {self.reduction_constant:g} is the divisor of the "constant" '
+                f'reduction, and algorithm.reduction = "{self.reduction}"; leave it out, or set reduction = "constant"'
+            )

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from megatron_nft.config.paths import PathText
 from megatron_nft.config.section import Section
 
 
@@ -14,7 +15,7 @@ class CheckpointConfig(Section):
     """Checkpoints that stay; older ones are deleted once a new one is whole."""
     keep_every: int = Field(0, ge=0)
     """Those of every so many steps stay, too. 0: none."""
-    resume: str = "auto"
+    resume: PathText = "auto"
     """"auto": go on from the newest whole checkpoint of this run's folder, if there is one; "never"; or the folder of
     another run's checkpoint to begin from, until this run has its own."""
     in_background: bool = True

@@ -1,10 +1,10 @@
 """Held-out accuracy, in a run and by megatron_nft.evaluate."""
 
-from typing import Annotated, Self
+from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.section import Section
 
 
@@ -27,12 +27,11 @@ class EvaluateConfig(Section):
     engines that would idle; the sync waits for it. false, and `megatron_nft.train_async`: between the steps. The
     answers are the same."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """What its settings can't be together."""
         most_samples = max([self.samples, *self.samples_of.values()])
         if self.temperature == 0 and most_samples > 1:
-            raise RecipeError(
+            yield (
                 f"evaluate.temperature = 0 gives {most_samples} equal answers; set evaluate.samples = 1, or a "
                 "temperature above 0"
             )
-        return self

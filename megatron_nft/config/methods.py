@@ -17,24 +17,34 @@ class MethodRow:
     """Has the METHOD (nft/methods): its loss, what that takes, its metrics."""
     preset: Mapping[str, Any] = field(default_factory=dict)
     """What the name sets otherwise than the fields of AlgorithmConfig, which are NFT's. A recipe may override."""
+    unread: tuple[str, ...] = ()
+    """Settings of AlgorithmConfig that its loss doesn't read: a recipe that changes them is refused."""
     takes_scores: bool = False
     """It learns from rewards, so that a grader may give any score from 0 to 1. False: from right and wrong."""
 
 
 _NFT, _CLIPPED = "megatron_nft.nft.methods.nft", "megatron_nft.nft.methods.clipped"
+_OF_NFT, _OF_CLIPPED = ("clamp_negative",), ("clip_low", "clip_high", "overlong_share")
 
 METHODS: dict[str, MethodRow] = {
-    "nft": MethodRow(module=_NFT),
-    "rft": MethodRow(module=_NFT, preset={"neg_weight": 0.0}),
+    "nft": MethodRow(module=_NFT, unread=_OF_CLIPPED),
+    "rft": MethodRow(module=_NFT, preset={"neg_weight": 0.0}, unread=(*_OF_CLIPPED, *_OF_NFT)),
     "grpo": MethodRow(
-        module=_CLIPPED, preset={"neg_weight": -1.0, "normalize": 2, "reduction": "sequences"}, takes_scores=True
+        module=_CLIPPED,
+        preset={"neg_weight": -1.0, "normalize": 2, "reduction": "sequences"},
+        unread=_OF_NFT,
+        takes_scores=True,
     ),
     "dr_grpo": MethodRow(
-        module=_CLIPPED, preset={"neg_weight": -1.0, "normalize": 1, "reduction": "constant"}, takes_scores=True
+        module=_CLIPPED,
+        preset={"neg_weight": -1.0, "normalize": 1, "reduction": "constant"},
+        unread=_OF_NFT,
+        takes_scores=True,
     ),
     "dapo": MethodRow(
         module=_CLIPPED,
         preset={"neg_weight": -1.0, "normalize": 2, "clip_high": 0.28, "overlong_penalty": 1.0},
+        unread=_OF_NFT,
         takes_scores=True,
     ),
 }

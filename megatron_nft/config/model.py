@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from megatron_nft.config.paths import PathText
 from megatron_nft.config.section import Section
 from megatron_nft.families.hf_config import hf_side, is_megatron_folder
 
@@ -9,10 +10,10 @@ from megatron_nft.families.hf_config import hf_side, is_megatron_folder
 class ModelConfig(Section):
     """What training starts from, and what it is held to."""
 
-    path: str
+    path: PathText
     """What training starts from: an HF folder (config.json, *.safetensors, tokenizer), or a checkpoint in Megatron's
     format, of a run or made by checkpoint_tools.hf_to_megatron."""
-    reference: str | None = None
+    reference: PathText | None = None
     """HF folder of the frozen model that `algorithm.kl_weight` holds the policy to; usually that of `path`."""
 
     @property

@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_nft.doctor.findings import Finding, fail, ok, warn
+from megatron_nft.doctor.data import DataCheck
+from megatron_nft.doctor.findings import Finding, fail, ok
 from megatron_nft.doctor.machine import Machine
 
 GIB = 1 << 30
 TOKENIZER = ("tokenizer.json", "tokenizer.model")
-HUB_NAME_PARTS = 2
-"""owner/name."""
 OTHER_MODEL = "give the folder of a model as it was published"
 GRADERS_TIMEOUT_S = 120
 
@@ -45,6 +44,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
         reason = 'cluster.device = "cpu", and the installed packages are for GPUs: that vLLM has no CPU engine'
         yield fail("device", "engines on a CPU", reason, "run it in the environment that launch/install.sh makes")
     folder = Path(config.model.path)
+    data = DataCheck(config.data, config.model.hf_folder)
     yield from check_model(folder)
     try:
         check_served(
@@ -54,8 +54,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
         yield fail("engine", str(folder), str(error), OTHER_MODEL)
     if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):
         yield fail("reference", config.model.reference, wrong, OTHER_MODEL)
-    for name in dict.fromkeys([*config.data.train, *config.data.held_out]):
-        yield from check_data(machine, name)
+    yield from data.findings(machine)
     yield from check_own_graders([mode for mode in config.verdict.modes.values() if ":" in mode], recipe, overrides)
     yield from check_run_folder(machine, config.run_dir, _size(folder))
 
@@ -93,23 +92,6 @@ def _wrong_weights(folder: Path) -> str | None:
     except ModelFolderError as error:
         return str(error)
     return None
-
-
-def check_data(machine: Machine, name: str) -> Iterator[Finding]:
-    """A local file, or a name on the hub."""
-    file = Path(name)
-    if file.exists():
-        if os.access(file, os.R_OK):
-            yield ok("data", name)
-        else:
-            yield fail("data", name, "this user may not read it", f"chmod +r {name}, or ask its owner")
-    elif file.suffix or name.count("/") + 1 != HUB_NAME_PARTS:
-        yield fail("data", name, "no such file", "give the path of a parquet or jsonl file, or owner/name on the hub")
-    elif machine.environment.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false"):
-        yield fail("data", name, "it is a name on the hub, and HF_HUB_OFFLINE is set", "download it, and give the file")
-    else:
-        reason = "a name on the hub: it is downloaded at the start, by every machine"
-        yield warn("data", name, reason, "download it once, and give the file")
 
 
 def check_own_graders(names: Sequence[str], recipe: str, overrides: Sequence[str]) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.config import Config, RecipeError, load_config, path_argument
 from megatron_nft.families.hf_config import is_megatron_folder
 
 
@@ -40,7 +40,7 @@ def parse_arguments(description: str | None = None, argv: Sequence[str] | None =
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (run.seed)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="folder of the results; default: RUN/evaluation, or runs/evaluation/MODEL",
     )

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from megatron_nft.cluster.graders import spread_pool
+from megatron_nft.cluster.placement import refuse_unfit_machine
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
@@ -221,6 +222,8 @@ def run_recipe(
         print(line, flush=True)
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     check_trackers(config)
+    if processes is None:
+        refuse_unfit_machine()
     take_run_folder(config)
     report = Report(config)
     verdict = "done"

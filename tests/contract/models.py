@@ -40,10 +40,11 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
     import torch
     from megatron.core.utils import unwrap_model
 
-    from megatron_nft.actor.checkpoint import EXTRA_STATE, SHARDING
+    from megatron_nft.actor.fp8_scales import EXTRA_STATE
     from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
     from megatron_nft.actor.model import build_model
     from megatron_nft.actor.optimizer import build_optimizer
+    from megatron_nft.actor.optimizer_shares import optimizer_state
     from megatron_nft.families.hf_config import read_hf_config
     from megatron_nft.families.registry import table_of
     from megatron_nft.weights.plan import plan_weights
@@ -61,11 +62,11 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
     plan = plan_weights(shards, table, places=topology.stage_places, dtype=torch.bfloat16, bucket_bytes=BUCKET_BYTES)
     optimizer, _ = build_optimizer(model, optimizer_config, actor)
     states = {
-        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata=dict(SHARDING))
+        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata={})
         for number, chunk in enumerate(model)
     }
     if not optimizer_config.optimizer_cpu_offload:  # that one looks for tensors which lie on the device
-        optimizer.sharded_state_dict(states, is_loading=True, metadata=dict(SHARDING))
+        optimizer_state(optimizer, states, is_loading=True)
     entries = {name: value for state in states.values() for name, value in state.items()}
     classes = [optimizer]
     while inner := getattr(classes[-1], "chained_optimizers", [getattr(classes[-1], "optimizer", None)])[0]:

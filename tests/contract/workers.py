@@ -73,8 +73,6 @@ class Played:
 
 def first_run(rank: int, master: str, overrides: list[str], folder: str) -> dict[str, Any]:
     """Scores, updates, saves and goes on; then goes back to what it saved and goes on once more."""
-    from megatron_nft.actor import checkpoint
-
     played = Played(rank, master, overrides)
     found: dict[str, Any] = {"scores": played.scores(0), "stored": played.stored(0)}
     found["deterministic"] = played.deterministic()
@@ -86,7 +84,6 @@ def first_run(rank: int, master: str, overrides: list[str], folder: str) -> dict
     played.worker.finish_save()
     played.worker.load(folder)
     found["resumed"] = played.go_on()
-    found["sharding"] = dict(checkpoint.SHARDING)
     played.worker.shutdown()
     return found
 

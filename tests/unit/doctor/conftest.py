@@ -68,7 +68,7 @@ def recipe(tmp_path):
     quickstart = Path("tests/assets/quickstart/model")
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (model / name).write_bytes((quickstart / name).read_bytes())
-    (tmp_path / "train.jsonl").write_text("{}\n")
+    (tmp_path / "train.jsonl").write_text('{"question": "1 + 1 =", "answer": "2"}\n')
     path = tmp_path / "recipe.toml"
     path.write_text(
         f'[model]\npath = "{model}"\n[data]\ntrain = ["{tmp_path}/train.jsonl"]\nmax_prompt_tokens = 64\n'
