@@ -62,8 +62,7 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
     plan = plan_weights(shards, table, places=topology.stage_places, dtype=torch.bfloat16, bucket_bytes=BUCKET_BYTES)
     optimizer, _ = build_optimizer(model, optimizer_config, actor)
     states = {
-        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata={})
-        for number, chunk in enumerate(model)
+        f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata={}) for number, chunk in enumerate(model)
     }
     if not optimizer_config.optimizer_cpu_offload:  # that one looks for tensors which lie on the device
         optimizer_state(optimizer, states, is_loading=True)

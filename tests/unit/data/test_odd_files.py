@@ -122,7 +122,7 @@ def _bytes(rows, kind, of, end, mark):
     else:
         content = "".join(json.dumps(row, ensure_ascii=mark) + end for row in rows).encode()
     content = b"\xef\xbb\xbf" + content if mark else content
-    return gzip.compress(content) if kind.endswith(".gz") else content
+    return gzip.compress(content, mtime=0) if kind.endswith(".gz") else content
 
 
 def _damaged_rows(rows, damage, place):
