@@ -86,7 +86,7 @@ def first_run(rank: int, master: str, overrides: list[str], folder: str) -> dict
     played.worker.finish_save()
     played.worker.load(folder)
     found["resumed"] = played.go_on()
-    found["sharding"] = dict(checkpoint.SHARDING)
+    found["sharding"] = sorted(checkpoint.SHARDING)
     played.worker.shutdown()
     return found
 
