@@ -39,7 +39,7 @@ while (($#)); do
     shift
 done
 for name in "${wanted[@]}"; do
-    [[ $(printf '%s\n' "${parts[@]}" | cut -d' ' -f1) == *"$name"* ]] || { echo "prove: no part $name; --list names them" >&2; exit 2; }
+    [[ " ${parts[*]%% *} " == *" $name "* ]] || { echo "prove: no part $name; --list names them" >&2; exit 2; }
 done
 
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = sorted(
-    [*Path("slurm").glob("*.s*"), *Path("launch").glob("*.sh"), *Path("tests").glob("*.sh"), Path(".ci/run")]
+    [*Path("slurm").glob("*.s*"), *Path("launch").glob("*.sh"), *Path("tests").rglob("*.sh"), Path(".ci/run")]
 )
 SITE = Path("slurm/site.env.example")
 IN_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_CPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": "."}

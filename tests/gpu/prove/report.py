@@ -76,7 +76,8 @@ def table(out: Path) -> str:
             lines.append(f"| **{record['part']}** | **{record['state']}** | {shown} | |")
         else:
             value = f"{_shown(record['value'])} {record['unit']}".rstrip()
-            lines.append(f"| {record['part']} | {record['what']} | {value} | {record['note']} |")
+            cells = (record["part"], record["what"], value, record["note"])
+            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
