@@ -19,7 +19,7 @@ if [[ -n ${MEGATRON_NFT_CONTRACT_ENV:-} && ! -x $venv/bin/python ]]; then
     exit 2
 elif [[ -z ${MEGATRON_NFT_CONTRACT_ENV:-} && ! -f $venv/.installed ]]; then
     if [[ -n $only_if_there ]]; then
-        echo "contract: NOT RUN, there is no $venv; ./tests/contract/run.sh makes it (10 minutes, 9.3 GB)"
+        echo "contract: NOT RUN, there is no $venv; ./tests/contract/run.sh makes it (10 to 25 minutes, 9.3 GB)"
         exit
     fi
     shopt -s nullglob

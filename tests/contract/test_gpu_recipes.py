@@ -97,3 +97,16 @@ def test_every_recipe_is_what_every_constructor_takes(tmp_path):
             "sharded": (True, True, True),
             "optimizer": (1e-6, 0.1, 1.0, True),
         }, recipe
+
+
+def refused(rank, master):
+    rollout = load_config("launch/recipes/quickstart.toml").rollout
+    try:
+        VllmEngine("tests/assets/quickstart/model", rollout, device="cpu", max_model_len=192, seed=1)
+    except EngineError as error:
+        return str(error)
+
+
+def test_engines_of_a_cpu_recipe_say_which_environment_is_theirs():
+    (words,) = run_ranks(1, refused)
+    assert "launch/install.sh" in words

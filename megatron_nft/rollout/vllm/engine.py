@@ -56,9 +56,15 @@ class VllmEngine:
     ):
         from vllm import LLM
         from vllm.config import WeightTransferConfig
+        from vllm.platforms import current_platform
 
         from megatron_nft.rollout.vllm import receive
 
+        if device == "cpu" and not current_platform.is_cpu():
+            raise EngineError(
+                "cluster.device = cpu, and the vLLM that is installed is a build for GPUs, with no CPU in it; use the "
+                "environment of launch/install.sh"
+            )
         logging.getLogger("vllm").setLevel(logging.WARNING)
         on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}
         try:
