@@ -104,6 +104,7 @@ start_ray() {
         fi
         die "no address of ${nodes[0]}, for Ray$why"
     }
+    unset RAY_AUTH_TOKEN # would come before the file's
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$NFT_LOG/ray_token
     (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH") || die "can't write $RAY_AUTH_TOKEN_PATH"
     export RAY_ADDRESS=$ip:$NFT_RAY_PORT
