@@ -129,7 +129,7 @@ def fill_in(user: User) -> None:
 
 def is_accepted(user: User, command: str) -> None:
     """By Slurm, and by the shipped recipe, for the published model."""
-    said = user.types(command.replace("sbatch ", "sbatch --test-only ") + " 2>&1")
+    said = user.types(command.replace("sbatch ", "sbatch --test-only ", 1) + " 2>&1")
     assert "to start at" in said
     words = shlex.split(command)
     recipe = next((word[len("NFT_RECIPE=") :] for word in words if word.startswith("NFT_RECIPE=")), None)
