@@ -13,6 +13,7 @@ die() { echo "error: $*" >&2; exit 2; }
 load_site() {
     local site=${NFT_SITE:-slurm/site.env}
     [[ -r $site ]] || die "no $site in $PWD; cp slurm/site.env.example slurm/site.env, fill it in, submit from the repository"
+    export USER=${USER:-$(id -un)} # for $site
     set -a # all that it sets is for the programs: NFT_..., NCCL_..., caches
     # shellcheck source=slurm/site.env.example
     source "$site"
