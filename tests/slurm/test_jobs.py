@@ -92,8 +92,8 @@ def test_preflight_alone_never_requeues_and_a_container_site_gets_its_container(
 def test_attempts_in_vain_come_to_an_end(slurm, submit, tmp_path):
     (tmp_path / "driver_in_vain.py").write_text("raise SystemExit(75)\n")
     job, output = submit(
-        TRAIN, "run.name=a", sbatch=["--nodes=1"], site=["NFT_ATTEMPTS=2", "NFT_CPUS_PER_NODE=2"], NFT_DRIVER="driver_in_vain",
-        PYTHONPATH=str(tmp_path),
+        TRAIN, "run.name=a", sbatch=["--nodes=1"], site=["NFT_ATTEMPTS=2", "NFT_CPUS_PER_NODE=2"],
+        NFT_DRIVER="driver_in_vain", PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     assert wait_for(slurm, job, output, 240) == "FAILED", output.read_text()
     text = output.read_text()

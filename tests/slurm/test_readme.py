@@ -107,7 +107,8 @@ def fill_in(user: User) -> None:
     """site.env: the example with what this cluster has in place of its values; and a recipe for it."""
     file, runs = user.clone / "slurm/site.env", user.clone.parent / "runs"
     values = {
-        "export SBATCH_PARTITION": "main", "NFT_CPU_PARTITION": "main", "NFT_HOME": user.clone, "NFT_RUNS": runs, "NFT_UMASK": "077",
+        "export SBATCH_PARTITION": "main", "NFT_CPU_PARTITION": "main", "NFT_HOME": user.clone, "NFT_RUNS": runs,
+        "NFT_UMASK": "077",
         "NFT_LOCAL_DIR": user.slurm.scratch, "NFT_CACHE_DIR": user.clone.parent / "cache",
         "NFT_GB_S_WITHIN": 0, "NFT_GB_S_BETWEEN": 0,
     }  # fmt: skip
