@@ -320,22 +320,6 @@ def test_a_run_folder_that_is_a_file_or_on_a_full_disk(machine, recipe):
     assert "the trained model takes" in troubles(full, recipe)["run folder"]
 
 
-def test_a_disk_that_holds_the_model_but_not_the_checkpoints_at_once(machine, recipe):
-    """Three at once: two that are kept, and the one that is being written. What is there already counts."""
-    room = replace(machine, disk_usage=lambda path: (0, 0, 40_000_000))
-    settings = ["checkpoint.every=4", "train.steps=16"]
-    found = troubles(room, recipe, *settings)["run folder"]
-    assert "the trained model takes 2.0 MiB, 3 checkpoints of 14.2 MiB at once 42.7 MiB" in found
-    assert troubles(room, recipe, *settings, "checkpoint.keep_last=1") == {}
-    assert troubles(room, recipe, *settings, "train.steps=4") == {}, "there will be one only"
-    assert troubles(room, recipe, "checkpoint.every=0") == {}
-    assert "4 checkpoints" in troubles(room, recipe, *settings, "checkpoint.keep_every=12")["run folder"]
-    folder = recipe.parent / "runs/nft/checkpoints/step_4"
-    folder.mkdir(parents=True)
-    (folder / "__0_0.distcp").write_bytes(bytes(20_000_000))
-    assert troubles(room, recipe, *settings) == {}
-
-
 def test_a_gpu_recipe_on_a_machine_without(machine, recipe):
     assert "no NVIDIA driver" in troubles(machine, recipe, "cluster.device=cuda")["device"]
 
