@@ -85,7 +85,7 @@ program='' ray='' warned='' ended='' phase=''
 on_signal() {
     if [[ $1 == USR1 && $phase == preflight ]]; then # which has nothing to save
         say "SIGUSR1: the time is nearly up: no training will begin in this attempt"
-        return
+        return 0 # a bare return in a trap returns what was before it: the interrupted wait, and set -e ends the job
     fi
     say "SIG$1: $2"
     [[ -n $program ]] || exit 130

@@ -67,11 +67,12 @@ def test_never_from_preflight(tmp_path, status):
 
 
 def test_a_warning_during_preflight_reaches_no_program_and_no_training_begins(tmp_path):
-    script = f"""NFT_LOG={tmp_path} NFT_JOB_LOG={tmp_path} phase=preflight NFT_PID_FILE={tmp_path}/pid
-        sleep 60 & program=$!; echo $program >{tmp_path}/pid
-        kill -s USR1 $$; kill -0 $program; kill $program; program=; begin_attempt || end_job $?"""
+    script = f"""NFT_LOG={tmp_path} NFT_JOB_LOG={tmp_path} phase=preflight nodes=(n1)
+        on_nodes() {{ exec bash -c 'echo $$ >"$NFT_PID_FILE"; sleep 1.5; echo preflight ends'; }}
+        for at in 0.5 1; do (sleep $at; kill -s USR1 $$) & done
+        run_on_head preflight python; echo "its status is $?"; begin_attempt || end_job $?"""
     done = bash(script)
-    assert done.returncode == 1, done
+    assert done.returncode == 1 and "preflight ends\n" in done.stdout and "its status is 0\n" in done.stdout, done
     assert "no training will begin in this attempt" in done.stdout
     assert "the warning of the time limit came before training could begin: give more --time" in done.stdout
 
