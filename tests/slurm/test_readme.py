@@ -120,7 +120,8 @@ def fill_in(user: User) -> None:
         f"{text}\nNFT_CPUS_PER_NODE=1\nNFT_GPUS_PER_NODE=0\nNFT_OBJECT_STORE_BYTES=80000000\nNFT_RAY_AT_ONCE=4\n"
         f"NFT_RANKS=4\nNFT_RECIPE=${{NFT_RECIPE:-small.toml}}\n"
     )
-    settings = [*SMALL, "run.name=nft_qwen2.5_32b", "train.steps=2", "checkpoint.every=1", "run.overwrite=false"]
+    settings = [*SMALL, "run.name=nft_qwen2.5_32b", "train.steps=2", "checkpoint.every=1", "run.overwrite=false",
+                "evaluate.samples=2"]  # fmt: skip
     recipe = to_toml(load_config("launch/recipes/quickstart.toml", settings))
     for old, new in (("model", "models/Qwen2.5-32B"), ("train.parquet", "data/dapo-math-17k.parquet"),
                      ("held_out.parquet", "data/aime24.parquet")):  # fmt: skip
@@ -150,8 +151,8 @@ PROMISES = {
         "data: ... training prompts (...), 30 held out",
         "actor: 128 Megatron ranks (tp 8 x pp 2 x dp 8), bf16 | 32 vLLM engines, bfloat16 | starting ...",
         "ready after ... s",
-        "evaluation at step 0 | greedy ...",
-        "step 1/100 | ... s | loss ... | correct ... | right/wrong/other ... | mixed ... | gap ... | grad ...",
+        "evaluation at step 0 | greedy ... | avg@32 ... | truncated ... | 30 prompts | ...s",
+        "step 1/100 | update 16/1600 | ...s | loss ... | correct ... | right/wrong/other ... | mixed ... | gap ... | grad ...",
     ),
 }
 
