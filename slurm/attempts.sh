@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # How often a job may try; sourced by common.sh. An attempt that brings the run no further checkpoint is one in vain:
-# after NFT_ATTEMPTS of them in a row (3) the job fails instead of taking its nodes again. The count lies in
+# after NFT_MAX_ATTEMPTS of them in a row (3) the job fails instead of taking its nodes again. The count lies in
 # $NFT_JOB_LOG/attempts ("COUNT STEP"), so that a requeue keeps it, Slurm's own after a lost node, too.
 
 # newest_step: of the checkpoints in the run's folder, which preflight has written down; 0 without any.
@@ -28,24 +28,24 @@ count_attempt() {
 
 # begin_attempt: before training; not 0 if the time is up already, or if enough attempts have been in vain.
 begin_attempt() {
-    local most=${NFT_ATTEMPTS:-3}
+    local most=${NFT_MAX_ATTEMPTS:-3}
     if [[ -n $warned ]]; then
         say "the warning of the time limit came before training could begin: give more --time, or a later --signal"
         return 1
     fi
     count_attempt
     if ((attempts > most)); then
-        say "$((attempts - 1)) attempts in a row have brought no checkpoint after step $step (NFT_ATTEMPTS=$most): not trying again"
+        say "$((attempts - 1)) attempts in a row have brought no checkpoint after step $step (NFT_MAX_ATTEMPTS=$most): not trying again"
         return 1
     fi
 }
 
 # may_requeue: whether another attempt may bring more than this one.
 may_requeue() {
-    local most=${NFT_ATTEMPTS:-3}
+    local most=${NFT_MAX_ATTEMPTS:-3}
     if [[ -z $attempts ]]; then count_attempt; fi
     if [[ $(newest_step) == "$step" ]] && ((attempts >= most)); then
-        say "not requeued: $attempts attempts in a row have brought no checkpoint after step $step (NFT_ATTEMPTS=$most)." \
+        say "not requeued: $attempts attempts in a row have brought no checkpoint after step $step (NFT_MAX_ATTEMPTS=$most)." \
             "Give an attempt more --time, save more often (checkpoint.every), and submit it again: it goes on from there"
         return 1
     fi

@@ -45,7 +45,7 @@ def test_three_attempts_in_vain_are_enough(job):
     assert is_requeued(job(0)) and is_requeued(job(0))
     last = job(0)
     assert not is_requeued(last) and last.returncode == 75
-    assert "3 attempts in a row have brought no checkpoint after step 0 (NFT_ATTEMPTS=3)" in last.stdout
+    assert "3 attempts in a row have brought no checkpoint after step 0 (NFT_MAX_ATTEMPTS=3)" in last.stdout
     after = job(0)  # Slurm's own requeue, after a lost node
     assert after.returncode == 1 and "not trying again" in after.stdout and not is_requeued(after)
 
@@ -56,8 +56,8 @@ def test_a_further_checkpoint_ends_the_row(job):
 
 
 def test_the_site_says_how_many(job):
-    assert is_requeued(job(0, after=2, NFT_ATTEMPTS="1"))
-    assert not is_requeued(job(2, NFT_ATTEMPTS="1"))
+    assert is_requeued(job(0, after=2, NFT_MAX_ATTEMPTS="1"))
+    assert not is_requeued(job(2, NFT_MAX_ATTEMPTS="1"))
 
 
 @pytest.mark.parametrize("status", [1, 75, 138])

@@ -92,13 +92,13 @@ def test_preflight_alone_never_requeues_and_a_container_site_gets_its_container(
 def test_attempts_in_vain_come_to_an_end(slurm, submit, tmp_path):
     (tmp_path / "driver_in_vain.py").write_text("raise SystemExit(75)\n")
     job, output = submit(
-        TRAIN, "run.name=a", sbatch=["--nodes=1"], site=["NFT_ATTEMPTS=2", "NFT_CPUS_PER_NODE=2"],
+        TRAIN, "run.name=a", sbatch=["--nodes=1"], site=["NFT_MAX_ATTEMPTS=2", "NFT_CPUS_PER_NODE=2"],
         NFT_DRIVER="driver_in_vain", PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     assert wait_for(slurm, job, output, 240) == "FAILED", output.read_text()
     text = output.read_text()
     assert slurm.job(job)["Restarts"] == "1" and text.count("requeued: the next attempt") == 1
-    assert "not requeued: 2 attempts in a row have brought no checkpoint after step 0 (NFT_ATTEMPTS=2)" in text
+    assert "not requeued: 2 attempts in a row have brought no checkpoint after step 0 (NFT_MAX_ATTEMPTS=2)" in text
 
 
 @night("all nodes of the published job")

@@ -152,7 +152,7 @@ PROMISES = {
         "actor: 128 Megatron ranks (tp 8 x pp 2 x dp 8), bf16 | 32 vLLM engines, bfloat16 | starting ...",
         "ready after ... s",
         "evaluation at step 0 | greedy ... | avg@32 ... | truncated ... | 30 prompts | ...s",
-        "step 1/100 | update 16/1600 | ...s | loss ... | correct ... | right/wrong/other ... | mixed ... | gap ... | grad ...",
+        "step 1/100 | update 16/1600 | ...s | loss ... | correct ... | right/wrong/other ... | mixed ... | gap ...",
     ),
 }
 
