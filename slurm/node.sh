@@ -14,6 +14,12 @@ fi
 if [[ -z ${NFT_CONTAINER:-} ]]; then export PATH=${NFT_VENV:?is set by slurm/common.sh}/bin:$PATH; fi
 if [[ -n ${NFT_UMASK:-} ]]; then umask "$NFT_UMASK"; fi
 if [[ -n ${NFT_CACHE_DIR:-} ]]; then # what compilers keep; many processes at once are too much for a home folder
+    # It holds code that is run, and others may write to /tmp, too.
+    # shellcheck disable=SC2174
+    if ! mkdir -p -m 700 "$NFT_CACHE_DIR" || [[ ! -O $NFT_CACHE_DIR ]]; then
+        echo "NFT_CACHE_DIR=$NFT_CACHE_DIR is no folder of this user's on $(hostname); set another one in slurm/site.env" >&2
+        exit 2
+    fi
     export TRITON_CACHE_DIR=$NFT_CACHE_DIR/triton TORCHINDUCTOR_CACHE_DIR=$NFT_CACHE_DIR/inductor
     export VLLM_CACHE_ROOT=$NFT_CACHE_DIR/vllm CUDA_CACHE_PATH=$NFT_CACHE_DIR/cuda
 fi

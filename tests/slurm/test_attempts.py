@@ -139,12 +139,13 @@ def test_a_driver_that_is_started_again_does_not_begin_the_run_anew(tmp_path):
 
 
 def test_all_of_the_site_file_reaches_the_programs(tmp_path):
-    lines = ["NFT_OBJECT_STORE_BYTES=123", "NCCL_IB_HCA=mlx5", "NFT_UMASK=077", "NFT_CACHE_DIR=/disk/cache"]
+    cache = tmp_path / "cache"
+    lines = ["NFT_OBJECT_STORE_BYTES=123", "NCCL_IB_HCA=mlx5", "NFT_UMASK=077", f"NFT_CACHE_DIR={cache}"]
     script = "load_site; unset NFT_CONTAINER; NFT_VENV=/none slurm/node.sh bash -c 'umask; env'"
     done = bash(script, **site(tmp_path, *lines, "NFT_VENV=/none"))
     assert done.returncode == 0, done.stderr
     found = set(done.stdout.splitlines())
-    assert {*lines[:2], "0077", "TRITON_CACHE_DIR=/disk/cache/triton", "VLLM_CACHE_ROOT=/disk/cache/vllm"} <= found
+    assert {*lines[:2], "0077", f"TRITON_CACHE_DIR={cache}/triton", f"VLLM_CACHE_ROOT={cache}/vllm"} <= found
     assert "NFT_CONTAINER=image.sqsh" in bash("load_site; slurm/node.sh env", **site(tmp_path)).stdout
     assert os.stat(tmp_path / "runs/slurm/7").st_mode & 0o777 == 0o700
 
@@ -176,6 +177,16 @@ def test_a_container_without_pyxis_and_modules_without_module(tmp_path):
     assert "NFT_CONTAINER needs pyxis, and srun has no --container-image here: set NFT_VENV instead" in done.stderr
     done = bash("load_site; slurm/node.sh true", **site(tmp_path, "NFT_MODULES=cuda/13"))
     assert done.returncode == 2 and "has no `module`; leave it empty" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away")
+def test_a_cache_of_another_users_is_not_taken(tmp_path):
+    """Compilers' caches are code, and whoever may write to /tmp may make the folder first."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    os.chown(cache, 65534, 65534)
+    done = bash("load_site; slurm/node.sh true", **site(tmp_path, f"NFT_CACHE_DIR={cache}"))
+    assert done.returncode == 2 and "is no folder of this user's on" in done.stderr
 
 
 def test_the_token_is_its_owners_alone(tmp_path):
