@@ -21,6 +21,9 @@ class RunConfig(Section):
     """Folder that holds all runs."""
     seed: int = Field(1, ge=0, le=LARGEST_SEED)
     """Seeds the prompt order, the sampling of every rollout and Megatron's generators."""
+    umask: str = Field("", pattern="^(0?[0-7]{3})?$")
+    """Permissions that the run's folder and files do not get, as the shell's umask: "077" for their owner alone, "027"
+    for the group, too. Empty: the system's."""
     overwrite: bool = False
     """Replace an earlier run of the same name, its checkpoints too, instead of going on from where it stopped."""
 

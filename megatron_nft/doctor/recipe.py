@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_nft.doctor.data import DataCheck
 from megatron_nft.doctor.findings import Finding, fail, ok
 from megatron_nft.doctor.machine import Machine
+from megatron_nft.doctor.run_folder import check_run_folder
 
 GIB = 1 << 30
 TOKENIZER = ("tokenizer.json", "tokenizer.model")
@@ -56,7 +56,7 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
         yield fail("reference", config.model.reference, wrong, OTHER_MODEL)
     yield from data.findings(machine)
     yield from check_own_graders([mode for mode in config.verdict.modes.values() if ":" in mode], recipe, overrides)
-    yield from check_run_folder(machine, config.run_dir, _size(folder))
+    yield from check_run_folder(machine, config, read_hf_config(folder))
 
 
 def check_model(folder: Path) -> Iterator[Finding]:
@@ -110,28 +110,6 @@ def check_own_graders(names: Sequence[str], recipe: str, overrides: Sequence[str
         yield fail("graders", value, checked.stderr.strip(), "mend verdict.modes, or what it names")
     else:
         yield ok("graders", value)
-
-
-def check_run_folder(machine: Machine, folder: Path, model_bytes: int) -> Iterator[Finding]:
-    """It can be written to, and has room for an exported model. Nothing stays behind."""
-    place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    remedy = "set run.dir to a folder that can be written"
-    if not place.is_dir():
-        yield fail("run folder", str(folder), f"{place} is a file", remedy)
-        return
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        yield fail("run folder", str(folder), f"{place} can't be written: {error.strerror}", remedy)
-        return
-    free = machine.disk_usage(place)[2]
-    value = f"{folder}: {free / GIB:.1f} GiB free"
-    if free < model_bytes:
-        reason = f"the trained model takes {model_bytes / GIB:.1f} GiB"
-        yield fail("run folder", value, reason, "make room, or set run.dir to another disk")
-    else:
-        yield ok("run folder", value)
 
 
 def _size(folder: Path) -> int:
