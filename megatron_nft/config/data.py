@@ -17,6 +17,9 @@ class DataConfig(Section):
     """Held-out prompts for evaluation, same schema. Empty: no evaluation."""
     prompt_format: Literal["chat", "plain"] = "chat"
     """"chat" applies the tokenizer's chat template; "plain" joins the messages' contents as they are."""
+    system_prompt: str = ""
+    """A system message put before every prompt that has none of its own, in place of a chat template's default one.
+    Empty: none."""
     max_prompt_tokens: int = Field(512, ge=1)
     """Longer prompts are dropped and counted."""
     missing_answer: Literal["refuse", "skip"] = "refuse"

@@ -95,7 +95,7 @@ class PromptStream:
         if state["fingerprint"] != self._fingerprint:
             raise DataError(
                 f"the checkpoint's data position is of other prompts ({state['num_prompts']} then, {len(self.prompts)} "
-                "now): the files, their order, the tokenizer, data.prompt_format or data.max_prompt_tokens changed; "
+                "now): the files, their order, the tokenizer or what [data] says of prompts changed; "
                 "restore them, or start a new run from the checkpoint's weights"
             )
         if state["seed"] != self.seed:
@@ -320,6 +320,8 @@ def _render(
     )
     if not messages or not is_chat:
         raise DataError(f"{file}, row {number}: prompt is {str(messages)[:80]!r}. Needed: {SCHEMA}")
+    if config.system_prompt and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": config.system_prompt}, *messages]
     if config.prompt_format == "plain":
         return "\n".join(message["content"] for message in messages)
     try:

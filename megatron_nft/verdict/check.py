@@ -7,7 +7,7 @@ Judge and doctor call it. Exit status 0, or 2 with the reasons.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from megatron_nft.config import OWN_GRADER, RecipeError, VerdictConfig, load_config
 from megatron_nft.families.hf_config import ModelFolderError
@@ -47,13 +47,16 @@ def check_own_graders(config: VerdictConfig) -> None:
         raise RecipeError("\n".join(["graders that can't be used:", *problems]))
 
 
-def check_rewards(config: VerdictConfig) -> None:
+def check_rewards(config: VerdictConfig, sources: Collection[str]) -> None:
     """A run that trains pays for what its graders call right.
+
+    Args:
+        sources: data sources of the prompts that are trained on; what is held out earns nothing.
 
     Raises:
         RecipeError: whole_text is to pay for answers of a data source that verdict.loose_rewards doesn't name.
     """
-    loose = [source for source, mode in config.modes.items() if mode == "whole_text"]
+    loose = [source for source, mode in config.modes.items() if mode == "whole_text" and source in sources]
     unnamed = sorted(set(loose) - set(config.loose_rewards))
     if unnamed:
         raise RecipeError(
