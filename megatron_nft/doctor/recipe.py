@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_nft.doctor.findings import Finding, fail, ok, warn
 from megatron_nft.doctor.machine import Machine
+from megatron_nft.doctor.packages import check_fusion
 
 GIB = 1 << 30
 TOKENIZER = ("tokenizer.json", "tokenizer.model")
@@ -40,6 +41,8 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
             'cluster.device = "cuda"',
             'run it on a GPU machine, or set cluster.device="cpu"',
         )
+    if config.actor.gradient_accumulation_fusion:
+        yield from check_fusion(machine)
     folder = Path(config.model.path)
     yield from check_model(folder)
     if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):

@@ -18,7 +18,7 @@ from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.run.checkpoints import progress_to_resume
 from megatron_nft.run.held_out import check_samples_of
 from megatron_nft.types import Prompt
-from megatron_nft.verdict.check import check_own_graders, check_rewards
+from megatron_nft.verdict.check import check_own_graders, check_rewards, silent_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
         f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
         f"{train.num_without_answer} without an answer left out), {len(held_out)} held out"
     )
+    for line in silent_prompts([*train.prompts, *held_out], config.verdict):
+        announce(f"data: {line}")
     check_own_graders(config.verdict)  # imports them, in a process of its own
     check_rewards(config.verdict, {prompt.data_source for prompt in train.prompts})
     hf = read_hf_config(config.model.path)

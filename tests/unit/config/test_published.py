@@ -1,5 +1,6 @@
 """The six published runs: every setting of their recipes against the table of what is published."""
 
+import json
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,13 +23,9 @@ def published(tmp_path):
     """published("nft", "7b", overrides...): its recipe as it is resolved, on a model of enough positions."""
     folder = tmp_path / "model"
     folder.mkdir()
-    text = Path(MODEL, "config.json").read_text().replace('"max_position_embeddings": 512', "")
-    import json
-
     shape = json.loads(Path(MODEL, "config.json").read_text()) | {"max_position_embeddings": 32768}
     shape |= {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 512, "intermediate_size": 1024}
     (folder / "config.json").write_text(json.dumps(shape))
-    del text
 
     def load(method: str, size: str, *overrides: str) -> Config:
         return load_config(RECIPES / f"{method}_{SIZES[size]}.toml", [f"model.path={folder}", *overrides])

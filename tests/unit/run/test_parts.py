@@ -1,6 +1,8 @@
 """What a run reads before it starts anything: the problems that it trains on, and those that it is measured by."""
 
-from megatron_nft.config import load_config
+import pytest
+
+from megatron_nft.config import RecipeError, load_config
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.run.parts import read_data
 
@@ -30,3 +32,25 @@ def test_nothing_that_is_held_out_is_trained_on(tmp_path):
 def test_fewer_held_out_prompts_if_the_recipe_says_so(tmp_path):
     config = load_config(RECIPE, [f"run.dir={tmp_path}", "evaluate.max_prompts=3"])
     assert len(read_data(config, lambda line: None).held_out) == 3
+
+
+def test_prompts_that_ask_for_no_box_are_seen_before_anything_starts(tmp_path):
+    said, source = [], "quickstart/word_problems"
+    read_data(load_config(RECIPE, [f'verdict.modes={{"{source}" = "dapo_line"}}', f"run.dir={tmp_path}"]), said.append)
+    assert said[1:] == [
+        f"data: none of the 4256 prompts of '{source}' has the word 'answer:', and mode 'dapo_line' reads no other "
+        "answer: let data.system_prompt or data.train ask for it, or choose another in verdict.modes"
+    ]
+    said.clear()
+    asks = 'data.system_prompt="End with Answer: and the number."'
+    read_data(
+        load_config(RECIPE, [f'verdict.modes={{"{source}" = "dapo_line"}}', asks, "data.max_prompt_tokens=400",
+                             f"run.dir={tmp_path}"]), said.append
+    )  # fmt: skip
+    assert len(said) == 1
+
+
+def test_answers_of_a_benchmark_that_is_not_there(tmp_path):
+    config = load_config(RECIPE, [f"run.dir={tmp_path}", "evaluate.samples_of={math500 = 1}"])
+    with pytest.raises(RecipeError, match="names 'math500', which is no benchmark here: held_out"):
+        read_data(config, lambda line: None)
