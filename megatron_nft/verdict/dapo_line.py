@@ -1,8 +1,9 @@
-r"""DAPO's own grader of its data set: the last line "Answer: ...", normalised, as text (verl's math_dapo.py).
+r"""DAPO's own grader of its data set: the last line "Answer: ...", as text (verl's math_dapo.py at 57565332).
 
 A text and a ground truth come in, a Verdict goes out. Two things are decided otherwise than there, since a policy would
 find them: "41 = 42" is no answer (there, only what stands behind the last "=" counts), and of several formulas in the
-line the last counts, not the first. The mode "dapo_line" of verdict/graders.py.
+line the last counts, not the first. Newer verl also takes a box where no such line is; here that is another mode. The
+mode "dapo_line" of verdict/graders.py.
 """
 
 import re
