@@ -1,14 +1,15 @@
 """The NFT loss and its baselines: pure functions, tensors in, per-token losses out. Called by the methods
 (nft/methods), by actor/pipeline.py for what they share, and from notebooks.
 
-Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in Math Reasoning", arXiv 2505.18116 (numbers
-of equations and propositions: v3). The old policy splits into one of right and one of wrong answers (Eq. 7),
+Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in Math Reasoning", arXiv 2505.18116
+(numbers of equations and propositions: v3). The old policy splits into one of right and one of wrong answers (Eq. 7),
 
-    p pi+(a|q) + (1 - p) pi-(a|q) = pi_old(a|q),    so    pi-(a|q) = (pi_old(a|q) - p pi(a|q)) / (1 - p)    (section 3.2)
+    p pi+(a|q) + (1 - p) pi-(a|q) = pi_old(a|q),     so     pi-(a|q) = (pi_old(a|q) - p pi(a|q)) / (1 - p)
 
-is the implicit negative policy of the one being trained, pi for pi+: likelier wrong answers under pi- train pi (Theorem
-3.1). By token, for a question q with answers of the old policy, verdict r in {0, 1}, correct rate p of the group,
-likelihood ratio R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t), so that pi- / pi_old is (1 - p R_t) / (1 - p) (Eq. 10):
+is the implicit negative policy of the one being trained, pi for pi+ (section 3.2): wrong answers that are likelier under
+pi- train pi (Theorem 3.1). By token, for a question q with answers of the old policy, verdict r in {0, 1}, correct rate
+p of the group, likelihood ratio R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t), so that pi- / pi_old is
+(1 - p R_t) / (1 - p) (Eq. 10):
 
     NFT   L_t = - w(q) [ r log R_t + neg_weight (1 - r) log max_v( (1 - p R_t) / (1 - p), eps ) ]
     GRPO  L_t = - min( R_t A, clip(R_t, 1 - clip_low, 1 + clip_high) A )       and so Dr. GRPO and DAPO
