@@ -7,8 +7,8 @@ Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in
     p pi+(a|q) + (1 - p) pi-(a|q) = pi_old(a|q),     so     pi-(a|q) = (pi_old(a|q) - p pi(a|q)) / (1 - p)
 
 is the implicit negative policy of the one being trained, pi for pi+ (section 3.2): maximum likelihood of wrong answers
-under it trains pi (Theorem 3.1). By token, for a question q with answers of the old policy, verdict r in {0, 1}, correct
-rate p of the group, likelihood ratio R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t), so that pi- / pi_old is
+under it trains pi (Theorem 3.1). By token, for a question q with answers of the old policy, verdict r in {0, 1},
+correct rate p of the group, likelihood ratio R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t), so that pi- / pi_old is
 (1 - p R_t) / (1 - p) (Eq. 10):
 
     NFT   L_t = - w(q) [ r log R_t + neg_weight (1 - r) log max_v( (1 - p R_t) / (1 - p), eps ) ]
