@@ -26,7 +26,8 @@ class RolloutConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Number format of the engine's weights."""
     max_sampling_rounds: int = Field(10, ge=1)
-    """Rounds of sampling per step before the run stops for want of mixed groups."""
+    """Before the run stops for want of mixed groups, a step tries so many times four prompts a group: with 10, sampling
+    ends where fewer than a fortieth of the groups are mixed."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache of one engine on a CPU. On a GPU vLLM sizes it from `gpu_memory_fraction`."""
     gpu_memory_fraction: float = Field(0.6, gt=0, lt=1)

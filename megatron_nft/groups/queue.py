@@ -8,14 +8,16 @@ would favour short answers: so a step waits for one more group that is in time i
 but never for those alone.
 
 With max_staleness = 0, a synchronous run, sampling goes in rounds: a round of prompts is whole before the next is asked
-for, and a step begins with none. What a step has no use for is dropped, since the next step's policy is another.
+for, and a step begins with none. What a step has no use for is dropped, since the next step's policy is another. A
+round lasts as long as its longest answer, so that a second one of a few prompts costs nearly as much as the first:
+the first asks for as many as will bring enough mixed groups in 98 of 100 steps.
 
 Called by source.py, under its lock.
 """
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,11 @@ import numpy as np
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
-MIN_MIXED_SHARE = 0.25
-"""At most 4 prompts are asked for per missing group, however few were mixed of those before."""
+MARGIN = 2.0
+"""Standard deviations of the number of mixed groups by which a round of a synchronous run asks for more."""
+PROMPTS_PER_GROUP = 4
+"""Of rollout.max_sampling_rounds times so many prompts a missing group, with some margin, a step may ask: with ten,
+sampling ends where fewer than a fortieth are mixed. DAPO's limit is ten rounds of 3 prompts a group."""
 
 
 class NoMixedGroups(RuntimeError):
@@ -76,7 +81,7 @@ class GroupQueue:
         self.groups_per_step, self.max_staleness = groups_per_step, max_staleness
         self.max_rounds, self.num_steps = max_rounds, num_steps
         self.version = self.num_taken = self.round = self._next_id = 0
-        self.mixed_share = 1.0
+        self.mixed_share, self.share_of = 1.0, 0  # the share, and how many graded groups say so; none yet
         self.under_way: dict[int, Request] = {}
         self._versions: dict[int, int] = {}  # of requests under way: of the policy that samples the first token
         self._ready: dict[int, RolloutGroup] = {}
@@ -111,26 +116,42 @@ class GroupQueue:
         room = self.capacity - len(self._ready)
         if room <= 0:
             return 0
-        self._check_patience()
-        return max(ceil(room / self.mixed_share) - len(self.under_way), 0)
+        left = self._num_allowed() - self._counts.graded
+        if left <= 0:
+            if len(self._ready) < self.groups_per_step:
+                raise NoMixedGroups(self._why_none())
+            return 0
+        margin = 0.0
+        if self.max_staleness == 0 and self.share_of:  # their number is binomial, and the share an estimate
+            variance = room * (1 - self.mixed_share)
+            margin = MARGIN * sqrt(variance * (1 + room / (self.mixed_share * self.share_of)))
+        return max(min(ceil((room + margin) / self.mixed_share), left) - len(self.under_way), 0)
 
     @property
     def _is_in_round(self) -> bool:
         """Without staleness a round is whole before anything else happens."""
         return self.max_staleness == 0 and bool(self.under_way)
 
-    def _check_patience(self) -> None:
-        counts, wanted = self._counts, self.groups_per_step
-        if self.max_staleness == 0:
-            is_over = counts.rounds >= self.max_rounds
-        else:
-            is_over = counts.graded >= self.max_rounds * ceil(wanted / MIN_MIXED_SHARE)
-        if is_over and len(self._ready) < wanted:
-            raise NoMixedGroups(
-                f"step {self.num_taken + 1}: {len(self._ready)} of {counts.graded} groups had right and wrong answers "
-                f"after {self.max_rounds} rounds, train.groups_per_step = {wanted} are needed; use prompts of another "
-                "difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds"
-            )
+    def _num_allowed(self) -> int:
+        """Prompts that a step may try."""
+        groups = self.groups_per_step
+        return self.max_rounds * ceil(PROMPTS_PER_GROUP * (groups + 4 * sqrt(groups)))
+
+    def _why_none(self) -> str:
+        """What the answers looked like."""
+        groups = list(self._unreported.values())
+        all_right = sum(group.correct_rate == 1 for group in groups)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        truncated = sum(rollout.truncated for rollout in rollouts) / max(len(rollouts), 1)
+        verdicts = [verdict for group in groups for verdict in group.verdicts]
+        unparsable = sum(verdict.kind == "unparsable" for verdict in verdicts) / max(len(verdicts), 1)
+        return (
+            f"step {self.num_taken + 1}: {len(self._ready)} of {self._counts.graded} groups had right and wrong "
+            f"answers, train.groups_per_step = {self.groups_per_step} are needed (of {len(groups)} groups {all_right} "
+            f"were all right; of their answers {truncated:.0%} were cut off, {unparsable:.0%} unparsable); use prompts "
+            "of another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds = "
+            f"{self.max_rounds}"
+        )
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Request]:
         """A round of prompts is under way from now on, as these requests."""
@@ -158,7 +179,7 @@ class GroupQueue:
             counts.mixed += 1
             self._ready[request_id] = group
         if counts.graded >= self.groups_per_step:  # fewer say little
-            self.mixed_share = max(counts.mixed / counts.graded, MIN_MIXED_SHARE)
+            self.mixed_share, self.share_of = max(counts.mixed, 1) / counts.graded, counts.graded
 
     def take(self, step: int) -> tuple[Taken, list[int]] | None:
         """The groups of a step, the oldest first, and the ids of requests under way that no later step can train on;
@@ -233,6 +254,7 @@ class GroupQueue:
             "round": self.round,
             "version": self.version,
             "mixed_share": self.mixed_share,
+            "share_of": self.share_of,
             "under_way": [
                 [request.request_id, request.prompt.prompt_id, request.seed_id, request.sampling.seed]
                 for request in self.under_way.values()
@@ -247,6 +269,7 @@ class GroupQueue:
         """
         self.num_taken, self._next_id = state["num_taken"], state["next_id"]
         self.version, self.round, self.mixed_share = state["version"], state["round"], state["mixed_share"]
+        self.share_of = state.get("share_of", self.groups_per_step)
         self.under_way, self._versions, self._untrained, self._counts = {}, {}, [], _Counts()
         self._ready = {item.request_id: item.group for item in kept if item.is_ready}
         self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}
