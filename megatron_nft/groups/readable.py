@@ -86,13 +86,14 @@ class ReadableAnswers:
     def _words(self, source: str, its: _Seen) -> str:
         mode, reason = mode_of(source, self._config.modes), its.details.most_common(1)[0][0]
         shown = [f"a prompt ends: {_ends(its.prompt)}", *(f"an answer: {_ends(text)}" for text in its.texts)]
-        remedy = 'verdict.if_unparsable = "warn" goes on all the same' if self._config.if_unparsable == "stop" else ""
+        remedy = "let the prompts ask for what the mode reads (data.system_prompt), or choose another in verdict.modes"
+        if 2 * its.truncated > its.unparsable:
+            remedy = f"raise rollout.max_answer_tokens; or {remedy}"
+        if self._config.if_unparsable == "stop":
+            remedy += '; verdict.if_unparsable = "warn" goes on all the same'
         return (
-            f"{its.unparsable} of {its.answers} answers of {source!r} are unparsable by mode {mode!r} "
-            f"({reason}; {its.truncated} of them were cut at rollout.max_answer_tokens): let the prompts ask for what "
-            f"the mode reads (data.system_prompt), or choose another in verdict.modes"
-            + (f"; {remedy}" if remedy else "")
-            + "".join(f"\n  {line}" for line in shown)
+            f"{its.unparsable} of {its.answers} answers of {source!r} are unparsable by mode {mode!r} ({reason}; "
+            f"{its.truncated} of them were cut off): {remedy}" + "".join(f"\n  {line}" for line in shown)
         )
 
 

@@ -33,7 +33,7 @@ def test_a_step_without_readable_answers_stops_the_run_with_three_of_them():
     first, *lines = str(stopped.value).splitlines()
     assert first.startswith(
         "497 of 512 answers of 'math_dapo_boxed' are unparsable by mode 'strict_boxed' "
-        f"({NO_BOX}; 1 of them were cut at rollout.max_answer_tokens): let the prompts ask for what the mode reads "
+        f"({NO_BOX}; 1 of them were cut off): let the prompts ask for what the mode reads "
     )
     assert "data.system_prompt" in first and "verdict.modes" in first and 'verdict.if_unparsable = "warn"' in first
     assert lines == [
@@ -67,6 +67,12 @@ def test_each_data_source_is_looked_at_for_itself_once_it_has_enough():
     assert watch.add([*odd[:3], *(group(n, readable=16) for n in range(13))]) == [], "answers to three prompts"
     (line,) = watch.add([*odd[3:], *(group(n, readable=16) for n in range(11))])
     assert line.startswith("128 of 128 answers of 'odd' are unparsable by mode 'boxed'")
+
+
+def test_answers_that_are_cut_off_have_another_remedy():
+    watch = ReadableAnswers(VerdictConfig(if_unparsable="warn"), groups_per_step=8)
+    (line,) = watch.add([group(number, cut=True) for number in range(8)])
+    assert "128 of them were cut off): raise rollout.max_answer_tokens; or let the prompts ask" in line
 
 
 def test_never():
