@@ -51,7 +51,9 @@ class Worker:
         else:
             load_hf_weights(self.model, config.model.path, self.hf, self.topology)
         hold_back_reductions(self.model)
-        self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor)
+        self.optimizer, self.schedule = build_optimizer(
+            self.model, config.optimizer, config.actor, config.train.updates_per_step
+        )
         self.pipeline = Pipeline(
             self.model,
             self.hf,
@@ -118,6 +120,7 @@ class Worker:
             if is_finite:
                 _, norm, _ = self.optimizer.step()
                 metrics["actor/grad_norm"] = float(norm)  # with TransformerEngine a tensor on the device
+                metrics["actor/clipped_updates"] = float(metrics["actor/grad_norm"] > self.config.optimizer.grad_clip)
             reports.append(metrics)
             num_tokens.append(answer_tokens)
             if not is_finite and not self.config.optimizer.skip_nonfinite:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from megatron_nft.config.errors import RecipeError, explain, listed
 from megatron_nft.config.layout import layout_problems
+from megatron_nft.config.methods import left_behind
 from megatron_nft.config.schema import Config
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.weight_files import check_weights, has_weights
@@ -41,8 +42,7 @@ def load_config(
         raise RecipeError(f"no recipe at {recipe}; the shipped ones are in launch/recipes") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{recipe} is not valid TOML: {error}") from None
-    for override in overrides:
-        _apply_override(tree, override)
+    _apply_overrides(tree, overrides)
     config, problems, left_out = _validated(tree)
     if config is not None:
         more = [] if config.data.train or not trains else [NO_DATA]
@@ -139,7 +139,19 @@ def flat_settings(recipe: str) -> dict[str, Any]:
     return {f"{s}.{key}": value for s, keys in tomllib.loads(recipe).items() for key, value in keys.items()}
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    given: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        given.setdefault(section, {})[key] = value
+    if isinstance(algorithm := tree.get("algorithm"), dict):
+        for key in left_behind(algorithm, given.get("algorithm", {})):
+            algorithm.pop(key, None)
+    for section, values in given.items():
+        tree.setdefault(section, {}).update(values)
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
     path, equals, text = override.partition("=")
     section, dot, key = path.strip().partition(".")
     if not (equals and dot and section and key):
@@ -148,4 +160,4 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word: run.name=test
-    tree.setdefault(section, {})[key] = value
+    return section, key, value

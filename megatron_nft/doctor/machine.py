@@ -81,6 +81,10 @@ class Machine:
         """The folder of an importable package."""
         return next((folder / name for folder in self.site_packages if (folder / name).is_dir()), None)
 
+    def extension(self, name: str) -> bool:
+        """Whether a compiled module of this name is installed."""
+        return any(True for folder in self.site_packages for _ in folder.glob(f"{name}.*so"))
+
     @property
     def torch_cuda(self) -> tuple[int, int] | None:
         """The CUDA version that torch was built for; None: a CPU build, or no torch."""

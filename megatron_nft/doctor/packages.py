@@ -23,6 +23,9 @@ RIVALS = {
 """Distributions that put files in the same place."""
 NVIDIA_APEX = ("multi_tensor_apply", "optimizers")
 """Folders of NVIDIA's apex."""
+APEX_KERNELS = "amp_C"
+"""The compiled module of its fused optimizer."""
+BUILD_APEX = "build it with its CUDA extensions: requirements-gpu.txt says how"
 TE_CORE = re.compile(r"^transformer-engine-cu(\d+)$")
 TE_TORCH = "transformer-engine-torch"
 """The extension, built for one version of torch."""
@@ -93,10 +96,11 @@ def check_twice(machine: Machine) -> Iterator[Finding]:
 
 
 def check_apex(machine: Machine) -> Iterator[Finding]:
-    """PyPI's `apex` is an unrelated project; Megatron-Core takes whatever goes by that name."""
+    """PyPI's `apex` is an unrelated project; Megatron-Core takes whatever goes by that name, and its optimizer where
+    TransformerEngine's can't be imported: that is on every machine without a GPU, where apex's can't work."""
     folder = machine.package("apex")
     if folder is None and "apex" not in machine.installed:
-        yield ok("apex", "not installed, and not needed")
+        yield ok("apex", "not installed, and not needed (TransformerEngine's kernels come first)")
     elif folder is None or not all((folder / part).is_dir() for part in NVIDIA_APEX):
         version = " and ".join(machine.installed.get("apex", ["without metadata"]))
         yield fail(
@@ -105,8 +109,15 @@ def check_apex(machine: Machine) -> Iterator[Finding]:
             "PyPI's apex is an unrelated project, and Megatron-Core imports apex where it finds one",
             "pip uninstall apex (Megatron-Core uses TransformerEngine's kernels)",
         )
+    elif machine.driver is None:
+        reason = "Megatron-Core takes its fused optimizer where TransformerEngine doesn't import, and that needs a GPU"
+        yield fail("apex", "NVIDIA's, on a machine without a GPU", reason, "pip uninstall apex")
+    elif not machine.extension(APEX_KERNELS):
+        finding = warn if "transformer-engine" in machine.installed else fail
+        reason = "its fused optimizer refuses to work, should TransformerEngine's not be importable"
+        yield finding("apex", f"NVIDIA's, without {APEX_KERNELS}", reason, f"pip uninstall apex, or {BUILD_APEX}")
     else:
-        yield ok("apex", "NVIDIA's")
+        yield ok("apex", "NVIDIA's, with its CUDA extensions")
 
 
 def check_transformer_engine(machine: Machine) -> Iterator[Finding]:

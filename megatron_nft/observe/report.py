@@ -34,6 +34,11 @@ from megatron_nft.types import RolloutGroup, StepReport
 
 FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
 PAGE_EVERY_S = 120.0  # so that a run without evaluations has a page to look at, too
+CLOSING = (
+    ("eval/average", "mean of benchmarks"),
+    ("eval/greedy_accuracy", "greedy accuracy"),
+    ("eval/avg_at_k", "sampled accuracy"),
+)
 ETA_STEPS = 20  # the ETA follows the latest steps: answers grow longer, and the first step is slow
 
 
@@ -222,7 +227,7 @@ class Report:
         self._loose = {}
         first = next((r.metrics for r in self._records if r.kind == "evaluation"), {})
         self._write_record(step, "evaluation", numbers, benchmarks={k: dict(v) for k, v in (benchmarks or {}).items()})
-        self.announce(evaluation_line(step, numbers, first, self._config.evaluate.samples))
+        self.announce(evaluation_line(step, numbers, first))
         self._write_answers(step, "evaluation", samples)
         self._write_page("running")
 
@@ -241,7 +246,7 @@ class Report:
         self._trackers.close()
         self._pass_on_messages()
         rows = {"run": f"{self._config.run.name}: {verdict}"}
-        for name, label in (("eval/greedy_accuracy", "greedy accuracy"), ("eval/avg_at_k", "sampled accuracy")):
+        for name, label in CLOSING:
             values = [r.metrics[name] for r in self._records if r.kind == "evaluation" and name in r.metrics]
             if len(values) > 1:
                 rows[label] = f"{values[0]:.3f} -> {values[-1]:.3f} ({100 * (values[-1] - values[0]):+.1f} points)"

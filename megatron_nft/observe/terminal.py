@@ -45,10 +45,11 @@ def step_line(step: int, train: TrainConfig, metrics: Mapping[str, float], eta_s
     return " | ".join(parts)
 
 
-def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str, float], samples: int) -> str:
+def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str, float]) -> str:
     """One line an evaluation; `first` is the run's first one (or empty), the base of the change in brackets."""
     parts = [f"evaluation at step {step}"]
-    for name, label in (("eval/greedy_accuracy", "greedy"), ("eval/avg_at_k", f"avg@{samples}")):
+    k = f"avg@{metrics['eval/k']:.0f}" if "eval/k" in metrics else "avg@k"
+    for name, label in (("eval/average", "average"), ("eval/greedy_accuracy", "greedy"), ("eval/avg_at_k", k)):
         if name in metrics:
             change = f" ({metrics[name] - first[name]:+.3f})" if name in first else ""
             parts.append(f"{label} {metrics[name]:.3f}{change}")

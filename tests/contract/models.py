@@ -60,7 +60,7 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
         if marks != (bool(rule.axes), actor.sequence_parallel and not rule.axes):
             misplaced.append(f"{name}: {marks}")
     plan = plan_weights(shards, table, places=topology.stage_places, dtype=torch.bfloat16, bucket_bytes=BUCKET_BYTES)
-    optimizer, _ = build_optimizer(model, optimizer_config, actor)
+    optimizer, _ = build_optimizer(model, optimizer_config, actor, updates_per_step=1)
     states = {
         f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata={}) for number, chunk in enumerate(model)
     }

@@ -168,7 +168,8 @@ def test_an_interrupted_run_leaves_no_process_behind(tmp_path, how):
 
 def test_no_mixed_group_in_time(shared, tmp_path):
     # All answers are cut off, and so wrong.
-    ended = shared.train(tmp_path, "rollout.max_answer_tokens=2", "rollout.max_sampling_rounds=1", "data.held_out=[]")
+    cut_off = ["rollout.max_answer_tokens=2", "verdict.max_unparsable=1"]
+    ended = shared.train(tmp_path, *cut_off, "rollout.max_sampling_rounds=1", "data.held_out=[]")
     assert ended.status == 1
     assert re.search(r"step 1: \d+ of \d+ groups had right and wrong answers, ", ended.err)
     assert "train.groups_per_step = 8 are needed" in ended.err and "raise rollout.max_sampling_rounds" in ended.err

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from checkpoint_tools import hf_to_megatron
-from megatron_nft.config import load_config
+from megatron_nft.config import RecipeError, load_config
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.evaluate import evaluate_benchmarks
 from megatron_nft.families.family import ModelFolderError
@@ -85,3 +85,25 @@ def test_what_vllm_would_run_otherwise_is_refused_before_anything_starts(tmp_pat
     with mock.patch("megatron_nft.evaluate.check_weights"), pytest.raises(ModelFolderError) as caught:
         evaluate_benchmarks(config, tmp_path / "out")
     assert words in str(caught.value)
+
+
+def test_prompts_that_ask_for_no_box_are_seen_before_anything_starts(tmp_path):
+    said, source = [], "quickstart/word_problems"
+    read_data(load_config(RECIPE, [f'verdict.modes={{"{source}" = "dapo_line"}}', f"run.dir={tmp_path}"]), said.append)
+    assert said[1:] == [
+        f"data: none of the 4256 prompts of '{source}' has the word 'answer:', and mode 'dapo_line' reads no other "
+        "answer: let data.system_prompt or data.train ask for it, or choose another in verdict.modes"
+    ]
+    said.clear()
+    asks = 'data.system_prompt="End with Answer: and the number."'
+    read_data(
+        load_config(RECIPE, [f'verdict.modes={{"{source}" = "dapo_line"}}', asks, "data.max_prompt_tokens=400",
+                             f"run.dir={tmp_path}"]), said.append
+    )  # fmt: skip
+    assert len(said) == 1
+
+
+def test_answers_of_a_benchmark_that_is_not_there(tmp_path):
+    config = load_config(RECIPE, [f"run.dir={tmp_path}", "evaluate.samples_of={math500 = 1}"])
+    with pytest.raises(RecipeError, match="names 'math500', which is no benchmark here: held_out"):
+        read_data(config, lambda line: None)
