@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from checkpoint_tools.safetensors_writer import CastError
 from megatron_nft.actor.manifest import CheckpointError, to_disk
+from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.weights.export import hf_folder_in_progress
 
@@ -41,7 +42,7 @@ EXPECTED = (UsageError, ModelFolderError, CheckpointError, CastError, Safetensor
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """--out, --overwrite, --dtype."""
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="folder to write; it appears when it is whole"
+        "--out", type=path_argument, metavar="DIR", required=True, help="folder to write; it appears when it is whole"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     parser.add_argument("--dtype", choices=CASTS, help="cast the weights (default: as they are)")
@@ -52,9 +53,6 @@ def run(
 ) -> int:
     """Parses, runs the command, and turns errors into a sentence on stderr and an exit status."""
     arguments = parser.parse_args(argv)
-    for name, value in vars(arguments).items():
-        if isinstance(value, Path):  # of --out=~/model, which no shell has looked at
-            setattr(arguments, name, value.expanduser())
     received: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:

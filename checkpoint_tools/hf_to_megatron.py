@@ -21,6 +21,7 @@ from torch import Tensor
 from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
 from checkpoint_tools.megatron_writer import Chunk, write_checkpoint
 from checkpoint_tools.safetensors_writer import cast
+from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
 from megatron_nft.families.parameters import Parameter, parameters
 from megatron_nft.families.weight_files import check_weights
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--hf", type=Path, metavar="DIR", required=True, help="HF folder with safetensors")
+    parser.add_argument("--hf", type=path_argument, metavar="DIR", required=True, help="HF folder with safetensors")
     add_output_arguments(parser)
 
     def body(arguments: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arg
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredChunk, StoredTensor
 from checkpoint_tools.safetensors_writer import SHARD_BYTES, SafetensorsWriter
 from megatron_nft.actor.manifest import CheckpointError
+from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
 from megatron_nft.families.parameters import Parameter, parameters
 from megatron_nft.weights.export import finish_hf_folder
@@ -159,10 +160,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--megatron", type=Path, metavar="DIR", required=True, help="checkpoint in Megatron's torch_dist format"
+        "--megatron",
+        type=path_argument,
+        metavar="DIR",
+        required=True,
+        help="checkpoint in Megatron's torch_dist format",
     )
     parser.add_argument(
-        "--hf", type=Path, metavar="DIR", help="HF folder to take config.json, tokenizer and so on from"
+        "--hf", type=path_argument, metavar="DIR", help="HF folder to take config.json, tokenizer and so on from"
     )
     add_output_arguments(parser)
 

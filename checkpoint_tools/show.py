@@ -21,6 +21,7 @@ from typing import Any
 
 from checkpoint_tools.command import UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredTensor
+from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="megatron-nft inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="checkpoint in Megatron's torch_dist format")
+    parser.add_argument("folder", type=path_argument, help="checkpoint in Megatron's torch_dist format")
     parser.add_argument("--json", action="store_true", help="one JSON object, all tensors in it")
     parser.add_argument("--tensors", action="store_true", help="list the tensors, too")
 

@@ -22,6 +22,7 @@ import torch
 from checkpoint_tools import hf_to_megatron, megatron_to_hf
 from checkpoint_tools.command import Progress, UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder
+from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.parameters import parameters
 from megatron_nft.families.weight_files import NOT_WEIGHTS, check_weights
@@ -128,16 +129,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="megatron-nft verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hf", type=Path, metavar="DIR", required=True, help="HF folder that is right")
+    parser.add_argument("--hf", type=path_argument, metavar="DIR", required=True, help="HF folder that is right")
     parser.add_argument(
-        "--megatron", type=Path, metavar="DIR", help="checkpoint to compare with it (default: the round trip)"
+        "--megatron", type=path_argument, metavar="DIR", help="checkpoint to compare with it (default: the round trip)"
     )
     parser.add_argument("--no-logits", action="store_true", help="leave the logits out: they need the model twice")
     parser.add_argument(
         "--tokens", type=int, default=64, metavar="N", help="length of the sequence for the logits (default: 64)"
     )
     parser.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="where the round trip may write (default: the temporary folder)"
+        "--scratch",
+        type=path_argument,
+        metavar="DIR",
+        help="where the round trip may write (default: the temporary folder)",
     )
 
     def body(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 #   launch/download_data.sh                       the NFT authors' files, from the hub, on a machine with network
 #   launch/download_data.sh --dapo                DAPO's own: training data and AIME 2024 only; asks for "Answer: ..."
 #   launch/download_data.sh /offline/folder       files from there, under the names below or those on the hub
+# It takes what it finds; what is missing is listed at the end, with exit status 1.
 # DATA is another folder than data; PYTHON another Python than .venv/bin/python.
 # The names on the hub are those of the download scripts of NVlabs/NFT and of verl's DAPO recipe. Not tried: no network here.
 set -euo pipefail
@@ -25,21 +26,31 @@ if [[ ${1:-} == -* ]]; then echo "error: no such option: $1; it is --dapo, or a 
 folder=${1:-} data=${DATA:-data} python=${PYTHON:-.venv/bin/python}
 command -v "$python" >/dev/null || { echo "error: no $python; run launch/install.sh first, or set PYTHON" >&2; exit 2; }
 mkdir -p "$data"
+missing=()
 for entry in "${files[@]}"; do
     read -r name repository file <<<"$entry"
     if [[ -n $folder ]]; then
         source=$folder/$name
         [[ -r $source ]] || source=$folder/$(basename "$file")
-        [[ -r $source ]] || {
-            echo "error: neither $name nor $(basename "$file") in $folder; it is $file of" \
-                "https://huggingface.co/datasets/$repository" >&2; exit 2; }
+        if [[ ! -r $source ]]; then
+            missing+=("neither $name nor $(basename "$file") in $folder; it is $file of https://huggingface.co/datasets/$repository")
+            continue
+        fi
     else
         hf=$(dirname "$(command -v "$python")")/hf
         [[ -x $hf ]] || hf=$(command -v hf) || { echo "error: no hf command; run launch/install.sh first" >&2; exit 2; }
         "$hf" download "$repository" "$file" --repo-type dataset --local-dir "$data/.hub" || {
-            echo "error: no $file of https://huggingface.co/datasets/$repository; without network, download it elsewhere," \
-                "and give its folder: launch/download_data.sh FOLDER" >&2; exit 1; }
+            missing+=("$name: no $file of https://huggingface.co/datasets/$repository")
+            continue
+        }
         source=$data/.hub/$file
     fi
-    "$python" launch/unique_rows.py "$source" "$data/$name"
+    "$python" launch/unique_rows.py "$source" "$data/$name" || missing+=("$name: $source was not taken, see above")
 done
+if ((${#missing[@]})); then
+    printf 'missing: %s\n' "${missing[@]}" >&2
+    where="without network, download them elsewhere, and give their folder: launch/download_data.sh FOLDER"
+    [[ -z $folder ]] || where="download them, or do without: whatever was found is in $data"
+    echo "error: ${#missing[@]} of ${#files[@]} files are missing; $where" >&2
+    exit 1
+fi

@@ -2,11 +2,18 @@
 # What eval_7b.sh and eval_32b.sh share: finds the six benchmarks' files in DATA, sampled 32 times or once each, and
 # evaluates MODEL on them. Files are parquet or jsonl, named as their benchmark: aime24.parquet, or, as the NFT authors'
 # are, aime-2024-boxed_w_answer.parquet. A missing one is named, and ends the script.
+# GRADING=whole_text (as theirs: MATH500, Olympiad and Minerva are right wherever in the text the answer stands) or boxed.
 set -euo pipefail
 
 : "${MODEL:?set it to the HF folder of the model}" "${DATA:?set it to the folder of the six benchmark files}"
 : "${MAX_PROMPT_TOKENS:?}" "${MAX_ANSWER_TOKENS:?}" "${ENGINES:?}" "${TP:?}"
-PYTHON=${PYTHON:-.venv/bin/python}
+PYTHON=${PYTHON:-.venv/bin/python} GRADING=${GRADING:-whole_text} TEMPERATURE=${TEMPERATURE:-0.6} SYSTEM_PROMPT=${SYSTEM_PROMPT:-}
+if [[ $GRADING != whole_text && $GRADING != boxed ]]; then
+    echo "error: GRADING=$GRADING: choose whole_text (as the authors grade) or boxed (the last box)" >&2
+    exit 2
+fi
+modes=()
+for source in math500 math500_w_answer olympiadbench minerva_math; do modes+=("$source = \"$GRADING\""); done
 
 files=() once=()
 add() { # column, answers per prompt, patterns of its file's name
@@ -36,5 +43,6 @@ add Olympiad 1 'olympiad*'
 add Minerva 1 'minerva*'
 
 exec "$PYTHON" -m megatron_nft.evaluate --model "$MODEL" --data "${files[@]}" --n 32 --n-of "${once[@]}" \
-    --temperature 0.6 --top-p 0.7 --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-answer-tokens "$MAX_ANSWER_TOKENS" \
-    --engines "$ENGINES" --tp "$TP" rollout.gpu_memory_fraction=0.8 "$@"
+    --temperature "$TEMPERATURE" --top-p 0.7 --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-answer-tokens "$MAX_ANSWER_TOKENS" \
+    --engines "$ENGINES" --tp "$TP" rollout.gpu_memory_fraction=0.8 \
+    "verdict.modes={$(IFS=,; echo "${modes[*]}")}" "data.system_prompt=$SYSTEM_PROMPT" "$@"

@@ -7,6 +7,7 @@ vLLM engines answer (sharded over rollout.engines of them; no actor is started),
 interrupted evaluation goes on where it was: answers are kept as they come. Written to --out:
 
     samples.jsonl     every answer, a prompt a line
+    model_files.json  sizes, times and digests of the model's files: what is unchanged isn't read again
     verdicts.jsonl    what became of each, in the same order
     evaluation.json   all numbers, under the names of observe/metrics.py
     table.txt         the tables
@@ -35,11 +36,14 @@ from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
 from megatron_nft.data.prompts import DataError, load_tokenizer
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
+from megatron_nft.evaluation.model_files import model_digest
 from megatron_nft.evaluation.page import render_evaluation
-from megatron_nft.evaluation.samples import SamplesError, SamplesFile, model_digest
+from megatron_nft.evaluation.samples import SamplesError, SamplesFile
 from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt, average, score
 from megatron_nft.evaluation.table import text_tables
-from megatron_nft.families.hf_config import ModelFolderError
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
+from megatron_nft.families.serving import check_served
+from megatron_nft.families.weight_files import check_weights
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
 from megatron_nft.rollout.api import EngineError
@@ -49,16 +53,19 @@ from megatron_nft.verdict.graders import mode_of
 from megatron_nft.verdict.grading import final_answer, opens_thought
 from megatron_nft.verdict.judge import Judge, JudgeError
 
-SAMPLES = "samples.jsonl"
+SAMPLES, MODEL_FILES = "samples.jsonl", "model_files.json"
 
 
 def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     """An evaluation from its settings to its tables; leaves the files in `out`.
 
     Raises:
-        DataError, SamplesError, RecipeError: before any engine starts.
+        ModelFolderError, DataError, SamplesError, RecipeError: before any engine starts.
     """
     start = time.perf_counter()
+    hf = read_hf_config(config.model.path)
+    check_weights(config.model.path, hf)
+    check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
     tokenizer = load_tokenizer(config.model.path)
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     num_samples = samples_of(config, benchmarks)
@@ -67,8 +74,9 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
         count = len(benchmark.prompts) + benchmark.num_too_long
         k = num_samples[benchmark.name]
         _say(f"{benchmark.name}: {count} prompts{merged}, {k} answer{'s' if k > 1 else ''} each")
+    settings = sampling_settings(config, out)
     with ExitStack() as parts:
-        samples = parts.enter_context(SamplesFile(out / SAMPLES, sampling_settings(config)))
+        samples = parts.enter_context(SamplesFile(out / SAMPLES, settings))
         (out / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
         judge = parts.enter_context(Judge(config.verdict))
         judge.warm_up()  # before hours of sampling, not after
@@ -90,7 +98,7 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
         )
         for b in benchmarks
     ]
-    _write_results(out, config, benchmarks, graded, scores)
+    _write_results(out, config, settings, benchmarks, graded, scores)
     _say(f"\n{(out / 'table.txt').read_text(encoding='utf-8')}")
     _say(f"done in {time.perf_counter() - start:.0f} s; everything is in {out}")
     return scores
@@ -117,10 +125,10 @@ def samples_of(config: Config, benchmarks: Sequence[Benchmark]) -> dict[str, int
     return counts
 
 
-def sampling_settings(config: Config) -> dict[str, Any]:
-    """All that an answer depends on, besides its prompt."""
+def sampling_settings(config: Config, out: Path) -> dict[str, Any]:
+    """All that an answer depends on, besides its prompt. Reads a model that `out` doesn't know, a second a GB."""
     return {
-        "model": model_digest(Path(config.model.path)),
+        "model": model_digest(Path(config.model.path), out / MODEL_FILES),
         "temperature": config.evaluate.temperature,
         "top_p": config.evaluate.top_p,
         "max_answer_tokens": config.rollout.max_answer_tokens,
@@ -199,6 +207,7 @@ def grade(
 def _write_results(
     out: Path,
     config: Config,
+    sampled_with: dict[str, Any],
     benchmarks: Sequence[Benchmark],
     graded: dict[str, list[GradedPrompt]],
     scores: Sequence[BenchmarkScores],
@@ -216,7 +225,7 @@ def _write_results(
     mean = average(scores)
     results = {
         "model": config.model.path,
-        "settings": sampling_settings(config),
+        "settings": sampled_with,
         "benchmarks": {
             s.name: {"column": s.column, **s.metrics, "pass_at": {str(k): x for k, x in s.pass_at.items()}}
             for s in scores
@@ -225,7 +234,7 @@ def _write_results(
     }
     (out / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
     model = Path(config.model.path).resolve().name
-    settings = ", ".join(f"{name} {value}" for name, value in sampling_settings(config).items() if name != "model")
+    settings = ", ".join(f"{name} {value}" for name, value in sampled_with.items() if name != "model")
     (out / "table.txt").write_text(text_tables(model, scores) + "\n", encoding="utf-8")
     answers = {b.name: list(zip(b.prompts, graded[b.name], strict=True)) for b in benchmarks}
     page = render_evaluation(model, settings, scores, answers, config.run.seed)

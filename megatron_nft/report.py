@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_nft.config import path_argument
 from megatron_nft.observe.compare import RunFolderError, read_run, render_comparison
 from megatron_nft.observe.html import replace_text
 
@@ -23,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="megatron-nft report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, finished or not")
-    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="default: %(default)s")
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument("--out", type=path_argument, default=Path("comparison.html"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
     try:
-        page = render_comparison([read_run(folder.expanduser()) for folder in arguments.runs])
-        replace_text(arguments.out.expanduser(), page)
+        page = render_comparison([read_run(folder) for folder in arguments.runs])
+        replace_text(arguments.out, page)
     except RunFolderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,10 @@ node=$SLURMD_NODENAME logs=${NFT_LOG:?}/$SLURMD_NODENAME
 die() { echo "$node: error: $*" >&2; exit 1; } # preflight looks for such lines in ray.log
 ip=$(slurm/node_ip.sh 2>&1) || die "$ip"
 mkdir -p "$logs" || die "can't make $logs; NFT_RUNS in slurm/site.env must be a folder that all nodes see and may write to"
-mkdir -p "${NFT_RAY_DIR:?}" || die "can't make $NFT_RAY_DIR; set NFT_LOCAL_DIR in slurm/site.env to a folder on each node's disk"
+# shellcheck disable=SC2174
+if ! mkdir -p -m 700 "${NFT_RAY_DIR:?}" || [[ ! -O $NFT_RAY_DIR ]]; then # not somebody else's, who could change what is in it
+    die "can't make $NFT_RAY_DIR; set NFT_LOCAL_DIR in slurm/site.env to a folder on each node's disk"
+fi
 options=(--node-ip-address="$ip" --node-name="$node" --num-cpus="${NFT_CPUS:?}" --num-gpus="${NFT_GPUS:?}"
     --object-store-memory="${NFT_OBJECT_STORE_BYTES:-4294967296}" --temp-dir="$NFT_RAY_DIR" --include-log-monitor=false
     --disable-usage-stats --block)

@@ -35,7 +35,7 @@ trap 'stopped=1' INT
 phase() {  # phase NAME pytest-arguments...
     [[ -z $stopped ]] || return 0
     local begin=$SECONDS result=0
-    .venv/bin/python -m pytest -m "not gpu" --durations=20 --durations-min=1 --tally="$tally" "${@:2}" "${options[@]}" ||
+    .venv/bin/python -m pytest -m "not gpu and not contract" --durations=20 --durations-min=1 --tally="$tally" "${@:2}" "${options[@]}" ||
         result=$?
     ((result == 0 || result == 5)) || status=$result  # 5: nothing of this phase was asked for
     echo "tests: $1 took $((SECONDS - begin)) s"

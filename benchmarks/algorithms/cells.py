@@ -10,7 +10,7 @@ RECIPE = Path(__file__).parent / "recipe.toml"
 METHODS: dict[str, tuple[str, ...]] = {
     "NFT 1": ("algorithm.name=nft",),
     "NFT 0.5": ("algorithm.name=nft", "algorithm.neg_weight=0.5"),
-    "RFT": ("algorithm.name=rft",),
+    "RFT": ("algorithm.name=rft_script",),
     "GRPO": ("algorithm.name=grpo",),
     "Dr. GRPO": ("algorithm.name=dr_grpo",),
     "DAPO": ("algorithm.name=dapo",),

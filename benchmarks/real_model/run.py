@@ -18,7 +18,7 @@ from benchmarks.real_model.curve import draw
 from benchmarks.real_model.prepare import prepare
 
 RECIPE = "benchmarks/real_model/recipe.toml"
-METHODS = {"nft": ["algorithm.name=nft"], "rft": ["algorithm.name=rft"]}
+METHODS = {"nft": ["algorithm.name=nft"], "rft": ["algorithm.name=rft_script"]}
 """Name of the run -> what differs. RFT learns from the right answers alone; all else is equal."""
 
 

@@ -36,13 +36,13 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_nft.actor.checkpoint_metadata import COMMON, check_pickles, read_as_data
 from megatron_nft.actor.checkpoint_parts import assemble, forget_parts, write_part, write_plan
+from megatron_nft.actor.fp8_scales import EXTRA_STATE, plain, set_scales
 from megatron_nft.actor.manifest import record, to_disk
 from megatron_nft.actor.optimizer_shares import load_optimizer_state, optimizer_state
 from megatron_nft.actor.topology import Topology
 
 FROM_THE_RECIPE = ("betas", "eps", "max_lr", "min_lr")
 """Settings, the same in all of the optimizer's groups, that are the recipe's and not the checkpoint's."""
-EXTRA_STATE = "_extra_state"
 AXES = ("pp", "dp", "cp", "tp")
 HAS_STRATEGIES = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
 """megatron-core 0.19 has two, and its own is not the default."""
@@ -146,7 +146,7 @@ def load_checkpoint(
             state["random"] = _random(topology)
         state = dist_checkpointing.load(state, str(folder))
         for number, chunk in enumerate(model):
-            unwrap_model(chunk).load_state_dict(state[f"model{number}"])
+            unwrap_model(chunk).load_state_dict(set_scales(unwrap_model(chunk), state[f"model{number}"]))
     for group in state["optimizer"]["optimizer"]["param_groups"]:
         group.update({name: optimizer.param_groups[0][name] for name in FROM_THE_RECIPE})
     load_optimizer_state(optimizer, state["optimizer"])
@@ -251,7 +251,7 @@ def _state(
         f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata={}) for number, chunk in enumerate(model)
     }
     return {
-        **weights,
+        **{name: plain(unwrap_model(chunk), weights[name]) for name, chunk in zip(weights, model, strict=True)},
         "optimizer": optimizer_state(optimizer, weights, is_loading=is_loading),
         "schedule": schedule.state_dict(),
     }

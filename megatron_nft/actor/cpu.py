@@ -4,9 +4,13 @@ Megatron-Core asks torch.cuda for its device, its streams and its random state, 
 `adapt_to_cpu` answers these questions for the CPU; everything above it (schedules, distributed optimizer, tensor
 parallel layers) is Megatron's own code. Called once per process by actor/topology.py, before any model is built.
 
+In the GPU's environment TransformerEngine is hidden first: Megatron takes its kernels for norms of gradients and for
+Adam wherever it can import them, and does so when it is imported itself (actor/__init__.py).
+
 Adapted to megatron-core 0.16.1 and 0.19.2. To be removed when Megatron-Core takes its device from one place.
 """
 
+import sys
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +18,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _mode: "_CudaMeansCpu | None" = None
+
+
+def hide_transformer_engine_without_cuda() -> None:
+    """Before Megatron is imported."""
+    if not torch.cuda.is_available():
+        sys.modules["transformer_engine"] = None  # an import of it raises ImportError, as if it weren't installed
 
 
 def adapt_to_cpu() -> None:

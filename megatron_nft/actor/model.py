@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from megatron_nft.actor.attention import PackedCausalAttention
 from megatron_nft.actor.logprobs import HiddenOutput
-from megatron_nft.actor.performance import ddp_config, start_user_buffers, transformer_arguments
+from megatron_nft.actor.performance import ddp_config, fusion_without_apex, start_user_buffers, transformer_arguments
 from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import ActorConfig
@@ -52,15 +52,16 @@ def build_chunks(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[n
     config = transformer_config(hf, actor, topology)
     chunks = []
     for vp_stage in range(actor.vpp):
-        gpt = GPTModel(
-            config=config,
-            transformer_layer_spec=layer_spec(config, topology, vp_stage if actor.vpp > 1 else None),
-            vocab_size=padded_vocab_size(hf.vocab_size, actor.tp),
-            pre_process=topology.is_first_stage and vp_stage == 0,
-            post_process=topology.is_last_stage and vp_stage == actor.vpp - 1,
-            **family_of(hf).gpt_arguments(hf),
-            vp_stage=vp_stage if actor.vpp > 1 else None,
-        ).to(topology.device)
+        with fusion_without_apex():
+            gpt = GPTModel(
+                config=config,
+                transformer_layer_spec=layer_spec(config, topology, vp_stage if actor.vpp > 1 else None),
+                vocab_size=padded_vocab_size(hf.vocab_size, actor.tp),
+                pre_process=topology.is_first_stage and vp_stage == 0,
+                post_process=topology.is_last_stage and vp_stage == actor.vpp - 1,
+                **family_of(hf).gpt_arguments(hf),
+                vp_stage=vp_stage if actor.vpp > 1 else None,
+            ).to(topology.device)
         if gpt.post_process:
             # Megatron's layer in all but its forward: parameters, their marks and their checkpointing stay its own.
             gpt.output_layer.__class__ = HiddenOutput

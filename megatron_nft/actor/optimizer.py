@@ -1,5 +1,7 @@
 """Megatron's distributed AdamW and its learning-rate schedule. Called by actor/worker.py."""
 
+from typing import Any
+
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -10,33 +12,43 @@ from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.config import ActorConfig, OptimizerConfig
 
 
-def build_optimizer(
-    model: list[DistributedDataParallel], optimizer: OptimizerConfig, actor: ActorConfig
-) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW with its state sharded over the data-parallel ranks; linear warm-up, then a constant rate.
+class RolloutStepWarmup(OptimizerParamScheduler):
+    """Warm-up in stairs, one a rollout step, the first at 0. Counts updates like its base, so that either resumes the
+    other's checkpoints.
 
-    Call the schedule's `step(1)` before each update: update u then runs at learning_rate * min(u / warmup_updates, 1).
+    The authors' scheduler (verl, fsdp_workers.py) takes a step after all updates of a rollout step.
     """
-    fmt = PRECISIONS[actor.precision]
+
+    def __init__(self, *arguments: Any, warmup_rollout_steps: int, updates_per_step: int, **named: Any) -> None:
+        self._warmup_rollout_steps, self._updates_per_step = warmup_rollout_steps, updates_per_step
+        super().__init__(*arguments, **named)
+
+    def get_lr(self, param_group: dict) -> float:
+        steps_done = max(self.num_steps - 1, 0) // self._updates_per_step
+        return param_group.get("max_lr", self.max_lr) * min(steps_done / self._warmup_rollout_steps, 1.0)
+
+
+def build_optimizer(
+    model: list[DistributedDataParallel], optimizer: OptimizerConfig, actor: ActorConfig, updates_per_step: int
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """AdamW with its state sharded over the data-parallel ranks, and its `build_schedule`."""
     megatron_optimizer = get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=optimizer.learning_rate,
-            weight_decay=optimizer.weight_decay,
-            adam_beta1=optimizer.beta1,
-            adam_beta2=optimizer.beta2,
-            adam_eps=optimizer.eps,
-            clip_grad=optimizer.grad_clip,
-            bf16=fmt.is_bf16,
-            params_dtype=fmt.dtype,
-            use_distributed_optimizer=True,
-            **optimizer_arguments(actor, optimizer),
-        ),
-        model,
-        use_gloo_process_groups=False,
+        optimizer_config(optimizer, actor), model, use_gloo_process_groups=False
     )
-    schedule = OptimizerParamScheduler(
-        megatron_optimizer,
+    return megatron_optimizer, build_schedule(megatron_optimizer, optimizer, updates_per_step)
+
+
+def build_schedule(scheduled: Any, optimizer: OptimizerConfig, updates_per_step: int) -> OptimizerParamScheduler:
+    """Warm-up, then a constant rate, of anything with param_groups.
+
+    Call its `step(1)` before each update. Update u then runs at learning_rate * min(u / warmup_updates, 1), or, with
+    s = (u - 1) // updates_per_step rollout steps done, at learning_rate * min(s / warmup_rollout_steps, 1).
+    """
+    in_stairs: dict[str, int] = {}
+    if optimizer.warmup_rollout_steps:
+        in_stairs = {"warmup_rollout_steps": optimizer.warmup_rollout_steps, "updates_per_step": updates_per_step}
+    return (RolloutStepWarmup if in_stairs else OptimizerParamScheduler)(
+        scheduled,
         init_lr=0.0,
         max_lr=optimizer.learning_rate,
         min_lr=0.0,
@@ -49,5 +61,23 @@ def build_optimizer(
         wd_incr_style="constant",
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,  # a resumed run has its own recipe's values, not those of the checkpoint
+        **in_stairs,
     )
-    return megatron_optimizer, schedule
+
+
+def optimizer_config(optimizer: OptimizerConfig, actor: ActorConfig) -> MegatronOptimizerConfig:
+    """Megatron's."""
+    fmt = PRECISIONS[actor.precision]
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.eps,
+        clip_grad=optimizer.grad_clip,
+        bf16=fmt.is_bf16,
+        params_dtype=fmt.dtype,
+        use_distributed_optimizer=True,
+        **optimizer_arguments(actor, optimizer),
+    )

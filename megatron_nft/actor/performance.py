@@ -1,13 +1,15 @@
-"""What a recipe switches on to go faster or to fit: overlaps, fusions, offloading. Nothing here changes a result.
+"""What a recipe switches on to go faster, to fit or to repeat itself. Nothing here changes a result beyond rounding.
 
 Settings carry Megatron-Core's names wherever it has one, and become its arguments here. Called by actor/model.py and
 actor/worker.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.tensor_parallel import layers
 
 from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.config import ActorConfig, OptimizerConfig
@@ -23,7 +25,22 @@ def transformer_arguments(actor: ActorConfig) -> dict[str, Any]:
         "offload_modules": list(actor.offload_modules),
         "cpu_offloading": actor.cpu_offloading_num_layers > 0,
         "cpu_offloading_num_layers": actor.cpu_offloading_num_layers,
+        "deterministic_mode": actor.deterministic,
     }
+
+
+@contextmanager
+def fusion_without_apex() -> Iterator[None]:
+    """gradient_accumulation_fusion, while a model is built: without apex Megatron's own linear layer refuses it.
+
+    The output layer alone is one, and actor/logprobs.py's product stands in its place; TransformerEngine's layers have
+    fused products of their own. To be removed when GPTModel takes its output layer from the specification.
+    """
+    found, layers._grad_accum_fusion_available = layers._grad_accum_fusion_available, True
+    try:
+        yield
+    finally:
+        layers._grad_accum_fusion_available = found
 
 
 def ddp_config(actor: ActorConfig) -> DistributedDataParallelConfig:

@@ -6,11 +6,11 @@ the whole optimizer update, over all microbatches and all data-parallel ranks:
     reduction "tokens":     the answer tokens of the update
     reduction "sequences":  the answers of the update, each token's loss divided by its answer's tokens before
     reduction "constant":   reduction_constant (or the longest answer allowed) x the answers of the update
-    reduction "published":  1000 x the data-parallel ranks, as in the NFT authors' code: the one that depends on them
+    reduction "published":  1000 x published_ranks, the data-parallel ranks of the NFT authors' run
 
 and from there on gradients are only ever summed (over microbatches by the schedule, over ranks by
 DistributedDataParallel, see calculate_per_token_loss in actor/model.py). So neither microbatching, nor packing, nor any
-parallel layout changes the loss or a gradient ("published" apart). Called by actor/worker.py.
+parallel layout changes the loss or a gradient. Called by actor/worker.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ from megatron_nft.nft.methods import method_of
 from megatron_nft.types import MicroBatch
 
 PUBLISHED_DIVISOR = 1000.0
-"""What the NFT authors' code divides the sum of token losses by, on every data-parallel rank."""
+"""What the NFT authors' code divides the sum of token losses by, on each of its data-parallel ranks."""
 
 
 class Pipeline:
@@ -98,7 +98,7 @@ class Pipeline:
             "tokens": totals["tokens"],
             "sequences": totals["answers"],
             "constant": constant * totals["answers"],
-            "published": PUBLISHED_DIVISOR * self.topology.dp_size,
+            "published": PUBLISHED_DIVISOR * (self.algorithm.published_ranks or 1),
         }[self.algorithm.reduction]
 
     def _run(

@@ -16,6 +16,13 @@ import torch.distributed as dist
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.rules import AxisPlace, Place, along
 
+DETERMINISTIC = {
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",  # TransformerEngine's attention, its backward pass
+    "NCCL_ALGO": "^NVLS",  # NVLink's switches add up in an order of their own
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+"""actor.deterministic: what Megatron-LM asks of the environment beside its deterministic_mode."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -98,6 +105,8 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
     else:
         if not torch.cuda.is_available():
             raise RuntimeError("cluster.device = cuda, but torch finds no CUDA device; set cluster.device = cpu")
+        if config.deterministic:
+            os.environ.update(DETERMINISTIC)
         local_rank = int(os.environ.get("LOCAL_RANK", 0))  # torchrun's; Ray shows each actor its own device as number 0
         torch.cuda.set_device(local_rank)
         torch_device = torch.device("cuda", local_rank)

@@ -51,7 +51,9 @@ class Worker:
         else:
             load_hf_weights(self.model, config.model.path, self.hf, self.topology)
         hold_back_reductions(self.model)
-        self.optimizer, self.schedule = build_optimizer(self.model, config.optimizer, config.actor)
+        self.optimizer, self.schedule = build_optimizer(
+            self.model, config.optimizer, config.actor, config.train.updates_per_step
+        )
         self.pipeline = Pipeline(
             self.model,
             self.hf,
@@ -118,6 +120,7 @@ class Worker:
             if is_finite:
                 _, norm, _ = self.optimizer.step()
                 metrics["actor/grad_norm"] = float(norm)  # with TransformerEngine a tensor on the device
+                metrics["actor/clipped_updates"] = float(metrics["actor/grad_norm"] > self.config.optimizer.grad_clip)
             reports.append(metrics)
             num_tokens.append(answer_tokens)
             if not is_finite and not self.config.optimizer.skip_nonfinite:
@@ -203,16 +206,21 @@ class Worker:
         return damages(Path(folder), read_manifest(Path(folder)), names)
 
     def offload(self) -> None:
-        """Moves what only training needs off the GPU: gradients are dropped, the optimizer's state goes to the host."""
+        """Moves what only training needs off the GPU: gradients are dropped, the optimizer's state goes to the host.
+
+        With optimizer_cpu_offload it is there, and Megatron would bring to the GPU what is to be updated on the host.
+        """
         for chunk in self.model:
             chunk.offload_grad_buffers()
-        self.optimizer.offload_to_cpu()
+        if not self.config.optimizer.optimizer_cpu_offload:
+            self.optimizer.offload_to_cpu()
 
     def reload(self) -> None:
         """Undoes `offload`, before the next update. Fine if nothing is offloaded."""
         for chunk in self.model:
             chunk.restore_grad_buffers()
-        self.optimizer.restore_from_cpu()
+        if not self.config.optimizer.optimizer_cpu_offload:
+            self.optimizer.restore_from_cpu()
 
     def shutdown(self) -> None:
         """Leaves the process groups, and gives the wire's memory back."""

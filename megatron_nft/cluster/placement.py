@@ -20,6 +20,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from megatron_nft.cluster.nodes import ClusterError, Node, living_nodes
 from megatron_nft.config import Config
+from megatron_nft.doctor.machine import Machine
+from megatron_nft.doctor.ray_needs import check_ray, is_local
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: batches of token ids pass through it, weights don't."""
@@ -43,6 +45,10 @@ class Placement:
         """Of an actor rank. Colocated, it leaves room for what else runs there."""
         return self._options(*self._place(rank), *((0.4, 0.9) if self._config.is_colocated else (1, 1)))
 
+    def task_options(self, rank: int) -> dict[str, Any]:
+        """Of a question to the place of an actor rank."""
+        return self._options(*self._place(rank), 0.1, 0.1)
+
     def engine_options(self, index: int) -> dict[str, Any]:
         """Of an engine: a bundle of its own, or, colocated, that of its first rank."""
         if self._engines is None:
@@ -55,7 +61,7 @@ class Placement:
             return {}
         tp = self._config.rollout.tp
         ranks = range(index * tp, (index + 1) * tp)
-        asked = [_node_and_gpu.options(**self._options(*self._place(rank), 0.1, 0.1)).remote() for rank in ranks]
+        asked = [_node_and_gpu.options(**self.task_options(rank)).remote() for rank in ranks]
         try:
             places = ray.get(asked, timeout=self._config.cluster.start_timeout_s)
         except GetTimeoutError:
@@ -89,13 +95,16 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
         with_actors: False: for engines only, with places of their own.
 
     Raises:
-        ClusterError: the cluster hasn't got the resources, or not within cluster.start_timeout_s.
+        ClusterError: Ray can't be used here (doctor/ray_needs.py); the cluster hasn't got the resources, or not within
+            cluster.start_timeout_s.
     """
     ranks = config.actor.world_size if with_actors else 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if "RAY_ADDRESS" not in os.environ:
+    refuse_unfit_machine()
+    if is_local(os.environ):
+        os.environ.pop("RAY_ADDRESS", None)  # an empty one would be handed on
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(HEAD_GONE_S))
         options |= {
             "address": "local",
@@ -104,12 +113,27 @@ def ray_cluster(config: Config, with_actors: bool = True) -> Iterator[Placement]
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises whatever its parts do, tracebacks of half a page in it
+        where = os.environ.get("RAY_ADDRESS", "here")
+        raise ClusterError(f"Ray can't be joined or started ({where}): {' '.join(str(error).split())[:500]}") from error
     try:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put in a handler that aborts the process
         yield _reserve(config, ranks)
     finally:
         ray.shutdown()
+
+
+def refuse_unfit_machine() -> None:
+    """What Ray would say late, and in tracebacks (doctor/ray_needs.py).
+
+    Raises:
+        ClusterError: its address doesn't answer, or its folder won't do.
+    """
+    for finding in check_ray(Machine.this_one()):
+        if finding.status == "FAIL":
+            raise ClusterError(f"Ray can't be used: {finding.value}: {finding.reason}; {finding.remedy}")
 
 
 def ranks_per_block(config: Config) -> int:

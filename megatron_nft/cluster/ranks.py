@@ -14,6 +14,7 @@ import ray
 
 from megatron_nft.actor.manifest import CheckpointError, read_manifest, shares
 from megatron_nft.actor.topology import data_parallel_rank
+from megatron_nft.cluster.connections import connections, device_generation
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, log_of, watchdog
 from megatron_nft.config import Config
@@ -71,15 +72,22 @@ class Actors:
 
     def _start(self) -> dict[str, Any]:
         config, placement = self._config, self._placement
+        environment = {"OMP_NUM_THREADS": str(config.cluster.threads_per_process)}
+        environment |= connections(tp=config.actor.tp, cp=config.actor.cp, generation=self._device_generation)
         return {
             (name := f"actor rank {rank}"): ray.remote(_ActorRank)
-            .options(
-                **placement.actor_options(rank),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.cluster.threads_per_process)}},
-            )
+            .options(**placement.actor_options(rank), runtime_env={"env_vars": environment})
             .remote(log_of(name, self._logs))
             for rank in range(config.actor.world_size)
         }
+
+    @cached_property
+    def _device_generation(self) -> int | None:
+        """Asked on a node that has ranks; the driver's may have no GPU. All are taken to have the same."""
+        if self._config.cluster.device != "cuda":
+            return None
+        ask = ray.remote(device_generation).options(**self._placement.task_options(0))
+        return ray.get(ask.remote(), timeout=self._config.cluster.start_timeout_s)
 
     def restart(self, config: Config) -> None:
         """Ends the ranks' processes and starts new ones, for another run in the same place; `begin_build` follows.

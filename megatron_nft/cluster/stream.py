@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.api import EngineError, Request, Sampling, requests_of
+from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
 CALL_S, CALL_S_PER_ENGINE = 0.05, 0.02
@@ -251,7 +251,7 @@ def one_answer_each(fleet: Fleet, prompt: Prompt, sampling: Sampling, timeout_s:
     answers: dict[str, RolloutGroup] = {}
     new = [request]
     while len(answers) < len(fleet.names):
-        for name, (groups, _) in zip(fleet.names, fleet.call("advance", "canary", new, [], CALL_S), strict=True):
+        for name, (groups, _) in zip(fleet.names, fleet.call("advance", CANARY, new, [], CALL_S), strict=True):
             if groups:
                 ((_, answers[name]),) = groups
         new = []

@@ -16,6 +16,7 @@ from megatron_nft.config.methods import CLIPPED, METHODS
 from megatron_nft.config.model import ModelConfig
 from megatron_nft.config.observe import ObserveConfig
 from megatron_nft.config.optimizer import OptimizerConfig
+from megatron_nft.config.paths import path_argument
 from megatron_nft.config.recipe import changed_settings, flat_settings, load_config, to_toml
 from megatron_nft.config.rollout import RolloutConfig
 from megatron_nft.config.run import RunConfig
@@ -52,5 +53,6 @@ __all__ = [
     "check_layout",
     "flat_settings",
     "load_config",
+    "path_argument",
     "to_toml",
 ]

@@ -1,10 +1,10 @@
 """The Megatron ranks: settings under Megatron's names, and Megatron's rules about which go together."""
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.section import Section
 
 
@@ -48,7 +48,8 @@ class ActorConfig(Section):
     ddp_bucket_size: int | None = Field(None, ge=1)
     """Parameters per message of the two overlaps. Unset: 40 million, or 1 million x dp if that is more."""
     gradient_accumulation_fusion: bool = False
-    """CUDA: add weight gradients to their fp32 buffers inside the matrix product."""
+    """CUDA: add weight gradients to their fp32 buffers inside the matrix product. Changes no number, and needs NVIDIA's
+    apex, built with its CUDA extensions (requirements-gpu.txt says how; the doctor looks for them)."""
     tp_comm_overlap: bool = False
     """CUDA: overlap tensor-parallel messages with the products beside them. Needs sequence_parallel, and pads every
     microbatch to tokens_per_microbatch."""
@@ -60,6 +61,10 @@ class ActorConfig(Section):
     "none"."""
     fp8_param: bool = False
     """FP8: hold the parameters of FP8 layers in FP8 as well, and gather them so. Not for fp8-mxfp8."""
+    deterministic: bool = False
+    """CUDA: the same update twice is the same to the last bit, and so is a resumed run; otherwise attention's backward
+    pass adds up in an order of chance. For short runs: beyond 2^30 of sequences in a pack x heads of a rank x longest
+    squared, TransformerEngine leaves its fused attention, and memory grows with the longest squared."""
     timeout_s: float = Field(1800.0, gt=0)
     """Longest wait for a collective or for one verb (score, train_step) before the run stops with an error."""
 
@@ -68,6 +73,7 @@ class ActorConfig(Section):
         "tp_comm_overlap",
         "offload_modules",
         "cpu_offloading_num_layers",
+        "deterministic",
     )
 
     @property
@@ -81,50 +87,48 @@ class ActorConfig(Section):
         context = f" x cp {self.cp}" if self.cp > 1 else ""
         return f"tp {self.tp} x pp {self.pp}{virtual}{context} x dp {self.dp}"
 
-    @model_validator(mode="after")
-    def _check_parallelism(self) -> Self:
-        if self.pp == 1 and self.vpp > 1:
-            raise RecipeError(f"actor.vpp = {self.vpp} needs actor.pp > 1; one stage cannot be interleaved with others")
-        if self.sequence_parallel and self.tp == 1:
-            raise RecipeError("actor.sequence_parallel = true needs actor.tp > 1; there is nothing to shard over")
-        return self
+    def problems(self) -> Iterator[str]:
+        """Megatron's rules about which settings go together."""
+        yield from self._check_parallelism()
+        yield from self._check_precision()
+        yield from self._check_performance()
 
-    @model_validator(mode="after")
-    def _check_precision(self) -> Self:
+    def _check_parallelism(self) -> Iterator[str]:
+        if self.pp == 1 and self.vpp > 1:
+            yield (f"actor.vpp = {self.vpp} needs actor.pp > 1; one stage cannot be interleaved with others")
+        if self.sequence_parallel and self.tp == 1:
+            yield ("actor.sequence_parallel = true needs actor.tp > 1; there is nothing to shard over")
+
+    def _check_precision(self) -> Iterator[str]:
         if self.num_layers_at_start_in_bf16 or self.num_layers_at_end_in_bf16:
             if not self.precision.startswith("fp8"):
-                raise RecipeError(
+                yield (
                     f'actor.num_layers_at_start_in_bf16 and _at_end_in_bf16 are for FP8; with "{self.precision}" '
                     "leave them at 0"
                 )
             if self.precision == "fp8-delayed":
-                raise RecipeError(
+                yield (
                     "fp8-delayed keeps no layers in bf16 (Megatron-Core refuses it); set "
                     'actor.num_layers_at_start_in_bf16 = actor.num_layers_at_end_in_bf16 = 0, or "fp8-tensorwise"'
                 )
         if self.fp8_param and (not self.precision.startswith("fp8") or self.precision == "fp8-mxfp8"):
-            raise RecipeError(
-                f'actor.fp8_param = true needs fp8-delayed, fp8-tensorwise or fp8-blockwise, not "{self.precision}"'
-            )
-        return self
+            yield (f'actor.fp8_param = true needs fp8-delayed, fp8-tensorwise or fp8-blockwise, not "{self.precision}"')
 
-    @model_validator(mode="after")
-    def _check_performance(self) -> Self:
+    def _check_performance(self) -> Iterator[str]:
         if self.overlap_param_gather and not self.overlap_grad_reduce:
-            raise RecipeError("actor.overlap_param_gather = true needs actor.overlap_grad_reduce = true; set both")
+            yield ("actor.overlap_param_gather = true needs actor.overlap_grad_reduce = true; set both")
         if self.tp_comm_overlap and (not self.sequence_parallel or self.cp > 1):
-            raise RecipeError(
+            yield (
                 f"actor.tp_comm_overlap = true needs actor.sequence_parallel = true and actor.cp = 1, not "
                 f"sequence_parallel = {str(self.sequence_parallel).lower()} and cp = {self.cp}"
             )
         if self.cpu_offloading_num_layers and (self.pp > 1 or self.recompute != "none" or self.offload_modules):
-            raise RecipeError(
+            yield (
                 f"actor.cpu_offloading_num_layers = {self.cpu_offloading_num_layers} needs actor.pp = 1, "
                 'actor.recompute = "none" and no offload_modules (Megatron-Core refuses them together); with pp > 1 '
                 "use offload_modules"
             )
         if "attn_proj" in self.offload_modules and "core_attn" not in self.offload_modules:
-            raise RecipeError(
+            yield (
                 'actor.offload_modules: "attn_proj" goes with "core_attn" only, whose backward pass needs that tensor'
             )
-        return self

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from megatron_nft.config.section import PathText, Section
+from megatron_nft.config.paths import PathText
+from megatron_nft.config.section import Section
 
 
 class CheckpointConfig(Section):

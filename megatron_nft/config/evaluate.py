@@ -1,10 +1,10 @@
 """Held-out accuracy, in a run and by megatron_nft.evaluate."""
 
-from typing import Annotated, Self
+from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.section import Section
 
 
@@ -16,8 +16,10 @@ class EvaluateConfig(Section):
     samples: int = Field(0, ge=0)
     """Sampled answers per prompt for avg@k. 0: greedy only, in a run."""
     samples_of: dict[str, Annotated[int, Field(ge=1)]] = Field({})
-    """`megatron_nft.evaluate`: benchmark (its file's name without the ending) -> sampled answers per prompt, where it
-    isn't `samples`: {math500 = 1}."""
+    """Benchmark (its file's name without the ending) -> sampled answers per prompt, where it isn't `samples`:
+    {math500 = 1}."""
+    greedy: bool = True
+    """In a run: one answer more to every prompt, at temperature 0."""
     temperature: float = Field(0.6, ge=0)
     """Temperature of the sampled answers. 0, greedy, goes with one sample only."""
     top_p: float = Field(0.7, gt=0, le=1)
@@ -27,12 +29,13 @@ class EvaluateConfig(Section):
     engines that would idle; the sync waits for it. false, and `megatron_nft.train_async`: between the steps. The
     answers are the same."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """What its settings can't be together."""
         most_samples = max([self.samples, *self.samples_of.values()])
         if self.temperature == 0 and most_samples > 1:
-            raise RecipeError(
+            yield (
                 f"evaluate.temperature = 0 gives {most_samples} equal answers; set evaluate.samples = 1, or a "
                 "temperature above 0"
             )
-        return self
+        if not self.greedy and not self.samples:
+            yield "evaluate.greedy = false and evaluate.samples = 0 leave nothing to measure; set one of them"

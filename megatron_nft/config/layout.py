@@ -1,5 +1,7 @@
 """The parallel layout and the lengths of a recipe, against its model's dimensions."""
 
+from collections.abc import Iterator
+
 from megatron_nft.config.actor import ActorConfig
 from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.schema import Config
@@ -10,32 +12,36 @@ def check_layout(config: Config, hf: HFConfig) -> None:
     """Checks the parallel layout and the lengths against the model's dimensions.
 
     Raises:
-        RecipeError: with the value, the reason and the values that would do.
+        RecipeError: with the values, the reasons and the values that would do, a line each.
     """
+    if found := list(layout_problems(config, hf)):
+        raise RecipeError("\n".join(found))
+
+
+def layout_problems(config: Config, hf: HFConfig) -> Iterator[str]:
+    """What of the layout and the lengths doesn't fit the model."""
     for key, tp in (("actor.tp", config.actor.tp), ("rollout.tp", config.rollout.tp)):
         for what, count in (("attention heads", hf.num_attention_heads), ("key/value heads", hf.num_key_value_heads)):
             if count % tp:
                 fits = [n for n in range(1, count + 1) if hf.num_attention_heads % n == hf.num_key_value_heads % n == 0]
-                raise RecipeError(f"{key} = {tp} does not divide the model's {count} {what}; choose one of {fits}")
+                yield (f"{key} = {tp} does not divide the model's {count} {what}; choose one of {fits}")
     if hf.intermediate_size % config.actor.tp:
-        raise RecipeError(
-            f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}"
-        )
-    _check_stages(config.actor, hf.num_hidden_layers)
+        yield (f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}")
+    yield from _stage_problems(config.actor, hf.num_hidden_layers)
     if config.max_sequence_tokens > hf.max_position_embeddings:
-        raise RecipeError(
+        yield (
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "
             f"{config.rollout.max_answer_tokens} = {config.max_sequence_tokens} > the model's "
             f"max_position_embeddings {hf.max_position_embeddings}; shorten one of them"
         )
     if hf.sliding_window is not None and config.max_sequence_tokens > hf.sliding_window:
-        raise RecipeError(
+        yield (
             f"data.max_prompt_tokens + rollout.max_answer_tokens = {config.max_sequence_tokens} > the model's "
             f"sliding_window {hf.sliding_window}, and the actor attends to whole sequences; shorten one of them"
         )
 
 
-def _check_stages(actor: ActorConfig, num_layers: int) -> None:
+def _stage_problems(actor: ActorConfig, num_layers: int) -> Iterator[str]:
     """Every rank's layers must be a whole number, and split evenly over its virtual stages."""
     ends = {
         key: getattr(actor, key)
@@ -44,23 +50,23 @@ def _check_stages(actor: ActorConfig, num_layers: int) -> None:
     }
     for key, layers in ends.items():
         if actor.pp == 1:
-            raise RecipeError(f"actor.{key} = {layers} needs actor.pp > 1; with one stage all layers are in it")
+            yield (f"actor.{key} = {layers} needs actor.pp > 1; with one stage all layers are in it")
         if layers % actor.vpp:
-            raise RecipeError(f"actor.{key} = {layers} does not split evenly over actor.vpp = {actor.vpp} stages")
+            yield (f"actor.{key} = {layers} does not split evenly over actor.vpp = {actor.vpp} stages")
     left, stages = num_layers - sum(ends.values()), actor.pp - len(ends)
     if (stages == 0 and left == 0) or (stages and left > 0 and left % (stages * actor.vpp) == 0):
         return
     if ends:
         set_apart = " and ".join(f"{key} = {layers}" for key, layers in ends.items())
-        raise RecipeError(
+        yield (
             f"actor.{set_apart} leave {left} of the model's {num_layers} layers for {stages} other ranks of "
             f"{actor.vpp} stage(s) each; they must split evenly"
         )
     if actor.vpp > 1:
         fits = [n for n in range(1, num_layers + 1) if num_layers % (n * actor.pp) == 0]
-        raise RecipeError(
+        yield (
             f"actor.pp = {actor.pp} x vpp = {actor.vpp} stages do not divide the model's {num_layers} layers; "
             + (f"with this pp choose vpp from {fits}" if fits else "choose a pp that does")
         )
     fits = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
-    raise RecipeError(f"actor.pp = {actor.pp} does not divide the model's {num_layers} layers; choose one of {fits}")
+    yield (f"actor.pp = {actor.pp} does not divide the model's {num_layers} layers; choose one of {fits}")

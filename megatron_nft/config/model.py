@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from megatron_nft.config.section import PathText, Section
+from megatron_nft.config.paths import PathText
+from megatron_nft.config.section import Section
 from megatron_nft.families.hf_config import hf_side, is_megatron_folder
 
 

@@ -5,6 +5,7 @@ command.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_nft.config.errors import RecipeError, explain
-from megatron_nft.config.layout import check_layout
+from megatron_nft.config.errors import RecipeError, explain, listed
+from megatron_nft.config.layout import layout_problems
+from megatron_nft.config.methods import left_behind
+from megatron_nft.config.paths import expanded
 from megatron_nft.config.schema import Config
-from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.weight_files import check_weights, has_weights
 
 PLACE = ("run.name", "run.dir", "run.overwrite")
 """Settings that say where a run's files are, and nothing of what it does."""
+NO_DATA = "data.train is missing or empty; the recipe must name the training prompts' files"
 
 
 def load_config(
@@ -36,31 +40,86 @@ def load_config(
         RecipeError: the file, a key, a value, or the model folder is wrong; every problem found is listed.
     """
     try:
-        tree = tomllib.loads(Path(recipe).expanduser().read_text()) if recipe is not None else {}
+        tree = tomllib.loads(Path(expanded(str(recipe))).read_text()) if recipe is not None else {}
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {recipe}; the shipped ones are in launch/recipes") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{recipe} is not valid TOML: {error}") from None
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        problems = "\n".join(explain(problem, Config) for problem in error.errors())
-        raise RecipeError(f"{recipe or 'the settings'}:\n{problems}") from None
-    if trains and not config.data.train:
-        raise RecipeError(f"{recipe}: data.train is missing or empty; the recipe must name the training prompts' files")
-    hf = read_hf_config(config.model.path)
-    check_layout(config, hf)
-    for folder in (config.model.path, config.model.reference):
-        if checks_weights and folder is not None and has_weights(folder):  # a plan needs none
-            check_weights(folder, read_hf_config(folder))
-    if config.algorithm.kl_weight and read_hf_config(config.model.reference) != hf:
-        raise RecipeError(
-            f"model.reference = {config.model.reference!r} is not of the same architecture as model.path = "
-            f"{config.model.path!r}; give the folder of an earlier state of the same model"
-        )
+    except ValueError as error:
+        raise RecipeError(f"the recipe {str(recipe)!r}: {error}") from None
+    _apply_overrides(tree, overrides)
+    config, problems, left_out = _validated(tree)
+    if config is not None:
+        more = [] if config.data.train or not trains else [NO_DATA]
+        more += _problems_with_model(config, checks_weights, alone=not problems)
+        problems += [line for line in more if not _speaks_of(line, left_out)]
+    if problems or config is None:
+        raise RecipeError(listed(recipe or "the settings", problems))
     return config
+
+
+def _validated(tree: dict[str, Any]) -> tuple[Config | None, list[str], list[str]]:
+    """The settings, all that is wrong with them, and the wrong ones, which were left out to see what else is.
+
+    What is said of a setting that was left out may hold for its default only, and isn't repeated. Without the settings:
+    one is missing.
+    """
+    problems: list[str] = []
+    left_out: list[str] = []
+    while True:
+        together: list[str] = []
+        try:
+            config = Config.model_validate(tree, context=together)
+        except ValidationError as error:
+            wrong = error.errors()
+        else:
+            return config, problems + [line for line in together if not _speaks_of(line, left_out)], left_out
+        said = [explain(problem, Config) for problem in wrong]
+        problems += [line for line in said if line not in problems and not _speaks_of(line, left_out)]
+        removed = [key for problem in wrong if (key := _remove(tree, problem["loc"])) is not None]
+        if not removed:
+            return None, problems + together, left_out
+        left_out += removed
+
+
+def _remove(tree: dict[str, Any], place: Sequence[Any]) -> str | None:
+    """Takes out the setting, or the section, that a problem is of; returns its name."""
+    section, *keys = place[:2]
+    inner, key = (tree.get(section), keys[0]) if keys else (tree, section)
+    if not isinstance(inner, dict) or key not in inner:
+        return None
+    del inner[key]
+    return str(key)
+
+
+def _speaks_of(line: str, settings: Sequence[str]) -> bool:
+    """Whether a problem names one of these: "data.train", or "tp 2 x pp 1"."""
+    return any(re.search(rf"\b{re.escape(setting)}\b", line) for setting in settings)
+
+
+def _problems_with_model(config: Config, checks_weights: bool, alone: bool) -> list[str]:
+    """What doesn't fit the model's folders, or is wrong with these.
+
+    Args:
+        alone: nothing else is wrong: a model folder's error goes on as it is.
+    """
+    found: list[str] = []
+    try:
+        hf = read_hf_config(config.model.path)
+        found += layout_problems(config, hf)
+        for folder in (config.model.path, config.model.reference):
+            if checks_weights and folder is not None and has_weights(folder):  # a plan needs none
+                check_weights(folder, read_hf_config(folder))
+        if config.algorithm.kl_weight and config.model.reference and read_hf_config(config.model.reference) != hf:
+            found.append(
+                f"model.reference = {config.model.reference!r} is not of the same architecture as model.path = "
+                f"{config.model.path!r}; give the folder of an earlier state of the same model"
+            )
+    except ModelFolderError as error:
+        if alone and not found:
+            raise
+        found.append(str(error))
+    return found
 
 
 def to_toml(config: Config) -> str:
@@ -92,7 +151,19 @@ def changed_settings(before: str, now: str) -> list[str]:
     return [f"{name} {was} -> {now}" for name, (was, now) in pairs.items() if was != now]
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    given: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        given.setdefault(section, {})[key] = value
+    if isinstance(algorithm := tree.get("algorithm"), dict):
+        for key in left_behind(algorithm, given.get("algorithm", {})):
+            algorithm.pop(key, None)
+    for section, values in given.items():
+        tree.setdefault(section, {}).update(values)
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
     path, equals, text = override.partition("=")
     section, dot, key = path.strip().partition(".")
     if not (equals and dot and section and key):
@@ -101,4 +172,4 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word: run.name=test
-    tree.setdefault(section, {})[key] = value
+    return section, key, value

@@ -19,8 +19,8 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature of rollouts; the actor scores at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling. Below 1 the engine's log-probs are of the truncated distribution, and the gap metric shows
-    it."""
+    """Nucleus sampling. Below 1 the engine's log-probs are of the truncated distribution: the gap metric shows it, and
+    settings of [algorithm] that compare them with the actor's are refused."""
     max_answer_tokens: int = Field(3584, ge=1)
     """A longer answer is cut, and a cut answer counts as wrong."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

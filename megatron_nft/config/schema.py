@@ -1,9 +1,8 @@
 """The whole recipe, and the checks that need several of its sections; what a section's own settings say together is
 checked beside them."""
 
+from collections.abc import Iterator
 from pathlib import Path
-
-from pydantic import model_validator
 
 from megatron_nft.config.actor import ActorConfig
 from megatron_nft.config.algorithm import AlgorithmConfig
@@ -68,72 +67,94 @@ class Config(Section):
         return "cuda_ipc" if self.is_colocated else "collective"
 
     @property
+    def canary_gap(self) -> float:
+        """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
+        is_exact = self.actor.precision == "fp32" and self.rollout.dtype == "float32"
+        return self.weights.canary_gap or (1e-3 if is_exact else 0.1)
+
+    @property
     def carrier_traits(self) -> CarrierTraits:
         """What that carrier does."""
         return CARRIERS[self.carrier]
 
-    @model_validator(mode="after")
-    def _check_sections_agree(self) -> "Config":
-        self._check_ranks()
+    def problems(self) -> Iterator[str]:
+        """What the sections' settings can't be together."""
+        yield from self._check_ranks()
+        yield from self._check_log_probs()
         if self.algorithm.kl_weight and self.model.reference is None:
-            raise ValueError(
+            yield (
                 f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
                 f"an HF folder (usually model.path, {self.model.path!r}), or kl_weight = 0"
             )
         if self.cluster.device == "cpu":
-            self._check_nothing_needs_cuda()
+            yield from self._check_nothing_needs_cuda()
         resume = self.checkpoint.resume
         if resume not in ("auto", "never") and Path(resume).resolve().is_relative_to(self.run_dir.resolve()):
-            raise ValueError(
+            yield (
                 f"checkpoint.resume = {resume!r} is a checkpoint of this run, of which later steps are there, too; "
                 "set run.name to a new name to begin from it"
             )
-        self._check_placement()
+        yield from self._check_placement()
         if self.actor.tp_comm_overlap and self.max_sequence_tokens > self.actor.tokens_per_microbatch:
-            raise ValueError(
+            yield (
                 f"actor.tp_comm_overlap pads every microbatch to tokens_per_microbatch = "
                 f"{self.actor.tokens_per_microbatch}, and a sequence may have {self.max_sequence_tokens} tokens; raise "
                 "tokens_per_microbatch to that"
             )
-        return self
 
-    def _check_ranks(self) -> None:
+    def _check_ranks(self) -> Iterator[str]:
         actor, ranks = self.actor, self.cluster.actor_ranks
         if ranks not in (None, actor.world_size):
             replica = actor.world_size // actor.dp
             remedy = f"set actor.dp = {ranks // replica}" if ranks % replica == 0 else "change actor.tp or actor.pp"
-            raise ValueError(f"{actor.layout} = {actor.world_size} != world size {ranks}; {remedy}")
+            yield (f"{actor.layout} = {actor.world_size} != world size {ranks}; {remedy}")
 
-    def _check_nothing_needs_cuda(self) -> None:
+    def _check_log_probs(self) -> Iterator[str]:
+        """An engine that cuts its distribution gives the log-probs of what is left, the actor those of all tokens."""
+        algorithm, top_p = self.algorithm, self.rollout.top_p
+        reads = [
+            f"algorithm.{setting}"
+            for setting, is_set in (
+                ('old_logprobs = "engine"', algorithm.old_logprobs == "engine"),
+                (f"importance_cap = {algorithm.importance_cap:g}", algorithm.importance_cap > 0),
+            )
+            if is_set
+        ]
+        if top_p < 1 and reads:
+            yield (
+                f"rollout.top_p = {top_p:g} makes the engine's log-probs those of a part of the vocabulary, and "
+                f"{' and '.join(reads)} compares them with the actor's, which are of all of it; set rollout.top_p = 1, "
+                'or algorithm.old_logprobs = "actor" and importance_cap = 0'
+            )
+
+    def _check_nothing_needs_cuda(self) -> Iterator[str]:
         precision = self.actor.precision
         if precision.startswith("fp8"):
-            raise ValueError(
+            yield (
                 f'actor.precision = "{precision}" needs a CUDA device, and cluster.device is "cpu"; choose '
                 '"fp32" or "bf16"'
             )
         for setting in CUDA_ONLY:
             section, _, key = setting.partition(".")
             if getattr(getattr(self, section), key):
-                raise ValueError(f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
+                yield (f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
 
-    def _check_placement(self) -> None:
+    def _check_placement(self) -> Iterator[str]:
         workers = self.rollout.engines * self.rollout.tp
         if self.is_colocated and workers > self.actor.world_size:
-            raise ValueError(
+            yield (
                 f'cluster.placement = "colocated": rollout.engines x rollout.tp = {workers} workers don\'t fit on the '
                 f'actor\'s {self.actor.world_size} ranks; use fewer engines, or "split"'
             )
         if self.carrier == "cuda_ipc" and not (self.is_colocated and self.cluster.device == "cuda"):
-            raise ValueError(
+            yield (
                 f'weights.carrier = "cuda_ipc" needs GPUs that actor and engines share, and cluster.placement is '
                 f'"{self.cluster.placement}" on {self.cluster.device}; leave it at "auto"'
             )
         if self.weights.checksums and self.carrier != "shared_memory":
-            raise ValueError(
-                f'weights.checksums is for the "shared_memory" carrier, not "{self.carrier}"; leave it out'
-            )
+            yield (f'weights.checksums is for the "shared_memory" carrier, not "{self.carrier}"; leave it out')
         if self.carrier == "collective" and self.is_colocated and self.cluster.device == "cuda":
-            raise ValueError(
+            yield (
                 'weights.carrier = "collective" can\'t join two processes of one GPU (NCCL refuses), and '
                 'cluster.placement is "colocated"; leave it at "auto"'
             )

@@ -1,10 +1,9 @@
 """The length of a run."""
 
-from typing import Self
+from collections.abc import Iterator
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.section import Section
 
 
@@ -23,11 +22,10 @@ class TrainConfig(Section):
     export_every: int = Field(0, ge=0)
     """Write the model as an HF folder every so many steps, besides after the last. 0: only after the last."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def problems(self) -> Iterator[str]:
+        """What its settings can't be together."""
         if self.groups_per_step % self.updates_per_step:
-            raise RecipeError(
+            yield (
                 f"train.groups_per_step = {self.groups_per_step} is not a multiple of "
                 f"train.updates_per_step = {self.updates_per_step}; every update takes the same number of groups"
             )
-        return self

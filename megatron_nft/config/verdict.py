@@ -35,6 +35,11 @@ class VerdictConfig(Section):
     """A grader of one's own -> how many answers it is called with at once: it takes lists, and returns one."""
     loose_rewards: list[str] = Field([])
     """Data sources whose answers may earn rewards by the mode "whole_text", which is unfit for that."""
+    max_unparsable: float = Field(0.95, gt=0, le=1)
+    """Share of a data source's answers, of each step's worth that is graded, in which no final answer was found. Beyond
+    it the mode is taken to be the wrong one: `if_unparsable`. 1: never."""
+    if_unparsable: Literal["stop", "warn"] = "stop"
+    """"stop" ends the run before that step is trained on; "warn" goes on. Both show three of the answers."""
     thoughts: bool = True
     """The answer stands behind the last </think>, where there is one; a thought that is not finished has none."""
     modes: dict[str, Annotated[str, AfterValidator(_known_mode)]] = Field({})

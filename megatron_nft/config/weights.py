@@ -21,8 +21,10 @@ class WeightsConfig(Section):
     """Send every bucket with a checksum that its readers compare, for a machine whose memory is in doubt."""
     timeout_s: float = Field(300.0, gt=0)
     """Longest wait for one phase of a weight sync before the run stops with the phase's name."""
-    canary: bool = False
-    """After every sync each engine answers one prompt, and the actor scores the answer: engines that disagree, or whose
-    log-probs are further than canary_gap from the actor's, end the run."""
-    canary_gap: float = Field(0.1, gt=0)
-    """Largest mean distance of engine and actor log-probs in the canary's answer, in nats per token."""
+    canary: Literal["start", "always", "never"] = "start"
+    """When each engine answers one prompt and the actor scores the answer: "start", before the first step (and after
+    every resume), so that a model which engines and actor read differently never trains; "always", after every sync,
+    too. An engine whose log-probs are further than canary_gap from the actor's ends the run."""
+    canary_gap: float | None = Field(None, gt=0)
+    """Largest mean distance of engine and actor log-probs in the canary's answer, in nats per token. Unset: 0.001 where
+    both compute in 32 bits, else 0.1."""

@@ -1,4 +1,4 @@
-"""Files in the DAPO/verl schema -> benchmarks: every problem once, none left out silently. Called by evaluate.py.
+"""Files of problems -> benchmarks: every problem once, none left out silently. Called by evaluate.py.
 
 A benchmark is a file, under the file's name. Published files often repeat every problem 32 times, for avg@32: such
 repeats are merged, since the number of samples is a setting here.
@@ -8,10 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_nft.config import DataConfig
-from megatron_nft.data.prompts import DataError, load_rows, read_rows, stem_of
+from megatron_nft.data.errors import DataError
+from megatron_nft.data.files import stem_of
+from megatron_nft.data.prompts import load_problems
+from megatron_nft.data.rows import Problem, read_problems
 from megatron_nft.types import Prompt
 
 if TYPE_CHECKING:
@@ -51,12 +54,9 @@ def load_benchmarks(
 def _load(
     file: str, name: str, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, max_prompts: int
 ) -> Benchmark:
-    rows = list(enumerate(read_rows(file)))
-    if not rows:
-        raise DataError(f"{file} has no rows")
-    rows, repeats = _merge_repeats(rows)
-    _check_ids(file, rows)
-    loaded = load_rows(rows[: max_prompts or None], file, name, tokenizer, config)
+    problems, repeats = _merge_repeats(list(read_problems(file)))
+    _check_ids(file, problems)
+    loaded = load_problems(problems[: max_prompts or None], file, name, tokenizer, config)
     if not loaded.prompts:
         raise DataError(
             f"no prompt left of {file}: {loaded.num_too_long} longer than data.max_prompt_tokens = "
@@ -71,28 +71,26 @@ def _load(
     )
 
 
-def _merge_repeats(rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[tuple[int, dict[str, Any]]], int]:
-    """The first of each problem, if the file has every problem equally often; else all."""
-    contents = [json.dumps([row["prompt"], row["reward_model"]], sort_keys=True, default=str) for _, row in rows]
-    counts = Counter(contents)
-    repeats = set(counts.values())
-    if len(repeats) > 1 or repeats == {1} or len(counts) == 1:
-        return rows, 1
-    first = {content: index for index, content in reversed(list(enumerate(contents)))}
-    return [rows[index] for index in sorted(first.values())], repeats.pop()
+def _merge_repeats(problems: Sequence[Problem]) -> tuple[list[Problem], int]:
+    """The first of each problem, if the file has every problem equally often; else all. A row's ids don't matter."""
+    contents = [json.dumps([p.messages, p.ground_truth, p.data_source], sort_keys=True) for p in problems]
+    repeats = set(Counter(contents).values())
+    if len(repeats) > 1:
+        return list(problems), 1
+    first = dict(zip(reversed(contents), reversed(problems), strict=True))
+    return sorted(first.values(), key=lambda problem: problem.number), repeats.pop()
 
 
-def _check_ids(file: str, rows: Sequence[tuple[int, dict[str, Any]]]) -> None:
+def _check_ids(file: str, problems: Sequence[Problem]) -> None:
     seen: dict[str, int] = {}
-    for number, row in rows:
-        extra_info = row.get("extra_info")
-        index = extra_info.get("index") if isinstance(extra_info, dict) else None
+    for problem in problems:
+        index = problem.extra_info.get("index")
         if index is None:
             continue
-        key = f"{row['data_source']}/{extra_info.get('split')}/{index}"
+        key = f"{problem.data_source}/{problem.extra_info.get('split')}/{index}"
         if key in seen:
             raise DataError(
-                f"{file}: rows {seen[key]} and {number} (counted from 0) have one id, extra_info.index = {index!r}; "
-                "a problem that is there twice counts twice: remove one, or give them different ids"
+                f"{file}: rows {seen[key]} and {problem.number} (counted from 0) have one id, extra_info.index = "
+                f"{index!r}; a problem that is there twice counts twice: remove one, or give them different ids"
             )
-        seen[key] = number
+        seen[key] = problem.number

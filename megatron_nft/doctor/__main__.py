@@ -4,8 +4,8 @@
     megatron-nft doctor launch/recipes/quickstart.toml          and the recipe's model, data and folder
     megatron-nft doctor my.toml run.dir=/scratch/runs --json
 
-Reads files and variables only: imports neither torch nor vLLM, and starts nothing but, for a recipe with
-graders of one's own, a process that tries these.
+Reads files and variables, and imports neither torch nor vLLM itself. It connects to RAY_ADDRESS if there is one, and
+starts processes that try TransformerEngine where that is installed, read a recipe's data, and try graders of one's own.
 
 Exit status: 0, or 1 if a check FAILs.
 """
@@ -25,6 +25,7 @@ from megatron_nft.doctor.packages import (
     check_transformer_engine,
     check_twice,
 )
+from megatron_nft.doctor.ray_needs import check_ray
 from megatron_nft.doctor.recipe import check_recipe
 from megatron_nft.doctor.system import (
     check_allocator,
@@ -39,13 +40,20 @@ from megatron_nft.doctor.system import (
 
 CHECKS = (
     check_python, check_pins, check_twice, check_apex, check_transformer_engine, check_driver, check_allocator,
-    check_threads, check_memory, check_shared_memory, check_disk, check_open_files, check_proxy,
+    check_threads, check_memory, check_shared_memory, check_disk, check_open_files, check_proxy, check_ray,
 )  # fmt: skip
 
 
-def examine(machine: Machine, recipe: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
-    """All checks of a machine, and of a recipe on it."""
-    findings = [finding for check in CHECKS for finding in check(machine)]
+def examine(
+    machine: Machine, recipe: str | None = None, overrides: Sequence[str] = (), starts_ray: bool = True
+) -> list[Finding]:
+    """All checks of a machine, and of a recipe on it.
+
+    Args:
+        starts_ray: False: asked by a process of the cluster that is to be used.
+    """
+    checks = [check for check in CHECKS if starts_ray or check is not check_ray]
+    findings = [finding for check in checks for finding in check(machine)]
     return [*findings, *(check_recipe(machine, recipe, overrides) if recipe else ())]
 
 

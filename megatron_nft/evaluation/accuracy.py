@@ -3,7 +3,8 @@
 Pure functions. A benchmark's number is the mean of its prompts'; evaluation/scores.py takes it.
 """
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from math import comb
 
 import numpy as np
@@ -60,6 +61,22 @@ def bootstrap_means(values_N: Sequence[float], seed: int) -> np.ndarray:
     rows = max(1, BLOCK // len(values))
     blocks = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
     return np.concatenate([values[draws.integers(len(values), size=(b, len(values)))].mean(axis=1) for b in blocks])
+
+
+def seed_of(name: str, seed: int) -> int:
+    """A benchmark's own seed of the bootstrap: independent of other benchmarks', for the interval of their average."""
+    return zlib.crc32(f"{seed}/{name}".encode())
+
+
+def average_of(values: Mapping[str, Sequence[float]], seed: int) -> tuple[float, float, float]:
+    """Mean of the benchmarks' means, each benchmark weighing the same, and its 95% interval.
+
+    Args:
+        values: benchmark -> its prompts' values.
+    """
+    means_B = [bootstrap_means(its, seed_of(name, seed)) for name, its in values.items()]
+    mean = sum(sum(its) / len(its) for its in values.values()) / len(values)
+    return (mean, *interval(np.mean(means_B, axis=0)))
 
 
 def interval(means_B: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.config import Config, RecipeError, load_config, path_argument
 from megatron_nft.families.hf_config import is_megatron_folder
 
 
@@ -40,7 +40,7 @@ def parse_arguments(description: str | None = None, argv: Sequence[str] | None =
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (run.seed)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="folder of the results; default: RUN/evaluation, or runs/evaluation/MODEL",
     )
@@ -87,7 +87,7 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     cluster = config.cluster.model_copy(update={"placement": "split"})
     default = Path("runs/evaluation") / Path(config.model.path).resolve().name
     out = arguments.out or (config.run_dir / "evaluation" if recipe else default)
-    return config.model_copy(update={"cluster": cluster}), out.expanduser()
+    return config.model_copy(update={"cluster": cluster}), out
 
 
 def _is_setting(text: str) -> bool:

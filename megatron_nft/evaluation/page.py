@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_nft.evaluation.scores import BenchmarkScores, GradedPrompt
-from megatron_nft.evaluation.table import detail_rows, notes, paper_rows
+from megatron_nft.evaluation.table import detail_rows, notes, paper_rows, series_rows
 from megatron_nft.observe.answers import MAX_PAGE_CHARS, AnswerRecord, shortened
 from megatron_nft.observe.html import fill_template
 from megatron_nft.types import Prompt
@@ -32,7 +32,7 @@ def render_evaluation(
     data: dict[str, Any] = {
         "model": model,
         "settings": settings,
-        "tables": [paper_rows(model, scores), detail_rows(scores)],
+        "tables": [paper_rows(model, scores), series_rows(model, scores), detail_rows(scores)],
         "notes": notes(scores),
         "answers": [a for name, its in graded.items() for a in choose_answers(name, its, seed, most_chars)],
     }

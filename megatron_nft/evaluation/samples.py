@@ -6,21 +6,22 @@ that a killed process left half-written is dropped. Verdicts are not kept here: 
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_nft.config import RecipeError
+from megatron_nft.evaluation.model_files import model_digest
 from megatron_nft.observe.owner import Owner
 from megatron_nft.types import Prompt, RolloutGroup
+
+__all__ = ["Answer", "SamplesError", "SamplesFile", "model_digest"]
 
 HEADER = "evaluation"
 NEEDED = {"prompt_id", "digest", "answers"}
 RUN_FILES = ("metrics.jsonl", "checkpoints")
 """A folder with one of these is a run's."""
-DIGEST_BYTES = 1 << 20  # of a weight file's beginning and end: enough to tell models apart, without reading them
 
 
 class SamplesError(ValueError):
@@ -133,18 +134,6 @@ class SamplesFile:
     def _write(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
-
-
-def model_digest(folder: Path) -> str:
-    """Tells models apart by config.json and their weight files' sizes, beginnings and ends."""
-    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size}".encode() + file.read(DIGEST_BYTES))
-            file.seek(max(size - DIGEST_BYTES, 0), os.SEEK_SET)
-            digest.update(file.read())
-    return digest.hexdigest()
 
 
 def _digest(prompt: Prompt) -> str:

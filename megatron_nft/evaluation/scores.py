@@ -3,15 +3,14 @@
 evaluate.py hands over each prompt's answers with their verdicts; table.py shows what comes out.
 """
 
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
 import numpy as np
 
-from megatron_nft.evaluation.accuracy import avg_at_k, bootstrap_means, interval, maj_at_k, pass_at_k
+from megatron_nft.evaluation.accuracy import avg_at_k, bootstrap_means, interval, maj_at_k, pass_at_k, seed_of
 from megatron_nft.evaluation.samples import Answer
 from megatron_nft.observe.metrics import check_names
 from megatron_nft.observe.published import COLUMNS
@@ -64,8 +63,7 @@ def score(
         "pass": [pass_at_k(k, sum(p.rights), k) for p in prompts] + unasked,
         "maj": [maj_at_k(p.votes, p.rights) for p in prompts] + unasked,
     }
-    own_seed = zlib.crc32(f"{seed}/{name}".encode())  # independent of other benchmarks', for the average's interval
-    means_B = {kind: bootstrap_means(x, own_seed) for kind, x in values.items()}
+    means_B = {kind: bootstrap_means(x, seed_of(name, seed)) for kind, x in values.items()}
     metrics: dict[str, float] = {"eval/prompts": len(prompts) + num_too_long, "eval/prompts_too_long": num_too_long}
     metrics["eval/k"] = k
     for kind, x in values.items():
@@ -87,11 +85,13 @@ def score(
     return BenchmarkScores(name=name, column=column, metrics=metrics, pass_at=pass_at, avg_means_B=means_B["avg"])
 
 
-def average(benchmarks: Sequence[BenchmarkScores]) -> tuple[float, float, float] | None:
-    """Mean of avg@k over the paper's six columns, with its interval; None unless every column is there once."""
+def average(
+    benchmarks: Sequence[BenchmarkScores], columns: Collection[str] = tuple(COLUMNS)
+) -> tuple[float, float, float] | None:
+    """Mean of avg@k over columns, those of the paper's table, with its interval; None unless each is there once."""
     by_column = {b.column: b for b in benchmarks}
-    if sorted(b.column for b in benchmarks if b.column) != sorted(COLUMNS):
+    if sorted(b.column for b in benchmarks if b.column in columns) != sorted(columns):
         return None
-    chosen = [by_column[column] for column in COLUMNS]
+    chosen = [by_column[column] for column in columns]
     low, high = interval(np.mean([b.avg_means_B for b in chosen], axis=0))
     return float(np.mean([b.metrics["eval/avg_at_k"] for b in chosen])), low, high

@@ -3,24 +3,36 @@
 from collections.abc import Sequence
 
 from megatron_nft.evaluation.scores import BenchmarkScores, average
-from megatron_nft.observe.published import COLUMNS, published_rows
+from megatron_nft.observe import published
+from megatron_nft.observe.published import COLUMNS, SERIES_COLUMNS
 
 Row = list[str]
 
 
 def paper_rows(model: str, benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
     """Head, this model's row, its intervals, the published rows; accuracies in percent."""
+    return _beside(model, benchmarks, tuple(COLUMNS), published.published_rows())
+
+
+def series_rows(model: str, benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
+    """The same beside other models of the Qwen series; empty if no benchmark is in that comparison."""
+    if not any(b.column in SERIES_COLUMNS for b in benchmarks):
+        return []
+    return _beside(model, benchmarks, SERIES_COLUMNS, published.series_rows())
+
+
+def _beside(model: str, benchmarks: Sequence[BenchmarkScores], columns: Sequence[str], others: list[Row]) -> list[Row]:
     # A column may come twice, in two files: the first is shown here, both are in detail_rows.
     ours = {b.column: b.metrics for b in reversed(benchmarks)}
-    mean = average(benchmarks)
+    mean = average(benchmarks, columns)
     row, ends = [model], ["  95% interval"]
-    for column in COLUMNS:
+    for column in columns:
         metrics = ours.get(column)
         row.append(_percent(metrics["eval/avg_at_k"]) if metrics else "-")
         ends.append(_span(metrics["eval/avg_at_k_low"], metrics["eval/avg_at_k_high"]) if metrics else "")
     row.append(_percent(mean[0]) if mean else "-")
     ends.append(_span(*mean[1:]) if mean else "")
-    return [["accuracy, %", *COLUMNS, "average"], row, ends, *published_rows()]
+    return [["accuracy, %", *columns, "average"], row, ends, *others]
 
 
 def detail_rows(benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
@@ -66,12 +78,9 @@ def notes(benchmarks: Sequence[BenchmarkScores]) -> list[str]:
 
 
 def text_tables(model: str, benchmarks: Sequence[BenchmarkScores]) -> str:
-    """Both tables and the notes, for a terminal."""
-    return (
-        "\n\n".join([_aligned(paper_rows(model, benchmarks)), _aligned(detail_rows(benchmarks))])
-        + "\n\n"
-        + "\n".join(notes(benchmarks))
-    )
+    """The tables and the notes, for a terminal."""
+    tables = [paper_rows(model, benchmarks), series_rows(model, benchmarks), detail_rows(benchmarks)]
+    return "\n\n".join([*(_aligned(rows) for rows in tables if rows), "\n".join(notes(benchmarks))])
 
 
 def _percent(fraction: float) -> str:

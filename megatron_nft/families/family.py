@@ -72,6 +72,8 @@ class Family(Protocol):
 
     model_type: str
     """Of its config.json."""
+    architecture: str | None
+    """Its class in transformers and vLLM, by which vLLM chooses; None: config.json says."""
 
     def read(self, raw: dict[str, Any], file: Path) -> HFConfig:
         """What a config.json says.

@@ -37,7 +37,7 @@ class LlamaLike:
 
     model_type: str
     architecture: str | None = None
-    """Its class in transformers and vLLM, by which vLLM chooses."""
+    """Its class in transformers and vLLM, by which vLLM chooses; None: config.json says."""
     defaults: Mapping[str, Any]
     """What its configuration class in transformers puts for keys that config.json leaves out, beyond `DEFAULTS`."""
     nullable: Set[str] = frozenset({"num_key_value_heads"})

@@ -10,6 +10,5 @@ FAMILY = LlamaLike(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     defaults=SIZES | WINDOW,
-    nullable={"num_key_value_heads", "head_dim"},
     qkv_bias=True,
 )

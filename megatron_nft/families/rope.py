@@ -7,12 +7,12 @@ constants.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_nft.families.config_json import Keys
-from megatron_nft.families.family import ModelFolderError, Yarn
+from megatron_nft.families.family import HFConfig, ModelFolderError, Yarn
 
 SUPPORTED = "default, linear, llama3, yarn"
 WHY_NOT = {
@@ -74,6 +74,16 @@ def read_rope(raw: dict[str, Any], file: Path, max_position_embeddings: int) -> 
         _check_llama3(keys)
         return Rope(theta=theta, llama3_factor=factor)
     return Rope(theta=theta, yarn=_read_yarn(keys, factor))
+
+
+def rope_parameters(hf: HFConfig) -> dict[str, Any]:
+    """A model's rope in the words of transformers 5, with every number written out: for who would read it otherwise."""
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": hf.rope_theta}
+    if hf.rope_linear_factor is not None:
+        parameters |= {"rope_type": "linear", "factor": hf.rope_linear_factor}
+    if hf.rope_scaling_factor is not None:
+        parameters |= {"rope_type": "llama3", "factor": hf.rope_scaling_factor, **LLAMA3}
+    return parameters if hf.yarn is None else parameters | {"rope_type": "yarn"} | asdict(hf.yarn)
 
 
 def _check_llama3(keys: Keys) -> None:

@@ -19,6 +19,7 @@ from megatron_nft.cluster.stream import RequestStream, room_of
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
 from megatron_nft.groups.queue import GroupQueue, Kept, Taken
+from megatron_nft.groups.readable import ReadableAnswers
 from megatron_nft.groups.seeds import sampling_seed
 from megatron_nft.nft.groups import check_scores
 from megatron_nft.observe.report import Report
@@ -53,6 +54,8 @@ class GroupSource:
         num_engines = max(len(fleet.names), 2) if self._is_ahead else len(fleet.names)
         room = room_of(rollout, num_engines, rollout.group_size)
         self._stream = RequestStream(fleet, "rollouts", requests_per_engine=room, timeout_s=rollout.timeout_s)
+        self._readable = ReadableAnswers(config.verdict, config.train.groups_per_step)
+        self._warnings: list[str] = []  # for the trainer to say
         self._ungraded: list[tuple[int, RolloutGroup]] = []
         self._grader = ThreadPoolExecutor(1, "grader")
         self._grading: tuple[list[int], Future[list[RolloutGroup]]] | None = None
@@ -96,7 +99,7 @@ class GroupSource:
         pause, sync the weights, resume, and call again.
 
         Raises:
-            NoMixedGroups: too few of the sampled groups had right and wrong answers.
+            NoMixedGroups: too few of the sampled groups had right and wrong answers, or nearly no answer can be read.
             ClusterError: engines don't answer, or died too often.
         """
         while True:
@@ -104,6 +107,8 @@ class GroupSource:
             with report.stage(stage, unit="groups") as progress, self._changed:
                 while self._stage() == stage:
                     self._raise_error()
+                    while self._warnings:
+                        report.announce(f"warning: {self._warnings.pop(0)}")
                     if (found := self._queue.take(step)) is not None:
                         return self._hand_over(*found)
                     if self._fleet.wants_weights:
@@ -254,6 +259,7 @@ class GroupSource:
             self._grading = None
             judged = future.result()
             check_scores(judged, self._config.algorithm)
+            self._warnings += self._readable.add(judged)
             for request_id, group in zip(request_ids, judged, strict=True):
                 self._queue.grade(request_id, group)
             self._changed.notify_all()

@@ -1,18 +1,24 @@
 """The NFT loss and its baselines: pure functions, tensors in, per-token losses out. Called by the methods
 (nft/methods), by actor/pipeline.py for what they share, and from notebooks.
 
-Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in Math Reasoning", arXiv 2505.18116.
-For a question q with answers of the old policy, verdict r in {0, 1}, correct rate p of the group, likelihood ratio
-R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t):
+Source: Chen et al., "Bridging Supervised Learning and Reinforcement Learning in Math Reasoning", arXiv 2505.18116
+(numbers of equations and propositions: v3). The old policy splits into one of right and one of wrong answers (Eq. 7),
+
+    p pi+(a|q) + (1 - p) pi-(a|q) = pi_old(a|q),     so     pi-(a|q) = (pi_old(a|q) - p pi(a|q)) / (1 - p)
+
+is the implicit negative policy of the one being trained, pi for pi+ (section 3.2): maximum likelihood of wrong answers
+under it trains pi (Theorem 3.1). By token, for a question q with answers of the old policy, verdict r in {0, 1},
+correct rate p of the group, likelihood ratio R_t = pi(a_t | q, a_<t) / pi_old(a_t | q, a_<t), so that pi- / pi_old is
+(1 - p R_t) / (1 - p) (Eq. 10):
 
     NFT   L_t = - w(q) [ r log R_t + neg_weight (1 - r) log max_v( (1 - p R_t) / (1 - p), eps ) ]
     GRPO  L_t = - min( R_t A, clip(R_t, 1 - clip_low, 1 + clip_high) A )       and so Dr. GRPO and DAPO
 
-max_v is a straight-through clamp: the value is clipped, the gradient passes as if it were not. A is the answer's
-advantage (nft/rewards.py). On-policy, where R_t = 1, both have the gradient -A_t dlog pi: NFT with normalize 1 that of
-Dr. GRPO (A = r - p), with normalize 2 that of GRPO (A = (r - p) / sqrt(p (1 - p))); the constant between them is 1
-(neg_weight = 1, the same reduction, p within [0.02, 0.98]). Nothing here is summed or averaged: the one place that
-normalises is actor/pipeline.py.
+max_v is a straight-through clamp (Algorithm 1): the value is clipped, the gradient passes as if it were not. A is the
+answer's advantage (nft/rewards.py). On-policy, where R_t = 1 (train.updates_per_step = 1), both have the gradient
+-A_t dlog pi (Propositions 4.1, 4.2): NFT with normalize 1 that of Dr. GRPO (A = r - p), with normalize 2 that of GRPO
+(A = (r - p) / sqrt(p (1 - p))); the constant between them is 1 (neg_weight = 1, a ratio per token, the same reduction,
+p within [0.02, 0.98]). Nothing here is summed or averaged: the one place that normalises is actor/pipeline.py.
 
 Shape suffix: _T answer tokens of any number of sequences, end to end.
 """

@@ -43,8 +43,10 @@ def rewards(group: RolloutGroup, *, max_answer_tokens: int, penalty: float = 0.0
     """Float64 [G]: each answer's score (1 right, 0 wrong), less DAPO's soft overlong punishment.
 
     DAPO (arXiv 2503.14476, equation 13) has rewards of 1 and -1, and a punishment that grows from 0 to 1 over the last
-    `share` of the allowed length; on the scale of 1 and 0 here it is half as large.
+    `share` of the allowed length; on the scale of 1 and 0 here it is half as large. A share of 0 punishes nothing.
     """
+    if share == 0:
+        return np.array(group.scores, np.float64)
     lengths_G = np.array([len(rollout.token_ids_A) for rollout in group.rollouts])
     last_part = share * max_answer_tokens
     punishment_G = np.clip((lengths_G - (max_answer_tokens - last_part)) / last_part, 0, 1)

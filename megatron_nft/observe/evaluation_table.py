@@ -4,8 +4,10 @@ Evaluation records come in, rows of text go out. Called by `observe.html`.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from megatron_nft.observe.published import COLUMNS, column_of, published_rows
+from megatron_nft.observe import published
+from megatron_nft.observe.published import COLUMNS, SERIES_COLUMNS, column_of
 from megatron_nft.types import StepReport
 
 Rows = list[list[str]]
@@ -35,20 +37,37 @@ def benchmark_rows(evaluations: Sequence[StepReport]) -> Rows:
 
 def paper_rows(evaluations: Sequence[StepReport]) -> Rows:
     """The paper's table with the run's first and last evaluation above it; empty if no benchmark is in the table."""
-    evaluations = [e for e in evaluations if any(column_of(name) for name in e.benchmarks)]
+    return _beside(evaluations, tuple(COLUMNS), published.published_rows())
+
+
+def series_rows(evaluations: Sequence[StepReport]) -> Rows:
+    """The same of the authors' comparison with other models of the Qwen series."""
+    return _beside(evaluations, SERIES_COLUMNS, published.series_rows())
+
+
+def curve_ends(evaluations: Sequence[StepReport]) -> dict[str, Any]:
+    """Where the published curves of eval/average begin and end, if the run evaluates on all that they are of."""
+    names = dict.fromkeys(name for e in evaluations for name in e.benchmarks)
+    if sorted(filter(None, map(column_of, names))) != sorted(COLUMNS) or len(names) != len(COLUMNS):
+        return {}
+    return {"updates": published.UPDATES, "ends": published.CURVES}
+
+
+def _beside(evaluations: Sequence[StepReport], columns: Sequence[str], others: Rows) -> Rows:
+    evaluations = [e for e in evaluations if any(column_of(name) in columns for name in e.benchmarks)]
     if not evaluations:
         return []
-    rows = [["accuracy, %", *COLUMNS, "average"]]
+    rows = [["accuracy, %", *columns, "average"]]
     ends = [evaluations[0], evaluations[-1]] if len(evaluations) > 1 else evaluations
     for evaluation in ends:
         ours = {column_of(name): its for name, its in reversed(evaluation.benchmarks.items())}
         kind = next((name for name in ACCURACIES if _has(evaluation.benchmarks, name)), ACCURACIES[-1])
-        values = [ours[column].get(kind) if column in ours else None for column in COLUMNS]
+        values = [ours[column].get(kind) if column in ours else None for column in columns]
         mean = None if None in values else sum(values) / len(values)
         label = f"this run, step {evaluation.step}" + ("" if kind == ACCURACIES[0] else " (greedy)")
         rows.append([label, *map(_percent, values), _percent(mean)])
-        rows.append(["95% interval", *(_interval(ours.get(column, {}), kind) for column in COLUMNS), ""])
-    return rows + published_rows()
+        rows.append(["95% interval", *(_interval(ours.get(column, {}), kind) for column in columns), ""])
+    return rows + others
 
 
 def _has(benchmarks: Scores, name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_nft.config import Config, to_toml
 from megatron_nft.observe.answers import AnswerRecord
-from megatron_nft.observe.evaluation_table import benchmark_rows, paper_rows
+from megatron_nft.observe.evaluation_table import benchmark_rows, curve_ends, paper_rows, series_rows
 from megatron_nft.observe.metrics import METRICS, STAGES
 from megatron_nft.observe.series import columns, correct_rates
 from megatron_nft.types import StepReport
@@ -90,7 +90,8 @@ def render_page(
             name: columns([replace(e, metrics=e.benchmarks.get(name, {})) for e in evaluations])
             for name in dict.fromkeys(name for e in evaluations for name in e.benchmarks)
         },
-        "tables": [benchmark_rows(evaluations), paper_rows(evaluations)],
+        "tables": [benchmark_rows(evaluations), paper_rows(evaluations), series_rows(evaluations)],
+        "published": curve_ends(evaluations),
         "answers": answers,
     }
     return fill_template("template.html", PAGE_FILES, data)

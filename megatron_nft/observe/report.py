@@ -222,7 +222,7 @@ class Report:
         self._loose = {}
         first = next((r.metrics for r in self._records if r.kind == "evaluation"), {})
         self._write_record(step, "evaluation", numbers, benchmarks={k: dict(v) for k, v in (benchmarks or {}).items()})
-        self.announce(evaluation_line(step, numbers, first, self._config.evaluate.samples))
+        self.announce(evaluation_line(step, numbers, first))
         self._write_answers(step, "evaluation", samples)
         self._write_page("running")
 

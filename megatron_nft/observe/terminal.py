@@ -11,6 +11,11 @@ from megatron_nft.config import TrainConfig
 from megatron_nft.observe.metrics import STAGES
 from megatron_nft.types import StepReport
 
+CLOSING = (
+    ("eval/average", "mean of benchmarks"),
+    ("eval/greedy_accuracy", "greedy accuracy"),
+    ("eval/avg_at_k", "sampled accuracy"),
+)
 TTY_REDRAW_S = 0.2  # faster flickers
 LOG_LINE_S = 30.0  # without a terminal a long stage says this often that it is alive
 
@@ -46,10 +51,11 @@ def step_line(step: int, train: TrainConfig, metrics: Mapping[str, float], eta_s
     return " | ".join(parts)
 
 
-def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str, float], samples: int) -> str:
+def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str, float]) -> str:
     """One line an evaluation; `first` is the run's first one (or empty), the base of the change in brackets."""
     parts = [f"evaluation at step {step}"]
-    for name, label in (("eval/greedy_accuracy", "greedy"), ("eval/avg_at_k", f"avg@{samples}")):
+    k = f"avg@{metrics['eval/k']:.0f}" if "eval/k" in metrics else "avg@k"
+    for name, label in (("eval/average", "average"), ("eval/greedy_accuracy", "greedy"), ("eval/avg_at_k", k)):
         if name in metrics:
             change = f" ({metrics[name] - first[name]:+.3f})" if name in first else ""
             parts.append(f"{label} {metrics[name]:.3f}{change}")
@@ -65,7 +71,7 @@ def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str,
 def accuracy_rows(records: Sequence[StepReport]) -> dict[str, str]:
     """Label -> a run's accuracy, from its first evaluation to its last; of each kind that it has measured."""
     rows = {}
-    for name, label in (("eval/greedy_accuracy", "greedy accuracy"), ("eval/avg_at_k", "sampled accuracy")):
+    for name, label in CLOSING:
         values = [r.metrics[name] for r in records if r.kind == "evaluation" and name in r.metrics]
         if len(values) > 1:
             rows[label] = f"{values[0]:.3f} -> {values[-1]:.3f} ({100 * (values[-1] - values[0]):+.1f} points)"

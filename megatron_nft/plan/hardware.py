@@ -41,6 +41,7 @@ class Efficiency:
     device_gib: float
     fragmentation: float
     engine_workspace_gib: float
+    engine_asleep_gib: float
     process_gib: float
 
 

@@ -6,7 +6,11 @@ Phases, in the order of a step:
                before the engines start (run/parts.py, begin_build)
     log-prob   the forward pass of scoring
     train      forward and backward pass, optimizer
-    sync       buckets beside what training holds; colocated engines have their weights back, empty as yet
+    hand-over  colocated: the first bucket is gathered beside what training holds
+    sync       buckets beside what training holds; colocated the engines have woken: their weights, empty as yet, are
+               beside the actor's own, which has given back gradients, optimizer and what it cached (cluster/turns.py)
+
+Colocated engines are asleep in log-prob, train and hand-over, and keep some memory then.
 """
 
 from dataclasses import dataclass, field
@@ -171,14 +175,16 @@ def _actor(
         merged = {name: size for part in parts for name, size in part.items() if size}
         return Usage(phase=phase, who=who, parts=merged, limit=limit)
 
-    usages = [usage("log-prob", state, scoring, buckets), usage("train", state, training, buckets)]
+    shared = config.is_colocated and not on_cpu
+    asleep = {"engine asleep": machine.efficiency.engine_asleep_gib * GIB if shared else 0.0}
+    usages = [usage("log-prob", state, scoring, buckets, asleep), usage("train", state, training, buckets, asleep)]
     if not config.is_colocated:
         return [*usages, usage("sync", state, gathering)]
-    share = {"engine": engine.memory_bytes}
     return [
-        usage("rollout", weights, device, buckets, share),
+        usage("rollout", weights, device, buckets, {"engine": engine.memory_bytes}),
         *usages,
-        usage("sync", state, gathering, {"engine weights": engine.weight_bytes}),
+        usage("hand-over", state, gathering, asleep),
+        usage("sync", weights, device, gathering, asleep, {"engine weights": engine.weight_bytes}),
     ]
 
 

@@ -61,7 +61,7 @@ class Preflight:
         facts = yield from self.facts(nodes, processes)
         if len(facts) < len(nodes):
             return
-        yield from checks.check_machines(facts)
+        yield from checks.check_machines(facts, pins=arguments.pins)
         yield from checks.check_same(facts)
         yield from checks.check_room(facts)
         yield from checks.check_verdicts(facts)
@@ -70,6 +70,7 @@ class Preflight:
         except (RecipeError, ModelFolderError) as error:
             yield fail("recipe", arguments.recipe, str(error), "mend the recipe, or override the setting")
             return
+        note_run_folder(config)
         if config.cluster.device == "cuda":
             yield from checks.check_gpus({node.name: node.gpus for node in nodes}, facts)
         try:
@@ -131,6 +132,12 @@ def ray_errors() -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
+def note_run_folder(config: Config) -> None:
+    """For slurm/attempts.sh, which looks there whether an attempt has brought a further checkpoint."""
+    if log := os.environ.get("NFT_LOG"):
+        (Path(log) / "run_folder").write_text(f"{config.run_dir.absolute()}\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -142,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nodes", default="", metavar="N1,N2", help="names of those that must have joined, separated by commas"
     )
     parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="seconds to wait for them")
+    parser.add_argument(
+        "--pins", choices=("fail", "warn"), default="fail", help="what other versions than pinned are (default: fail)"
+    )
     parser.add_argument("--within", type=float, default=0.0, metavar="GB/s", help="all-reduce expected inside a node")
     parser.add_argument(
         "--between", type=float, default=0.0, metavar="GB/s", help="all-reduce expected between two nodes"

@@ -41,7 +41,7 @@ class Facts:
 def gather_facts(recipe: str, overrides: Sequence[str]) -> Facts:
     """All of it; what is broken becomes a finding or an empty value, not an error."""
     start, machine = time.monotonic(), Machine.this_one()
-    findings = examine(machine, recipe, overrides)
+    findings = examine(machine, recipe, overrides, starts_ray=False)
     files: dict[str, str] = {}
     versions = _versions(machine)
     if not any(finding.check == "recipe" and finding.status == "FAIL" for finding in findings):

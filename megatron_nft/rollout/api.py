@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 from megatron_nft.types import Prompt, RolloutGroup
 
+CANARY = "canary"
+"""The stream of run/canary.py's requests, which find nothing in a cache and leave nothing there."""
+
 
 class EngineError(RuntimeError):
     """The engine can't do what was asked: wrong state, wrong weights or a request that it refuses."""

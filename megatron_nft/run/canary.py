@@ -1,7 +1,8 @@
 """The canary: after a weight sync every engine answers one prompt, and the actor says whether it would have, too.
 
 Actors, engines and a prompt come in; the largest distance of their log-probs goes out. It finds what no checksum can:
-weights that arrived whole and were prepared wrongly by the engine. Called by run.py where weights.canary is set.
+a model that engines and actor read differently, and weights that arrived whole and were prepared wrongly by the engine.
+Called by run.py, when weights.canary says.
 """
 
 from dataclasses import replace
@@ -28,7 +29,7 @@ def check_canary(actors: Any, engines: Any, prompt: Prompt, config: Config) -> d
     The answer is sampled at the rollouts' temperature, since the actor scores at that, with the same seed each time.
 
     Raises:
-        CanaryError: an engine's are further away than weights.canary_gap; the message names it.
+        CanaryError: an engine's are further away than the recipe's canary_gap; the message names it.
     """
     sampling = Sampling(
         group_size=1,
@@ -47,10 +48,11 @@ def check_canary(actors: Any, engines: Any, prompt: Prompt, config: Config) -> d
             scores[key] = _score(actors, prompt, answer, config)
         gaps[name] = float(np.abs(answer.engine_logprobs_A - scores[key]).mean())
     worst = max(gaps, key=lambda name: np.nan_to_num(gaps[name], nan=np.inf))  # no number is further away than that
-    if not gaps[worst] <= config.weights.canary_gap:
+    if not gaps[worst] <= config.canary_gap:
         raise CanaryError(
             f"canary: {worst}'s log-probs are {gaps[worst]:.3g} nats per token from the actor's, weights.canary_gap is "
-            f"{config.weights.canary_gap:g}; it doesn't hold the weights that it was sent. All engines: {gaps}"
+            f"{config.canary_gap:g}; it doesn't hold the weights that it was sent, or reads {config.model.hf_folder}/"
+            f"config.json otherwise than the actor: what it answers is not this model's. All engines: {gaps}"
         )
     return {"weights/canary_gap": gaps[worst]}
 

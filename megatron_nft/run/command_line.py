@@ -18,6 +18,7 @@ from megatron_nft.observe.owner import OwnerLost
 from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.canary import CanaryError
 from megatron_nft.run.nonfinite import NonFiniteUpdate
+from megatron_nft.run.private import keep_private
 from megatron_nft.run.replay import replay_step
 from megatron_nft.run.run import Run, TryAgain, run_recipe
 from megatron_nft.run.stop import Stop, StopRequested
@@ -71,6 +72,7 @@ def main(
     arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.recipe, arguments.overrides)
+        keep_private(config)
         if arguments.replay is not None:
             return 0 if replay_step(config, arguments.replay) else 1
         run_recipe(config, steps, max_staleness=max_staleness(config) if is_ahead else 0)

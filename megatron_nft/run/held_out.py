@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_nft.cluster.stream import EnginesEmpty, sample_groups
-from megatron_nft.config import Config
-from megatron_nft.evaluation.accuracy import bootstrap_means, interval, wilson_interval
+from megatron_nft.config import Config, RecipeError
+from megatron_nft.evaluation.accuracy import average_of, bootstrap_means, interval, wilson_interval
 from megatron_nft.observe.report import Report
 from megatron_nft.rollout.api import Sampling
 from megatron_nft.types import Prompt, RolloutGroup
@@ -27,7 +27,7 @@ class HeldOut:
     """What an evaluation gives."""
 
     metrics: dict[str, float]
-    samples: list[RolloutGroup]  # the greedy answers
+    samples: list[RolloutGroup]  # the greedy answers, or else the sampled ones
     benchmarks: dict[str, dict[str, float]]  # file's name -> its own metrics
 
 
@@ -142,7 +142,8 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     refill: Callable[[], Any] | None = None,
 ) -> HeldOut:
-    """Answers every prompt greedily, and `evaluate.samples` times with sampling; grades; averages.
+    """Answers every prompt greedily (`evaluate.greedy`), and samples as often as `evaluate.samples_of` says of its
+    benchmark, or else `evaluate.samples`; grades; averages.
 
     The sampled answers have the same seed in every evaluation of a run, so evaluations differ by the weights only.
 
@@ -150,28 +151,47 @@ def evaluate(
         EnginesEmpty: engines died, and there is no `refill` to give them weights.
     """
 
-    def answer(sampling: Sampling) -> list[RolloutGroup]:
-        groups = sample_groups(engines, prompts, sampling, config.rollout, on_progress=on_progress, refill=refill)
+    def answer(asked: Sequence[Prompt], sampling: Sampling) -> list[RolloutGroup]:
+        groups = sample_groups(engines, asked, sampling, config.rollout, on_progress=on_progress, refill=refill)
         return judge.judge(groups)
 
-    greedy = Sampling(group_size=1, temperature=0.0, max_answer_tokens=config.rollout.max_answer_tokens, seed=0)
-    groups = answer(greedy)
-    sampled: list[RolloutGroup] = []
-    if config.evaluate.samples:
-        sampled = answer(evaluation_sampling(config, config.evaluate.samples))
-    names = dict.fromkeys(_benchmark_of(group) for group in groups)
+    longest, seed = config.rollout.max_answer_tokens, config.run.seed
+    greedy: list[RolloutGroup] = []
+    if config.evaluate.greedy:
+        greedy = answer(prompts, Sampling(group_size=1, temperature=0.0, max_answer_tokens=longest, seed=0))
+    by_count: dict[int, list[Prompt]] = {}
+    for prompt in prompts:
+        if count := config.evaluate.samples_of.get(benchmark_of(prompt), config.evaluate.samples):
+            by_count.setdefault(count, []).append(prompt)
+    found: dict[str, RolloutGroup] = {}
+    for count, asked in sorted(by_count.items(), key=lambda pair: -pair[0]):  # engines are never left with a few
+        found |= {group.prompt.prompt_id: group for group in answer(asked, evaluation_sampling(config, count))}
+    sampled = [found[prompt.prompt_id] for prompt in prompts if prompt.prompt_id in found]
+    parts = {
+        name: [[group for group in groups if benchmark_of(group.prompt) == name] for groups in (greedy, sampled)]
+        for name in dict.fromkeys(map(benchmark_of, prompts))
+    }
     return HeldOut(
-        metrics=_metrics(groups, sampled, config.run.seed),
-        samples=groups,
-        benchmarks={
-            name: _metrics(
-                [group for group in groups if _benchmark_of(group) == name],
-                [group for group in sampled if _benchmark_of(group) == name],
-                config.run.seed,
-            )
-            for name in names
-        },
+        metrics=_metrics(greedy, sampled, seed) | _average(parts, seed),
+        samples=greedy or sampled,
+        benchmarks={name: _metrics(*its, seed) for name, its in parts.items()},
     )
+
+
+def benchmark_of(prompt: Prompt) -> str:
+    """The name of its file, without the ending."""
+    return prompt.prompt_id.rpartition("/")[0]
+
+
+def check_samples_of(config: Config, prompts: Sequence[Prompt]) -> None:
+    """Raises RecipeError if evaluate.samples_of names what none of the held-out prompts is of."""
+    names = list(dict.fromkeys(map(benchmark_of, prompts)))
+    for name in config.evaluate.samples_of:
+        if name not in names:
+            raise RecipeError(
+                f"evaluate.samples_of names {name!r}, which is no benchmark here: "
+                f"{', '.join(names) or 'data.held_out is empty'}"
+            )
 
 
 def evaluation_sampling(config: Config, num_samples: int) -> Sampling:
@@ -187,22 +207,28 @@ def evaluation_sampling(config: Config, num_samples: int) -> Sampling:
 
 def _metrics(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int) -> dict[str, float]:
     """Accuracies with their 95% intervals, under their public names."""
-    num_right = sum(sum(group.rights) for group in greedy)
-    low, high = wilson_interval(num_right, len(greedy))
-    metrics = {
-        "eval/prompts": len(greedy),
-        "eval/greedy_accuracy": num_right / len(greedy),
-        "eval/greedy_accuracy_low": low,
-        "eval/greedy_accuracy_high": high,
-        "eval/truncated_fraction": sum(group.rollouts[0].truncated for group in greedy) / len(greedy),
-    }
+    metrics: dict[str, float] = {"eval/prompts": len(greedy or sampled)}
+    if greedy:
+        num_right = sum(sum(group.rights) for group in greedy)
+        low, high = wilson_interval(num_right, len(greedy))
+        metrics |= {"eval/greedy_accuracy": num_right / len(greedy)}
+        metrics |= {"eval/greedy_accuracy_low": low, "eval/greedy_accuracy_high": high}
+    cut = [rollout.truncated for group in greedy or sampled for rollout in group.rollouts]
+    metrics["eval/truncated_fraction"] = sum(cut) / len(cut)
     if sampled:
         rates = [group.correct_rate for group in sampled]
         low, high = interval(bootstrap_means(rates, seed))
-        metrics |= {"eval/k": len(sampled[0].rollouts), "eval/avg_at_k": sum(rates) / len(rates)}
+        if len(counts := {len(group.rollouts) for group in sampled}) == 1:
+            metrics["eval/k"] = counts.pop()
+        metrics["eval/avg_at_k"] = sum(rates) / len(rates)
         metrics |= {"eval/avg_at_k_low": low, "eval/avg_at_k_high": high}
     return metrics
 
 
-def _benchmark_of(group: RolloutGroup) -> str:
-    return group.prompt.prompt_id.rpartition("/")[0]
+def _average(benchmarks: dict[str, list[list[RolloutGroup]]], seed: int) -> dict[str, float]:
+    """The mean of several benchmarks, each weighing the same, of the sampled answers where there are any."""
+    if len(benchmarks) < 2:
+        return {}
+    rates = {name: [g.correct_rate for g in sampled or greedy] for name, (greedy, sampled) in benchmarks.items()}
+    mean, low, high = average_of(rates, seed)
+    return {"eval/average": mean, "eval/average_low": low, "eval/average_high": high}

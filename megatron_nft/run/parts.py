@@ -15,9 +15,12 @@ from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.families.hf_config import HFConfig, read_hf_config
+from megatron_nft.families.serving import check_served
+from megatron_nft.families.weight_files import check_weights
 from megatron_nft.run.checkpoints import progress_to_resume
+from megatron_nft.run.held_out import check_samples_of
 from megatron_nft.types import Prompt
-from megatron_nft.verdict.check import check_own_graders, check_rewards
+from megatron_nft.verdict.check import check_own_graders, check_rewards, silent_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Data:
 
     hf: HFConfig
     prompts: PromptStream
-    canary: Prompt
+    canary: Prompt  # the longest: there positions show most
     held_out: tuple[Prompt, ...]
 
 
@@ -44,6 +47,7 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
 
     Raises:
         RecipeError: a grader of the recipe's own can't be imported.
+        ModelFolderError: weights are not config.json's, or vLLM would run another model than that, or none.
         DataError: a file is wrong, or the prompts are not those that the checkpoint to be gone on from belongs to.
     """
     tokenizer = load_tokenizer(config.model.hf_folder)
@@ -52,15 +56,23 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
     if (earlier := progress_to_resume(config)) is not None:
         prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
     held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
+    check_samples_of(config, held_out)
     held_out = tuple(held_out[: config.evaluate.max_prompts or None])
     announce(
         f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
         f"{train.num_without_answer} without an answer left out), {len(held_out)} held out"
     )
+    for line in silent_prompts([*train.prompts, *held_out], config.verdict):
+        announce(f"data: {line}")
     check_own_graders(config.verdict)  # imports them, in a process of its own
-    check_rewards(config.verdict)
+    check_rewards(config.verdict, {prompt.data_source for prompt in train.prompts})
     hf = read_hf_config(config.model.path)
-    return Data(hf=hf, prompts=prompts, canary=train.prompts[0], held_out=held_out)
+    for folder in (None if config.model.is_megatron else config.model.path, config.model.reference):
+        if folder is not None:  # load_config lets a folder without weights pass, for the planner
+            check_weights(folder, hf)
+    check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
+    canary = max(train.prompts, key=lambda prompt: len(prompt.token_ids_P))
+    return Data(hf=hf, prompts=prompts, canary=canary, held_out=held_out)
 
 
 def start_processes(

@@ -4,12 +4,14 @@ The loop is train.py's; it comes in as a function. A process that can't be repla
 checkpoint, inside the job; a signal ends it after saving the last whole step.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from megatron_nft.cluster.graders import spread_pool
 from megatron_nft.cluster.nodes import ClusterError
+from megatron_nft.cluster.placement import refuse_unfit_machine
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
@@ -85,7 +87,7 @@ class Run:
             refill=self.sync,
             in_background=not max_staleness and config.evaluates_in_background,
         )
-        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far)
+        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
         self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
         self.start = replace(self._progress_of(0), minutes=0.0)
@@ -137,8 +139,13 @@ class Run:
     def _sync(self) -> dict[str, float]:
         version = self.progress.policy_version
         metrics = sync_weights(self.actors, self.engines, version, self.turns.engine_turn)
-        if self.config.weights.canary:
+        if self.config.weights.canary == "always" or (self.config.weights.canary == "start" and not self._is_proven):
+            start = time.perf_counter()
             metrics |= check_canary(self.actors, self.engines, self.canary, self.config)
+            if not self._is_proven:
+                gap, seconds = metrics["weights/canary_gap"], time.perf_counter() - start
+                self.report.announce(f"canary: engines and actor are {gap:.1e} nats a token apart | {seconds:.1f}s")
+            self._is_proven = True
         return metrics
 
     def _progress_of(self, step: int) -> Progress:
@@ -208,6 +215,7 @@ class Run:
         self.progress = self.checkpoints.restore() or self.start
         self.source.begin(self.progress.step, self.progress.sampling, read_groups(self.progress, self.source.prompts))
         self.report.rewind(self.progress.step, self.progress.record)
+        self._is_proven = False
         self.sync()
 
     def save_and_stop(self, patience_s: float) -> None:
@@ -263,6 +271,8 @@ def run_recipe(
     """
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     check_trackers(config)
+    if processes is None:
+        refuse_unfit_machine()
     with run_folder(config, _say) as owner:
         if (ending := ending_of(config)) is not None:
             return _say(ending)

@@ -7,7 +7,8 @@
 Data parallelism takes the ranks that remain. Checks, each a line: log-probs against `transformers`;
 loss, gradient norm and log-probs against the same program on one rank; that NFT steps make right
 answers likelier and wrong ones less so; that the exported HF folder is the trained model; that an
-update after saving and loading a checkpoint is the same to the last bit. Then times a step.
+update after saving and loading a checkpoint is the same: to the last bit on a CPU and with
+--deterministic, to the number format on a GPU without. Then times a step.
 
 Ends with `smoke: N passed, M failed`.
 
@@ -20,25 +21,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_nft.cluster.connections import connections, device_generation
 from megatron_nft.config import RecipeError
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.smoke.inputs import MODEL, make_config, make_sequences
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(
         prog="megatron-nft smoke", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size, with sequence parallelism")
-    parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel size")
-    parser.add_argument("--vpp", type=int, default=1, help="virtual pipeline stages per rank")
-    parser.add_argument("--cp", type=int, default=1, help="context-parallel size")
-    parser.add_argument("--precision", help="fp32, bf16, fp8-blockwise ... (default: bf16 on CUDA, fp32 on a CPU)")
-    parser.add_argument("--model", default=MODEL, help=f"HF folder (default: {MODEL})")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    made.add_argument("--tp", type=int, default=1, help="tensor-parallel size, with sequence parallelism")
+    made.add_argument("--pp", type=int, default=1, help="pipeline-parallel size")
+    made.add_argument("--vpp", type=int, default=1, help="virtual pipeline stages per rank")
+    made.add_argument("--cp", type=int, default=1, help="context-parallel size")
+    made.add_argument("--precision", help="fp32, bf16, fp8-blockwise ... (default: bf16 on CUDA, fp32 on a CPU)")
+    made.add_argument(
+        "--deterministic", action="store_true", help="actor.deterministic: kernels that repeat themselves"
+    )
+    made.add_argument("--model", default=MODEL, help=f"HF folder (default: {MODEL})")
+    made.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    arguments = parser().parse_args(argv)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    os.environ |= connections(tp=arguments.tp, cp=arguments.cp, generation=device_generation())
     import torch  # not for --help
 
     try:

@@ -133,7 +133,10 @@ class Smoke:
         dist.barrier()
 
     def check_resume(self, folder: Path) -> None:
-        """Saves, updates, goes back to what was saved, and updates again: the same update, to the last bit."""
+        """Saves, updates, goes back to what was saved, and updates again: the same update.
+
+        A GPU's attention adds up in another order each time, unless actor.deterministic forbids it.
+        """
         if self.rank == 0:
             folder.mkdir()
         dist.barrier()
@@ -141,11 +144,15 @@ class Smoke:
         straight = (self.train_step(), self.score())
         self.worker.load(str(folder))
         resumed = (self.train_step(), self.score())
-        same = straight[0] == resumed[0] and np.array_equal(straight[1], resumed[1])
-        gap = float(np.abs(straight[1] - resumed[1]).max())
-        self.check(
-            "resumed from a checkpoint", same, f"largest difference of log-probs after the next update {gap:.2g}"
-        )
+        gaps = np.abs(straight[1] - resumed[1])
+        words = f"log-probs after the next update differ by {gaps.max():.2g} at most"
+        if self.config.cluster.device == "cuda" and not self.config.actor.deterministic:
+            norms = [metrics["actor/grad_norm"] for metrics in (straight[0], resumed[0])]
+            same = gaps.mean() <= self.tolerance and abs(norms[0] - norms[1]) <= self.relative * norms[0]
+            words += "; to the last bit with --deterministic only"
+        else:
+            same = straight[0] == resumed[0] and np.array_equal(straight[1], resumed[1])
+        self.check("resumed from a checkpoint", bool(same), words)
 
     def check_log_probs(self, name: str, scores: np.ndarray, folder: str) -> None:
         """Compares with `transformers`, in fp32, on rank 0."""

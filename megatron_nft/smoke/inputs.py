@@ -58,6 +58,7 @@ def make_config(arguments: argparse.Namespace, world_size: int, device: str) -> 
                 sequence_parallel=arguments.tp > 1,
                 precision=arguments.precision or ("fp32" if device == "cpu" else "bf16"),
                 tokens_per_microbatch=1024,
+                deterministic=arguments.deterministic,
             ),
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_updates=0),
             cluster=ClusterConfig(device=device),

@@ -7,10 +7,12 @@ Judge and doctor call it. Exit status 0, or 2 with the reasons.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from megatron_nft.config import OWN_GRADER, RecipeError, VerdictConfig, load_config
 from megatron_nft.families.hf_config import ModelFolderError
+from megatron_nft.types import Prompt
+from megatron_nft.verdict.graders import mode_of
 from megatron_nft.verdict.own_grader import loads
 from megatron_nft.verdict.pool import GradingPool, nothing
 
@@ -47,19 +49,42 @@ def check_own_graders(config: VerdictConfig) -> None:
         raise RecipeError("\n".join(["graders that can't be used:", *problems]))
 
 
-def check_rewards(config: VerdictConfig) -> None:
+def check_rewards(config: VerdictConfig, sources: Collection[str]) -> None:
     """A run that trains pays for what its graders call right.
+
+    Args:
+        sources: data sources of the prompts that are trained on; what is held out earns nothing.
 
     Raises:
         RecipeError: whole_text is to pay for answers of a data source that verdict.loose_rewards doesn't name.
     """
-    loose = [source for source, mode in config.modes.items() if mode == "whole_text"]
+    loose = [source for source, mode in config.modes.items() if mode == "whole_text" and source in sources]
     unnamed = sorted(set(loose) - set(config.loose_rewards))
     if unnamed:
         raise RecipeError(
             f"verdict.modes grades {', '.join(map(repr, unnamed))} by whole_text, which is unfit for rewards "
             '("41 or 42" is right for 42): choose another mode, or name them in verdict.loose_rewards'
         )
+
+
+ASKED_BY = {"boxed": "boxed", "strict_boxed": "boxed", "dapo_line": "answer:", "answer_line": "answer"}
+"""Mode -> what a prompt says, in lower case, that asks for what the mode reads."""
+
+
+def silent_prompts(prompts: Iterable[Prompt], config: VerdictConfig) -> list[str]:
+    """A line for each data source of which no prompt asks for what its mode reads."""
+    counts: dict[str, list[int]] = {}
+    for prompt in prompts:
+        word = ASKED_BY.get(mode_of(prompt.data_source, config.modes), "")
+        its = counts.setdefault(prompt.data_source, [0, 0])
+        its[0] += 1
+        its[1] += word in prompt.text.lower()
+    return [
+        f"none of the {total} prompts of {source!r} has the word {ASKED_BY[mode]!r}, and mode {mode!r} reads no other "
+        "answer: let data.system_prompt or data.train ask for it, or choose another in verdict.modes"
+        for source, (total, asking) in counts.items()
+        if not asking and (mode := mode_of(source, config.modes))
+    ]
 
 
 def _reason(kind: str, detail: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_nft.verdict import formula
+from megatron_nft.verdict.alternatives import alternatives
 from megatron_nft.verdict.boxes import all_boxed
 from megatron_nft.verdict.graders import MODES
 from megatron_nft.verdict.math_answer import leaves, why_unreadable
@@ -49,7 +50,9 @@ def check_golds(rows: Sequence[tuple[str, str, str]]) -> list[GoldProblem]:
 
 
 def why_not_taken(gold: str, mode: str) -> str | None:
-    """Why a mode can't take the ground truth; None if it can."""
+    """Why a mode can't take the ground truth, of several right answers one; None if it can."""
+    if len(answers := alternatives(gold)) > 1:
+        return next((reason for one in answers if (reason := why_not_taken(one, mode)) is not None), None)
     if not gold.strip():
         return "it is empty"
     if mode == "last_number":

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from megatron_nft.types import Prompt, Verdict
+from megatron_nft.verdict.alternatives import alternatives, judge_any
 from megatron_nft.verdict.boxes import THINK_START, UNFINISHED, behind_thought
 from megatron_nft.verdict.graders import grader_named
 from megatron_nft.verdict.math_answer import GOLD, judge_quickly
+
+NO_GOLDS = {"", "nan"}
+"""A missing value that was made text: no answer is right for it, a box with "nan" neither."""
 
 
 class Text(NamedTuple):
@@ -44,8 +48,8 @@ def final_answer(text: str, mode: str, thoughts_end: bool, opens_thought: bool =
 
 def _begin(item: Text, thoughts_end: bool) -> Verdict | str:
     grader = grader_named(item.mode)
-    if not item.gold.strip():
-        return Verdict(kind="error", detail="the ground truth is empty", rule=GOLD)
+    if item.gold.strip() in NO_GOLDS:
+        return Verdict(kind="error", detail="there is no ground truth", rule=GOLD)
     text = behind_thought(item.text, item.opens_thought) if thoughts_end else item.text
     if text is None:
         return Verdict(kind="unparsable", detail=UNFINISHED)
@@ -53,7 +57,10 @@ def _begin(item: Text, thoughts_end: bool) -> Verdict | str:
     if extracted is None:
         return Verdict(kind="unparsable", detail=grader.missing)
     if grader.is_quick:
-        return grader.judge(extracted, item.gold)
-    if grader.is_math and (verdict := judge_quickly(extracted, item.gold)) is not None:
-        return verdict
+        return judge_any(grader.judge, extracted, item.gold)
+    if grader.is_math:
+        verdicts = [judge_quickly(extracted, gold) for gold in alternatives(item.gold)]
+        if (right := next((v for v in verdicts if v is not None and v.is_right), None)) is not None:
+            return right
+        return extracted if None in verdicts else verdicts[0]
     return extracted

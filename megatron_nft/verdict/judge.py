@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, RolloutGroup, Verdict
+from megatron_nft.verdict.alternatives import judge_any
 from megatron_nft.verdict.boxes import last_boxed
 from megatron_nft.verdict.check import PRELOAD, check_own_graders, own_graders
 from megatron_nft.verdict.golds import GoldProblem, check_golds
@@ -268,8 +269,8 @@ def _case(answer: str, gold: str, mode: str, prompt: Prompt | None) -> tuple[_Ca
         case = _Case(answer, gold, mode, question, id(prompt))
         return case, (grader.judge, answer, gold, question, {} if prompt is None else prompt.extra_info)
     if grader.is_math:
-        return _Case(answer, gold, mode, question, 0), (grader.judge, answer, gold, question)
-    return _Case(answer, gold, mode, "", 0), (grader.judge, answer, gold)
+        return _Case(answer, gold, mode, question, 0), (judge_any, grader.judge, answer, gold, question)
+    return _Case(answer, gold, mode, "", 0), (judge_any, grader.judge, answer, gold)
 
 
 def judge_answers(

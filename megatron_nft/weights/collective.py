@@ -2,9 +2,13 @@
 
 The leader of each pipeline stage and all engine workers form a process group of their own (NCCL on GPUs, gloo on CPUs),
 beside whatever groups Megatron and vLLM have. The stage's shards are gathered on the leader, then broadcast from a
-thread: so the actor gathers the next bucket while the last is on its way, and control calls are never held up.
+thread: so the actor gathers the next bucket while the last is on its way, and control calls are never held up. On a GPU
+nobody waits for the whole device: a broadcast that a dead receiver never takes lies there until its group is aborted.
+The leader's main thread does so as soon as the next link is asked for, and tells the receivers that live, by the store.
 """
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
@@ -22,6 +26,10 @@ from megatron_nft.weights.wire import BucketManifest, WireError, views
 CARRIER = "collective"
 GROUP_PATIENCE = 2
 """Time that the group gives its members, in deadlines of the driver, whose message names the one that is late."""
+OVER = "over"
+"""Key of the store: the leader has left the group, and no broadcast will be whole."""
+LOOK_EVERY_S, ASK_EVERY_S = 0.001, 0.5
+"""A receiver that waits: at its device, and for OVER."""
 
 
 class CollectiveSender:
@@ -76,8 +84,6 @@ class CollectiveSender:
         buffer = self._slots[slot][: bucket.num_bytes]
         tensors = views(buffer, bucket.tensors)
         gather_bucket(bucket, self._plan.places, tensors, dtype=self._plan.dtype, group=self._group)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()  # the thread's stream doesn't wait for this one
         assert self._connection is not None
         self._sent[slot] = self._connection.broadcast(buffer)
         return BucketManifest(
@@ -119,7 +125,7 @@ class CollectiveReceiver:
 
     def __init__(self, place: int, device: torch.device) -> None:
         self._place, self._device = place, device
-        self._groups: dict[int, tuple[str, Any]] = {}  # stage -> (its store's address, the group)
+        self._groups: dict[int, tuple[str, Any, Any]] = {}  # stage -> (its store's address, the store, the group)
         self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
 
     def receive(self, manifest: BucketManifest) -> dict[str, Tensor]:
@@ -127,55 +133,73 @@ class CollectiveReceiver:
         place = manifest.place
         try:
             stage, address = place["stage"], place["store"]
-            if self._groups.get(stage, ("", None))[0] != address:
-                _abort(self._groups.pop(stage, ("", None))[1])
+            if self._groups.get(stage, ("", None, None))[0] != address:
+                _abort(self._groups.pop(stage, ("", None, None))[2])
                 host, _, port = address.rpartition(":")
                 timeout = timedelta(seconds=place["timeout_s"])
                 store = dist.TCPStore(host, int(port), is_master=False, timeout=timeout)
-                self._groups[stage] = (
-                    address,
-                    _join(store, 1 + self._place, place["world_size"], self._device, timeout),
-                )
+                group = _join(store, 1 + self._place, place["world_size"], self._device, timeout)
+                self._groups[stage] = (address, store, group)
             if len(self._buffer) < manifest.buffer_bytes:
                 self._buffer = torch.empty(manifest.buffer_bytes, dtype=torch.uint8, device=self._device)
             buffer = self._buffer[: manifest.buffer_bytes]
-            _broadcast(self._groups[stage][1], buffer)
+            _, store, group = self._groups[stage]
+            _broadcast(group, buffer, self._device, lambda: _is_over(store))
         except (RuntimeError, KeyError) as error:
+            self._groups.pop(place.get("stage"), None)  # of no more use
             raise WireError(f"{manifest.bucket} did not come from {place}: {error}") from error
         return views(buffer, manifest.tensors)
 
     def close(self) -> None:
         """Leaves all groups."""
-        for _, group in self._groups.values():
+        for _, _, group in self._groups.values():
             _abort(group)
         self._groups = {}
 
 
 class _Connection:
-    """The leader's side of one group: joins it and broadcasts, in a thread, one thing after the other."""
+    """The leader's side of one group: joins it and broadcasts, in a thread, one thing after the other.
+
+    On a GPU the thread works on a stream of its own. `close` may come while it waits there.
+    """
 
     def __init__(self, host: str, num_receivers: int, device: torch.device, timeout_s: float) -> None:
         timeout = timedelta(seconds=timeout_s)
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        # A line of its own: one that waits for a receiver to join answers nobody else until then.
+        self._to_receivers = dist.TCPStore(host, store.port, is_master=False, timeout=timeout)
         self.address = f"{host}:{store.port}"
+        self._device = device
         self._group: Any = None
+        self._is_closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weight-broadcast")
 
         def join() -> None:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
+                torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread, for good
             self._group = _join(store, 0, 1 + num_receivers, device, timeout)
+            if self._is_closed:
+                _abort(self._group)
 
         self._joined = self._thread.submit(join)
 
     def broadcast(self, buffer: Tensor) -> Future:
+        """Once what the caller's stream has been given is done; the caller need not wait for it."""
+        filled = _event(self._device)
+
         def run() -> None:
             self._joined.result()
-            _broadcast(self._group, buffer)
+            if filled is not None:
+                filled.wait()  # the thread's stream does
+            _broadcast(self._group, buffer, self._device)
 
         return self._thread.submit(run)
 
     def close(self) -> None:
+        """Ends what is on its way, from whatever thread."""
+        self._is_closed = True
+        self._to_receivers.set(OVER, "")
         _abort(self._group)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -189,13 +213,45 @@ def _join(store: dist.Store, rank: int, world_size: int, device: torch.device, t
     return dist.ProcessGroupGloo(store, rank, world_size, timeout)
 
 
-def _broadcast(group: Any, buffer: Tensor) -> None:
-    """From rank 0; returns when the bytes have come, or have been given to the network."""
+def _broadcast(group: Any, buffer: Tensor, device: torch.device, is_over: Callable[[], bool] | None = None) -> None:
+    """From rank 0; returns when the bytes have come, or have been taken.
+
+    Args:
+        is_over: of a receiver: whether the leader has given up, and with it the broadcast.
+    """
     options = dist.BroadcastOptions()
     options.rootRank, options.rootTensor = 0, 0
-    group.broadcast([buffer], options).wait()
-    if buffer.is_cuda:
-        torch.cuda.synchronize()
+    group.broadcast([buffer], options).wait()  # with NCCL only this thread's stream waits
+    done = _event(device)
+    if done is None:
+        return
+    if is_over is None:
+        done.synchronize()
+        return
+    asked = time.monotonic()
+    while not done.query():
+        time.sleep(LOOK_EVERY_S)
+        if time.monotonic() - asked > ASK_EVERY_S:
+            asked = time.monotonic()
+            if is_over() and not done.query():
+                _abort(group)
+                raise RuntimeError("the sender has left the group: another of its receivers is gone")
+
+
+def _is_over(store: Any) -> bool:
+    try:
+        return store.check([OVER])
+    except RuntimeError:
+        return True  # the leader's process has ended, and the store with it
+
+
+def _event(device: torch.device) -> Any:
+    """Set when the device has done what this thread's stream has been given so far; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(blocking=True)  # who waits for it sleeps
+    event.record()
+    return event
 
 
 def _abort(group: Any) -> None:

@@ -7,6 +7,7 @@ Written for torch 2.11-2.13's storage sharing, which torch.multiprocessing uses;
 """
 
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -39,10 +40,11 @@ class CudaIpcSender:
         self._sizes = sizes
         largest = max(size for of_stage in sizes for size in of_stage)
         self._slots = [torch.empty(largest, dtype=torch.uint8, device="cuda") for _ in range(2)]
-        mine = {_uuid(): [_handle(slot) for slot in self._slots]}
-        everyone: list[dict[str, list[list[Any]]]] = [{} for _ in range(dist.get_world_size(world))]
+        mine = (uuid4().hex, _uuid(), [_handle(slot) for slot in self._slots])
+        everyone = [mine] * dist.get_world_size(world)
         dist.all_gather_object(everyone, mine, group=world)
-        self._handles = {uuid: handles for of_rank in everyone for uuid, handles in of_rank.items()}
+        self._name = everyone[0][0]  # of these ranks together: those that are started after them have another
+        self._handles = {uuid: handles for _, uuid, handles in everyone}
 
     @property
     def num_rounds(self) -> int:
@@ -66,7 +68,10 @@ class CudaIpcSender:
         return BucketManifest(
             carrier=CARRIER,
             bucket=f"bucket {number} of stage {stage}",
-            place={"handles": {uuid: handles[index % 2] for uuid, handles in self._handles.items()}},
+            place={
+                "sender": self._name,
+                "handles": {uuid: handles[index % 2] for uuid, handles in self._handles.items()},
+            },
             tensors=self._plan.buckets[number].tensors,
         )
 
@@ -79,16 +84,20 @@ class CudaIpcReceiver:
     """See weights/wire.py, `Receiver`."""
 
     def __init__(self) -> None:
+        self._sender = ""
         self._opened: dict[str, Tensor] = {}
 
     def receive(self, manifest: BucketManifest) -> dict[str, Tensor]:
-        """Opens the buffer on this worker's own GPU."""
+        """Opens the buffer on this worker's own GPU. Those of earlier ranks are closed: they hold the GPU's memory as
+        long as anybody has them open."""
         handles = manifest.place["handles"]
         if _uuid() not in handles:
             raise WireError(
                 f"{manifest.bucket}: no actor rank is on this engine's GPU {_uuid()}, only on {sorted(handles)}; "
                 'cluster.placement = "split" needs weights.carrier = "collective"'
             )
+        if manifest.place["sender"] != self._sender:
+            self._sender, self._opened = manifest.place["sender"], {}
         handle = handles[_uuid()]
         key = str(handle)  # two buffers can lie in one block of memory, and so have one memory handle
         if key not in self._opened:

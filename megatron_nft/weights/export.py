@@ -48,7 +48,9 @@ def copy_side_files(source: Path, folder: Path) -> None:
         if file.is_file() and any(file.match(pattern) for pattern in SIDE_FILES):
             shutil.copy2(file, folder / file.name)
         elif file.is_dir() and file.name in SIDE_FOLDERS:
-            shutil.copytree(file, folder / file.name, dirs_exist_ok=True)
+            (folder / file.name).mkdir(exist_ok=True)
+            for template in file.glob("*.jinja"):
+                shutil.copy2(template, folder / file.name / template.name)
 
 
 def finish_hf_folder(folder: Path, base_model: Path, weight_maps: Sequence[dict[str, str]]) -> None:

@@ -20,7 +20,7 @@ def place_shards(bucket: Bucket, tensors: dict[str, Tensor], place: Place) -> No
 
     No collective.
     """
-    _write([(shard, shard.tensor) for shard in bucket.shards if shard.rule.is_owned_at(place)], tensors, place)
+    _write([(shard, shard.values) for shard in bucket.shards if shard.rule.is_owned_at(place)], tensors, place)
 
 
 def gather_bucket(
@@ -69,7 +69,7 @@ def gather_bucket(
         dist.send(flat, dst=dist.get_global_rank(group, 0), group=group)
     if tensors is None:
         return
-    _write([(shard, shard.tensor) for shard in bucket.shards if not shard.rule.axes], tensors, places[rank])
+    _write([(shard, shard.values) for shard in bucket.shards if not shard.rule.axes], tensors, places[rank])
     for shards, message, place in zip(theirs, received, places, strict=True):
         pieces = message.split([shard.tensor.numel() for shard in shards])
         _write([(s, piece.view(s.tensor.shape)) for s, piece in zip(shards, pieces, strict=True)], tensors, place)
@@ -78,11 +78,11 @@ def gather_bucket(
 def _flat(shards: Sequence[Shard], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Shards, cast, one after the other."""
     nothing = torch.empty(0, dtype=dtype, device=device)
-    return torch.cat([nothing, *(shard.tensor.detach().to(dtype).flatten() for shard in shards)])
+    return torch.cat([nothing, *(shard.values.to(dtype).flatten() for shard in shards)])
 
 
 def _write(shards: Iterable[tuple[Shard, Tensor]], tensors: dict[str, Tensor], place: Place) -> None:
     """The parts of parameters, given with what the rank at `place` has of them."""
     for shard, tensor in shards:
-        for part in shard.parts(tensor.detach(), place):
+        for part in shard.parts(tensor, place):
             part.copy_to(tensors[part.name])

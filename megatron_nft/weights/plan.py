@@ -31,6 +31,13 @@ class Shard:
     rule: Rule
     numbers: Numbers
 
+    @property
+    def values(self) -> Tensor:
+        """The parameter, without gradient. Of one that is held in FP8 a copy in bf16: FP8 tensors with a scale a block
+        can't be viewed in other shapes."""
+        tensor = self.tensor.detach()
+        return tensor if type(tensor) is Tensor else tensor.dequantize()
+
     def hf_shapes(self, place: Place) -> dict[str, tuple[int, ...]]:
         """HF name -> shape of the tensors that a rank at `place` has a part of, by this parameter."""
         return self.rule.hf_shapes(self.numbers, place)

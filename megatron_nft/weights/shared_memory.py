@@ -87,12 +87,14 @@ class SharedMemoryReceiver:
         self._mapped: dict[tuple[str, int], Tensor] = {}  # by path and inode: a later sender's may have the same path
 
     def receive(self, manifest: BucketManifest) -> dict[str, Tensor]:
-        """Maps the bucket, and compares its checksum if it has one."""
+        """Maps the bucket, and compares its checksum if it has one. A new mapping is of new ranks, or of the first
+        ones: those of ranks that have ended go, with the memory that only they still hold."""
         path = manifest.place["path"]
         try:
             status = os.stat(path)
             key = (path, status.st_ino)
             if key not in self._mapped:
+                self._mapped = {old: buffer for old, buffer in self._mapped.items() if _inode(old[0]) == old[1]}
                 self._mapped[key] = _map(path, status.st_size, writable=False)
         except (OSError, RuntimeError) as error:
             raise WireError(
@@ -118,6 +120,14 @@ class SharedMemoryReceiver:
 def _map(path: str, num_bytes: int, *, writable: bool) -> Tensor:
     storage = torch.UntypedStorage.from_file(path, writable, num_bytes)
     return torch.tensor([], dtype=torch.uint8).set_(storage)
+
+
+def _inode(path: str) -> int | None:
+    """None: the file's process has closed it, or has ended."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 def _checksum(buffer: Tensor) -> int:

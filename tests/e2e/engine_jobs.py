@@ -1,5 +1,6 @@
 """What test_engine.py has engines do, each function in a process of its own (engine_server.py)."""
 
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ def make_prompts(lengths, seed=0):
     ]
 
 
-def make_engine(model, dtype, tp=1, **settings):
+def make_engine(model, dtype, tp=1, max_model_len=512, **settings):
     config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64, **settings)
-    return VllmEngine(str(model), config, device="cpu", max_model_len=512, seed=1)
+    return VllmEngine(str(model), config, device="cpu", max_model_len=max_model_len, seed=1)
 
 
 def greedy(engine):
@@ -175,3 +176,28 @@ def sampling(model):
         "unfinished after refusal": unfinished,
         "after refusal": sample(),
     }
+
+
+def ends(model):
+    """Sampled answers, with their texts."""
+    engine = make_engine(model, "float32")
+    sampling = Sampling(group_size=8, temperature=1.0, max_answer_tokens=24, seed=7)
+    return [rollout for group in answer_here(engine, make_prompts([5, 17]), sampling) for rollout in group.rollouts]
+
+
+def answers_of(models):
+    """A sampled answer of each of several models, or why there is none, from one engine after the other."""
+    sampling = Sampling(group_size=1, temperature=1.0, max_answer_tokens=24, seed=7)
+    answers = []
+    for model in models:
+        engine = None
+        try:
+            engine = make_engine(model, "float32", max_model_len=224)
+            (group,) = answer_here(engine, make_prompts([200]), sampling)
+            (answer,) = group.rollouts
+            answers.append((group.prompt.token_ids_P, answer.token_ids_A, answer.engine_logprobs_A))
+        except Exception:  # whatever vLLM raises
+            answers.append(traceback.format_exc())
+        if engine is not None:
+            engine.shutdown()
+    return answers

@@ -4,7 +4,10 @@ What the engines do is in engine_jobs.py: vllm needs its environment before it i
 their own.
 """
 
+import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +79,18 @@ def results(models, engine_server):
         "sampling": ("sampling", {"model": new}),
         "under way": ("under_way", {"old": old, "new": new}),
     }
+    jobs["ends"] = "ends", {"model": with_ends(new, new + "-ends")}
     return engine_server.run(jobs | update_jobs(models, KINDS))
+
+
+ENDS = [1, *range(200, 256)]
+
+
+def with_ends(model, folder):
+    """The model, with a list of tokens that end an answer."""
+    shutil.copytree(model, folder)
+    (Path(folder) / "generation_config.json").write_text(json.dumps({"eos_token_id": ENDS}))
+    return folder
 
 
 def result(results, name):
@@ -269,3 +283,13 @@ def test_no_new_answer_comes_from_old_weights_cache(results, on_sync):
     for group, other in zip(sampled[on_sync, "between"][1], sampled["new", "between"], strict=True):
         assert group.rollouts[0].token_ids_A.tolist() == other.rollouts[0].token_ids_A.tolist()
     assert not sampled[on_sync, "unfinished"]
+
+
+def test_each_end_of_sequence_of_generation_config_ends_an_answer_and_is_in_it(results):
+    rollouts = result(results, "ends")
+    ended = [rollout.token_ids_A.tolist() for rollout in rollouts if not rollout.truncated]
+    assert len(ended) > 8 and len({answer[-1] for answer in ended}) > 3, "many tokens end answers"
+    assert all(answer[-1] in ENDS and not set(answer[:-1]) & set(ENDS) for answer in ended)
+    assert all(len(rollout.engine_logprobs_A) == len(rollout.token_ids_A) for rollout in rollouts)
+    cut = [rollout.token_ids_A.tolist() for rollout in rollouts if rollout.truncated]
+    assert all(len(answer) == 24 and not set(answer) & set(ENDS) for answer in cut)

@@ -40,7 +40,8 @@ def cluster(shared, tmp_path_factory):
 def sampling(cluster, **settings):
     """A source of its own, at work for policy 0."""
     rollout = cluster.config.rollout.model_copy(update=settings)
-    config = cluster.config.model_copy(update={"rollout": rollout})
+    verdict = cluster.config.verdict.model_copy(update={"max_unparsable": 1.0})  # some tests cut all answers off
+    config = cluster.config.model_copy(update={"rollout": rollout, "verdict": verdict})
     cluster.version = 0
     cluster.sync()
     staleness = settings.get("max_staleness", 0)

@@ -102,12 +102,23 @@ def test_processes_that_have_served_other_runs_give_the_same_run(straight, share
 def test_stages_on_shared_gpus_sampled_at_another_temperature(shared, tmp_path):
     """The actor scores at the temperature that the engines sample at, after its weights have come to them."""
     ended = shared.train(tmp_path, *RUN, "train.steps=2", "actor.pp=2", "actor.tp=1", "rollout.temperature=0.8",
-                         "cluster.placement=colocated", "weights.canary=true")  # fmt: skip
+                         "cluster.placement=colocated", "weights.canary=always")  # fmt: skip
     assert ended.status == 0, ended.err
     two = steps(tmp_path / "quickstart")
     assert [r["rollout/policy_version"] for r in two] == [0, 1]
     assert all(r["rollout/logprob_gap_mean"] < 1e-5 and r["weights/canary_gap"] < 1e-5 for r in two)
     assert all(r["weights/bytes"] == bytes_of_weights(tmp_path / "quickstart" / "hf") for r in two)
+
+
+def test_a_model_that_engines_and_actor_read_differently_never_trains(straight, shared, tmp_path):
+    """By default each engine answers before the first step, and the actor scores that; here they agree to 1e-6."""
+    ended = shared.train(tmp_path, "weights.canary_gap=1e-12", "data.held_out=[]", "train.steps=1")
+    assert ended.status == 1 and not steps(tmp_path / "quickstart") and "step 1/" not in ended.out
+    assert re.search(r"canary: engine 0's log-probs are \S+ nats per token from the actor's, weights.canary", ended.err)
+    assert "config.json otherwise than the actor" in ended.err
+    said = (straight.parent / "out").read_text()
+    (gap,) = re.findall(r"^canary: engines and actor are (\S+) nats a token apart \| [\d.]+s$", said, re.M)
+    assert float(gap) < 1e-5 and not any("weights/canary_gap" in record for record in steps(straight))
 
 
 def test_a_prompt_that_comes_again_is_sampled_anew(straight, shared, tmp_path):
@@ -157,7 +168,8 @@ def test_an_interrupted_run_leaves_no_process_behind(tmp_path, how):
 
 def test_no_mixed_group_in_time(shared, tmp_path):
     # All answers are cut off, and so wrong.
-    ended = shared.train(tmp_path, "rollout.max_answer_tokens=2", "rollout.max_sampling_rounds=1", "data.held_out=[]")
+    cut_off = ["rollout.max_answer_tokens=2", "verdict.max_unparsable=1"]
+    ended = shared.train(tmp_path, *cut_off, "rollout.max_sampling_rounds=1", "data.held_out=[]")
     assert ended.status == 1
     assert re.search(r"step 1: \d+ of \d+ groups had right and wrong answers, ", ended.err)
     assert "train.groups_per_step = 8 are needed" in ended.err and "raise rollout.max_sampling_rounds" in ended.err

@@ -147,6 +147,7 @@ def test_no_mixed_group_ends_the_run_with_the_remedy(shared, tmp_path):
         tmp_path,
         *SHORT,
         "rollout.max_answer_tokens=2",
+        "verdict.max_unparsable=1",
         "rollout.max_sampling_rounds=1",
         "data.held_out=[]",
         is_ahead=True,

@@ -10,7 +10,8 @@ notice:
 
 Each is applied to a copy of the tree of its own (what git would add, never .venv), where the named tests run until the
 first fails. Exit status 1 if a mistake goes unnoticed, 2 if a patch no longer applies or its tests can't be run. With
---control the named tests run without the patches, and must pass.
+--control the named tests run without the patches, and must pass. Tests of tests/contract run by run.sh there, which
+needs their environment (MEGATRON_NFT_CONTRACT_ENV, or the cached one).
 """
 
 import argparse
@@ -99,7 +100,11 @@ def run_tests(tree: Path, calls: Sequence[Sequence[str]]) -> str | None:
     """
     environment = {**os.environ, "PYTHONPATH": str(tree)}  # before the folder in which the package is installed
     for arguments in calls:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", *arguments]
+        is_contract = arguments[0].startswith("tests/contract")  # has an environment of its own, and a command
+        program = (
+            ["tests/contract/run.sh", "--if-there", "-n", "0"] if is_contract else [sys.executable, "-m", "pytest"]
+        )
+        command = [*program, "-x", "-q", "-rfE", "--tb=no", *arguments]
         try:
             done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -15,16 +15,22 @@ import traceback
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 180.0) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 180.0, stage: str | None = None
+) -> list[Any]:
     """Calls function(rank, "host:port", *args) in `world_size` fresh processes; what each returned, by rank.
+
+    Args:
+        stage: a module whose `play()` is called before Megatron is imported; the processes of a stage share that.
 
     Raises:
         AssertionError: a rank raised (its traceback is shown) or did not finish in time.
     """
-    server = _server()
+    server = _server(stage)
     try:
         pickle.dump((world_size, function, args, timeout_s), server.stdin)
         server.stdin.flush()
@@ -47,27 +53,32 @@ class RankError(Exception):
 
 
 @cache
-def _server() -> subprocess.Popen:
+def _server(stage: str | None) -> subprocess.Popen:
     """Ends by itself when this process does."""
-    command = [sys.executable, "-c", "from tests.parallel.ranks import serve; serve()"]
+    command = [sys.executable, "-c", f"from tests.parallel.ranks import serve; serve({stage!r})"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if stage is not None:
+        environment["TORCHDYNAMO_DISABLE"] = "1"  # Megatron's fusions, for a GPU, would be compiled for this CPU
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
-def serve() -> None:
+def serve(stage: str | None = None) -> None:
     """Answers the requests of `run_ranks` on stdin until it is closed."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a rank prints is no answer
     warnings.filterwarnings("ignore")  # Megatron says on every rank what isn't installed
     import torch
+
+    # Where there is CUDA, an import may start it, and it does not survive a fork.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    if stage is not None:
+        import_module(stage).play()
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     import megatron_nft.actor.worker  # noqa: F401
 
     gc.collect()
     gc.freeze()  # else each rank's collections go through all that was imported, and copy its memory: 0.3 s each
-    # Where there is CUDA, an import may have started it, and it does not survive a fork.
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     while True:
         try:
             world_size, function, args, timeout_s = pickle.load(sys.stdin.buffer)

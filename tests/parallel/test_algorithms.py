@@ -1,5 +1,6 @@
 """NFT and its baselines on a real Megatron model: on-policy equalities, layouts, KL, entropy, broken updates."""
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -80,11 +81,12 @@ def on_policy_gradients(rank, master):
         )
     only_right = [replace(m, sequences=tuple(s for s in m.sequences if s.verdict)) for m in microbatches]
     # "published" divides by a constant, so leaving answers out changes nothing else.
+    scale = {"reduction": "published", "published_ranks": 1}
     found["rft"] = (
-        gradient(worker, microbatches, name="rft", reduction="published").numpy(),
-        gradient(worker, [m for m in only_right if m.sequences], name="rft", reduction="published").numpy(),
+        gradient(worker, microbatches, name="rft_script", **scale).numpy(),
+        gradient(worker, [m for m in only_right if m.sequences], name="rft_script", **scale).numpy(),
     )
-    halves = [gradient(worker, microbatches, neg_weight=w, reduction="published").numpy() for w in (0.5, 1.0)]
+    halves = [gradient(worker, microbatches, neg_weight=w, **scale).numpy() for w in (0.5, 1.0)]
     # neg_weight is linear: NFT 1 = RFT + 2 (NFT 0.5 - RFT).
     found["linear"] = (halves[1], found["rft"][0] + 2 * (halves[0] - found["rft"][0]))
     worker.shutdown()
@@ -117,7 +119,9 @@ ALGORITHMS = {
     "dr_grpo": {"name": "dr_grpo"},
     "dapo": {"name": "dapo"},
     "dapo, kl": {"name": "dapo", "kl_weight": 0.1},
-    "published": {"reduction": "published"},
+    "published": {"reduction": "published", "published_ranks": 2},
+    "rft_script, published": {"name": "rft_script", "reduction": "published", "published_ranks": 1},
+    "nft, a ratio per answer": {"ratio_type": "sequence"},
 }
 
 
@@ -177,29 +181,52 @@ def test_every_algorithm_is_the_same_in_every_layout(oracle, reference, override
     ranks = run_ranks(2, metrics_of_all, overrides, str(reference))
     for name in ALGORITHMS:
         (metrics,) = [rank[name] for rank in ranks if rank[name] is not None]
-        scale = 2.0 if name == "published" and "actor.dp=2" in overrides else 1.0  # its mean over data-parallel ranks
+        rel = (
+            1e-4 if name == "nft, a ratio per answer" else 1e-5
+        )  # the exp of a sum over tokens, and of their roundings
         for metric, expected in oracle[name].items():
-            factor = scale if "loss" in metric or metric == "actor/grad_norm" else 1.0
-            assert factor * metrics[metric] == pytest.approx(expected, rel=1e-5, abs=1e-7), (name, metric)
+            assert metrics[metric] == pytest.approx(expected, rel=rel, abs=1e-7), (name, metric)
 
 
-def test_published_scale_is_the_sum_over_tokens_by_1000(oracle):
+def test_published_scale_is_the_sum_over_tokens_by_1000_and_their_ranks(oracle):
     tokens = sum(s.num_answer_tokens for s in sequences())
-    token_mean = run_ranks(1, plain_loss)[0]
-    assert oracle["published"]["nft/loss"] == pytest.approx(token_mean * tokens / 1000, rel=1e-5)
+    plain = run_ranks(1, plain_step)[0]
+    for metric in ("nft/loss", "actor/grad_norm"):
+        assert oracle["published"][metric] == pytest.approx(plain[metric] * tokens / 1000 / 2, rel=1e-5)
 
 
-def plain_loss(rank, master):
+def plain_step(rank, master):
     worker, microbatches = build(rank, master, [], [_moved(s) for s in sequences()])
-    return worker.train_step([microbatches])["nft/loss"]
+    return worker.train_step([microbatches])
+
+
+def transformers_model(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_a_ratio_per_answer_counts_an_answer_once(oracle):
+    """By hand: the mean over answers of each one's loss at the product of its tokens' ratios, whatever its length."""
+    model, losses, lengths = transformers_model(ASSETS / "model"), [], set()
+    for sequence in map(_moved, sequences()):
+        tokens, first, p = (
+            torch.from_numpy(sequence.token_ids_T).long(),
+            sequence.num_prompt_tokens,
+            sequence.correct_rate,
+        )
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(tokens[None]).logits[0], -1)[first - 1 : -1]
+        moved = float(logprobs.gather(1, tokens[first:, None])[:, 0].sum()) - float(sequence.old_logprobs_A.sum())
+        wrong = math.log(max((1 - p * math.exp(min(moved, 10))) / (1 - p), 1.0))
+        losses.append(-(1 - p) * (min(moved, 10) if sequence.verdict else wrong))
+        lengths.add(sequence.num_answer_tokens)
+    assert max(lengths) > 2 * min(lengths)
+    assert oracle["nft, a ratio per answer"]["nft/loss"] == pytest.approx(np.mean(losses), rel=1e-3, abs=1e-5)
 
 
 def test_kl_and_entropy_equal_those_of_transformers(oracle, reference):
-    from transformers import AutoModelForCausalLM
-
-    policy, frozen = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (ASSETS / "model", reference)
-    )
+    policy, frozen = map(transformers_model, (ASSETS / "model", reference))
     entropies, divergences = [], []
     for sequence in sequences():
         tokens = torch.from_numpy(sequence.token_ids_T).long()

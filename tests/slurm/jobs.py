@@ -63,6 +63,14 @@ def wait_for(slurm, job, output, within_s, *, line=None, attempt=0):
     return state
 
 
+def poll_for(file, within_s):
+    """Until it is there."""
+    deadline = time.monotonic() + within_s
+    while not file.exists():
+        assert time.monotonic() < deadline, f"no {file} after {within_s} s"
+        time.sleep(0.2)
+
+
 def assert_nothing_is_left(slurm):
     """No process of a job on any node, and no file of Ray's."""
     deadline = time.monotonic() + 20

@@ -7,13 +7,15 @@ the other scripts (test_several_jobs.py). What is not here, for its minutes, and
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import NEEDS_SLURM, TRAIN, assert_nothing_is_left, wait_for
+from tests.slurm.jobs import NEEDS_SLURM, TRAIN, assert_nothing_is_left, poll_for, wait_for
 
 pytestmark = NEEDS_SLURM
 JOBS = sorted(Path("slurm").glob("*.sbatch"))
@@ -51,6 +53,52 @@ def test_a_job_of_two_nodes_trains_to_its_end(slurm, submit, tmp_path):
     logs = tmp_path / "runs" / "slurm" / job / "attempt_0"
     assert {"n1", "n2", "driver.log", "preflight.log", "ray.log"} <= set(os.listdir(logs))
     assert_nothing_is_left(slurm)
+
+
+def test_preflight_alone_never_requeues_and_a_container_site_gets_its_container(slurm, submit, tmp_path):
+    """The time limit is that of --signal, so that Slurm warns at once: that requeued the job for ever. The srun is one
+    that takes pyxis's options; its container is this machine."""
+    path = f"{Path('tests/slurm/pyxis').resolve()}:{sys.prefix}/bin:{slurm.environment['PATH']}"
+    site = ["NFT_CONTAINER=image.sqsh", "NFT_VENV=", "NFT_UMASK=077", "NFT_CPUS_PER_NODE=2"]
+    options = ["--nodes=1", "--time=00:10:00"]
+    job, output = submit(TRAIN, sbatch=options, site=site, NFT_PREFLIGHT_ONLY="1", PATH=path)
+    array, refused = submit(TRAIN, sbatch=["--nodes=1", "--array=1"])
+    short, told = submit(TRAIN, sbatch=options)
+    logs = tmp_path / "runs/slurm" / job / "attempt_0"
+    wait_for(slurm, job, output, 60, line="pyxis: ")
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    poll_for(logs / "joined.0", 60)
+    address = re.search(r"Ray is starting at (\S+)", output.read_text())[1]
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    client = [sys.executable, "-c", f"from ray._raylet import GcsClient; GcsClient(address={address!r})"]
+    told_off = subprocess.run(client, env=others, capture_output=True, text=True, timeout=60)
+    assert "AuthenticationError" in told_off.stderr, told_off
+    state = wait_for(slurm, job, output, 120)
+    text = output.read_text()
+    assert state == "COMPLETED", text
+    assert " 0 FAIL in " in text and text.rstrip().endswith(" done"), text
+    assert slurm.job(job)["Restarts"] == "0" and "no training will begin in this attempt" in text
+    mounts = f"{Path.cwd()},{tmp_path}/runs,{slurm.scratch}"
+    assert "pyxis: --container-image=image.sqsh" in text and f"pyxis: --container-mounts={mounts}" in text
+    assert not (logs / "ray_token").exists() and logs.stat().st_mode & 0o777 == 0o700
+    assert wait_for(slurm, short, told, 30) == "FAILED"
+    assert "--time is 600 s, and --signal warns 600 s before that" in told.read_text()
+    assert wait_for(slurm, array, refused, 30) == "FAILED"
+    assert "name each one's: run.name=mine_%a" in refused.read_text()
+    assert_nothing_is_left(slurm)
+
+
+@night("Slurm's own requeue, time after time, of attempts that save nothing")
+def test_attempts_in_vain_come_to_an_end(slurm, submit, tmp_path):
+    (tmp_path / "driver_in_vain.py").write_text("raise SystemExit(75)\n")
+    job, output = submit(
+        TRAIN, "run.name=a", sbatch=["--nodes=1"], site=["NFT_MAX_ATTEMPTS=2", "NFT_CPUS_PER_NODE=2"],
+        NFT_DRIVER="driver_in_vain", PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert wait_for(slurm, job, output, 240) == "FAILED", output.read_text()
+    text = output.read_text()
+    assert slurm.job(job)["Restarts"] == "1" and text.count("requeued: the next attempt") == 1
+    assert "not requeued: 2 attempts in a row have brought no checkpoint after step 0 (NFT_MAX_ATTEMPTS=2)" in text
 
 
 @night("all nodes of the published job")

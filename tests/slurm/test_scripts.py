@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = sorted(
-    [*Path("slurm").glob("*.s*"), *Path("launch").glob("*.sh"), *Path("tests").glob("*.sh"), Path(".ci/run")]
+    [*Path("slurm").glob("*.s*"), *Path("launch").glob("*.sh"), *Path("tests").rglob("*.sh"), Path(".ci/run")]
 )
 SITE = Path("slurm/site.env.example")
 IN_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_CPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": "."}
@@ -67,8 +67,8 @@ def test_no_site_file():
         (130, "", "1", False, 130),  # somebody wants it ended
     ],
 )
-def test_a_job_is_requeued_if_its_run_can_go_on(status, warned, ended, requeued, exits):
-    script = f"""source slurm/common.sh; NFT_LOG=logs warned={warned} ended={ended}
+def test_a_job_is_requeued_if_its_run_can_go_on(tmp_path, status, warned, ended, requeued, exits):
+    script = f"""source slurm/common.sh; NFT_LOG={tmp_path} NFT_JOB_LOG={tmp_path} warned={warned} ended={ended}
         scontrol() {{ echo "scontrol $*"; }}; squeue() {{ echo COMPLETING; }}; end_job {status}"""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],

@@ -9,7 +9,8 @@
      floor   lowest y that the axis must show; ceiling: highest it may
      smooth  draw noisy lines thin, with a running mean over them
      connect draw lines on over missing values
-     domain  [first, last] step, shared by all charts of the page                                                  */
+     axis    what xs count, if not steps
+     domain  [first, last] of it, shared by all charts of steps                                                    */
 
 const NS = document.getElementById("svg-origin").namespaceURI;
 const HEIGHT = 216, LEFT = 68, RIGHT = 12, TOP = 10, BOTTOM = 34;
@@ -127,7 +128,7 @@ function drawChart(card, full) {
   const y = value => TOP + plotHeight * (1 - Math.min(Math.max(scale.at(value), 0), 1));
 
   const root = svg("svg", {viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img",
-                           "aria-label": `${full.title}, ${full.unit}, by step`}, card);
+                           "aria-label": `${full.title}, ${full.unit}, by ${full.axis || "step"}`}, card);
   for (const [value, label] of scale.ticks) {
     svg("line", {x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), stroke: "var(--grid)"}, root);
     svg("text", {x: LEFT - 7, y: y(value) + 4, "text-anchor": "end"}, root, label);
@@ -137,7 +138,7 @@ function drawChart(card, full) {
     svg("text", {x: middle, y: HEIGHT - BOTTOM + 17, "text-anchor": "middle"}, root, label);
   }
   svg("line", {x1: LEFT, x2: width - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM, stroke: "var(--pale)"}, root);
-  svg("text", {x: LEFT + plotWidth / 2, y: HEIGHT - 3, "text-anchor": "middle"}, root, "step");
+  svg("text", {x: LEFT + plotWidth / 2, y: HEIGHT - 3, "text-anchor": "middle"}, root, full.axis || "step");
   svg("text", {x: 11, y: TOP + plotHeight / 2, "text-anchor": "middle",
                transform: `rotate(-90 11 ${TOP + plotHeight / 2})`}, root, full.unit);
 
@@ -251,7 +252,7 @@ function hover(root, spec, x, y, bars) {
     guide.setAttribute("visibility", "visible");
     const end = spec.ends ? spec.ends[i] : spec.xs[i], start = spec.ends ? spec.xs[i] : end - (spec.together || 1) + 1;
     tip.replaceChildren();
-    html("strong", "", tip, start === end ? `step ${end}` : `steps ${start}–${end}${spec.counts ? "" : ", together"}`);
+    html("strong", "", tip, start === end ? `${spec.axis || "step"} ${end}` : `${spec.axis || "step"}s ${start}–${end}${spec.counts ? "" : ", together"}`);
     for (const one of bars ? [...spec.series].reverse() : spec.series) {
       if (one.ys[i] === null) continue;
       const row = html("div", "", tip);

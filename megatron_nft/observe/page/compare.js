@@ -5,6 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = id => document.getElementById(id);
 const COLORS = ["blue", "orange", "teal", "purple", "red", "yellow", "grey"];
 const CHARTS = [  // title, kind of record, metric, factor, unit, rest of the chart's spec
+  ["Mean of the benchmarks", "evaluations", "eval/average", 100, "%", {ceiling: 100}],
   ["Held-out accuracy, greedy", "evaluations", "eval/greedy_accuracy", 100, "%", {ceiling: 100}],
   ["Held-out accuracy, avg@k", "evaluations", "eval/avg_at_k", 100, "%", {ceiling: 100}],
   ["Correct rate of rollouts", "steps", "nft/correct_rate", 100, "%", {ceiling: 100, smooth: true}],

@@ -26,21 +26,24 @@ function fillHeadline() {
     html("b", className || "", card, value);
     html("small", "", card, label);
   };
-  const greedy = present(column(evaluations, "eval/greedy_accuracy"));
-  const prompts = present(column(evaluations, "eval/prompts")).at(-1);
+  const [metric, kind] = [["eval/average", "mean of the benchmarks"], ["eval/greedy_accuracy", "greedy accuracy"],
+                          ["eval/avg_at_k", "sampled accuracy"]].find(([name]) => present(column(evaluations, name)).length)
+                         || ["eval/greedy_accuracy", "greedy accuracy"];
+  const values = present(column(evaluations, metric));
+  const prompts = metric === "eval/greedy_accuracy" ? present(column(evaluations, "eval/prompts")).at(-1) : 0;
   const points = value => (100 * value).toFixed(1);
-  if (greedy.length > 1) {
-    const gain = 100 * (greedy.at(-1) - greedy[0]);
-    number(`${points(greedy[0])} → ${points(greedy.at(-1))}%`, "greedy accuracy, before → after");
+  if (values.length > 1) {
+    const gain = 100 * (values.at(-1) - values[0]);
+    number(`${points(values[0])} → ${points(values.at(-1))}%`, `${kind}, before → after`);
     // The binomial error: without it a small held-out set would promise too much.
     const variance = p => p * (1 - p) / prompts;  // of an accuracy; of a difference the sum of both
-    const error = prompts ? ` ± ${(100 * Math.sqrt(variance(greedy[0]) + variance(greedy.at(-1)))).toFixed(1)}` : "";
+    const error = prompts ? ` ± ${(100 * Math.sqrt(variance(values[0]) + variance(values.at(-1)))).toFixed(1)}` : "";
     const label = prompts ? `points gained${error} (1\u00a0s.e.) on ${prompts.toLocaleString("en-US")} prompts`
                           : "points gained, held-out";
     const [sign, className] = gain > 0 ? ["+", "good"] : gain < 0 ? ["−", "bad"] : ["", ""];
     number(sign + Math.abs(gain).toFixed(1), label, className);
-  } else if (greedy.length) number(`${points(greedy[0])}%`, "greedy accuracy, one evaluation");
-  else number("–", "greedy accuracy: no evaluation yet");
+  } else if (values.length) number(`${points(values[0])}%`, `${kind}, one evaluation`);
+  else number("–", `${kind}: no evaluation yet`);
   const updates = present(column(steps, "train/updates")).at(-1);
   number(`${run.num_steps.toLocaleString("en-US")} of ${run.total_steps.toLocaleString("en-US")}`,
          updates ? `steps; ${updates.toLocaleString("en-US")} optimizer updates` : "steps");
@@ -72,14 +75,15 @@ function chartSpecs() {
   const names = Object.keys(data.benchmarks);
   const kind = names.some(name => data.benchmarks[name].metrics["eval/avg_at_k"]) ? "avg_at_k" : "greedy_accuracy";
   const perBenchmark = names.length < 2 ? [] : [
-    chart(kind === "avg_at_k" ? `Benchmarks, avg@${run.samples}` : "Benchmarks, greedy", "%", evaluations,
+    chart(kind === "avg_at_k" ? "Benchmarks, avg@k" : "Benchmarks, greedy", "%", evaluations,
           names.map((name, i) => accuracy(name, colors[i % colors.length], data.benchmarks[name], `eval/${kind}`)),
           {ceiling: 100, note: "shaded: 95% interval"})];
   const isAsync = "async/staleness_mean" in steps.metrics;
   return [
-    chart("Held-out accuracy", "%", evaluations,
+    ...averageCharts(accuracy, chart, names.length),
+    chart(names.length < 2 ? "Held-out accuracy" : "Held-out accuracy, over all prompts", "%", evaluations,
           [accuracy("greedy", "blue", evaluations, "eval/greedy_accuracy"),
-           accuracy(`avg@${run.samples || "k"}`, "orange", evaluations, "eval/avg_at_k")],
+           accuracy(`avg@${present(column(evaluations, "eval/k")).at(-1) || "k"}`, "orange", evaluations, "eval/avg_at_k")],
           {ceiling: 100, none: "no evaluation yet", note: "shaded: 95% interval"}),
     ...perBenchmark,
     chart("Correct rate of rollouts", "%", steps,
@@ -101,6 +105,24 @@ function chartSpecs() {
           [one("cut at the limit", "red", percent(column(steps, "rollout/truncated_fraction")))],
           {floor: 0, ceiling: 100, smooth: true}),
     ...(isAsync ? asyncCharts(one, chart) : []),
+  ];
+}
+
+/* Of several benchmarks, each weighing the same: over steps, and over updates with the ends of the published curves. */
+function averageCharts(accuracy, chart, count) {
+  const own = accuracy("this run", "blue", evaluations, "eval/average");
+  if (!present(own.ys).length) return [];
+  const title = `Mean of the ${count} benchmarks`, note = "shaded: 95% interval";
+  const updates = column(evaluations, "train/updates"), {updates: end, ends = {}} = data.published;
+  const xs = [...new Set([...updates, ...(end ? [0, end] : [])].filter(x => x !== null))].sort((a, b) => a - b);
+  const at = ys => xs.map(x => { const i = updates.indexOf(x); return i < 0 ? null : ys[i]; });
+  const published = Object.entries(ends).map(([name, [first, last]], i) =>
+    ({name: `${name}, published`, color: ["teal", "orange"][i], ys: xs.map(x => x === 0 ? first : x === end ? last : null)}));
+  const ours = {...own, ys: at(own.ys), lows: at(own.lows), highs: at(own.highs)};
+  return [
+    chart(title, "%", evaluations, [own], {ceiling: 100, note}),
+    {title: `${title}, by updates`, unit: "%", axis: "update", xs, series: [ours, ...published], note, kind: "lines",
+     connect: true, ceiling: 100, together: 1, domain: [0, xs.at(-1) || 1]},
   ];
 }
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.api import EngineError, Request, Sampling
-from megatron_nft.rollout.vllm.environment import cpu_settings
+from megatron_nft.data.prompts import load_tokenizer
+from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling
+from megatron_nft.rollout.vllm.environment import cpu_settings, model_settings
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
@@ -55,9 +56,15 @@ class VllmEngine:
     ):
         from vllm import LLM
         from vllm.config import WeightTransferConfig
+        from vllm.platforms import current_platform
 
         from megatron_nft.rollout.vllm import receive
 
+        if device == "cpu" and not current_platform.is_cpu():
+            raise EngineError(
+                "cluster.device = cpu, and the vLLM that is installed is a build for GPUs, with no CPU in it; use the "
+                "environment of launch/install.sh"
+            )
         logging.getLogger("vllm").setLevel(logging.WARNING)
         on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}
         try:
@@ -75,13 +82,14 @@ class VllmEngine:
                 worker_extension_cls=receive.EXTENSION,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                **model_settings(model_path, max_model_len, device),
                 **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
             )
         except Exception as error:
             raise EngineError(
                 f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
             ) from error
-        self._tokenizer = self._llm.get_tokenizer()
+        self._tokenizer = load_tokenizer(model_path)  # vLLM's own may be of another class: data/tokenizer.py
         self._place = index * config.tp  # of its first worker among the workers of all engines
         self._names: list[str] = []
         self._update_open = False
@@ -133,11 +141,10 @@ class VllmEngine:
             raise EngineError(f"refusing to generate: {self._unusable}; send a complete weight update first")
 
     def _ask(self, name: str, request: Request) -> None:
-        # Salted: requests under way keep blocks of older weights in the prefix cache, which no other may find.
-        tokens = {
-            "prompt_token_ids": request.prompt.token_ids_P.tolist(),
-            "cache_salt": f"policy {self.policy_version}",
-        }
+        # Salted: requests under way keep blocks of older weights in the prefix cache, which no other may find; and no
+        # number of a run may depend on whether the canary was asked.
+        salt = f"{CANARY if name.startswith(CANARY) else 'policy'} {self.policy_version}"
+        tokens = {"prompt_token_ids": request.prompt.token_ids_P.tolist(), "cache_salt": salt}
         try:
             self._llm.llm_engine.add_request(name, tokens, _sampling_params(request.sampling, request.seed_id))
         except Exception as error:  # VLLMValidationError, which is no ValueError

@@ -4,9 +4,14 @@ cluster/fleet.py starts engines with the former; engine.py hands the latter to v
 """
 
 import os
+from functools import partial
 from typing import Any
 
 from megatron_nft.config import RolloutConfig
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.registry import family_of
+from megatron_nft.families.rope import rope_parameters
+from megatron_nft.families.serving import check_served
 
 
 def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -> dict[str, str]:
@@ -40,6 +45,25 @@ def _cores(tp: int, index: int) -> list[int]:
     """One of this machine's cores for each tensor-parallel worker; vLLM's own choice fails on small machines."""
     cores = sorted(os.sched_getaffinity(0))
     return [cores[(index * tp + rank) % len(cores)] for rank in range(tp)]
+
+
+def model_settings(model_path: str, max_model_len: int, device: str) -> dict[str, Any]:
+    """What has vLLM read the folder's config.json as training does.
+
+    Raises:
+        ModelFolderError: the folder holds no model that training knows, or none that vLLM can run.
+    """
+    hf = read_hf_config(model_path)
+    check_served(hf, model_path, max_tokens=max_model_len, device=device)
+    return {"hf_overrides": partial(_as_training_reads, family_of(hf).architecture, rope_parameters(hf))}
+
+
+def _as_training_reads(architecture: str | None, rope: dict[str, Any], config: Any) -> Any:
+    """Without an architecture vLLM takes one that can't generate; and of rope it wants every number, as a number."""
+    if architecture is not None:
+        config.architectures = [architecture]
+    config.rope_parameters = rope
+    return config
 
 
 def cpu_settings(config: RolloutConfig, max_model_len: int) -> dict[str, Any]:

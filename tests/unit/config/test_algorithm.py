@@ -8,24 +8,29 @@ from megatron_nft.config import load_config, to_toml
 from megatron_nft.families.hf_config import ModelFolderError
 from tests.unit.config.conftest import MODEL, refusal
 
+NAMES = ("nft", "rft", "rft_script", "grpo", "dr_grpo", "dapo")
+
 
 def algorithm(recipe, *overrides):
     return load_config(recipe, overrides).algorithm
 
 
 def test_presets(recipe):
-    nft, rft, grpo, dr_grpo, dapo = (
-        algorithm(recipe, f"algorithm.name={name}") for name in ("nft", "rft", "grpo", "dr_grpo", "dapo")
-    )
+    nft, rft, script, grpo, dr_grpo, dapo = (algorithm(recipe, f"algorithm.name={name}") for name in NAMES)
     assert algorithm(recipe) == nft
-    assert [a.neg_weight for a in (nft, rft, grpo, dr_grpo, dapo)] == [1, 0, -1, -1, -1]
-    assert [a.normalize for a in (nft, rft, grpo, dr_grpo, dapo)] == [1, 1, 2, 1, 2]
+    assert algorithm(recipe, "algorithm.neg_weight=0").model_copy(update={"name": "rft_script"}) == script
+    assert [a.neg_weight for a in (nft, rft, script, grpo, dr_grpo, dapo)] == [1, 0, 0, -1, -1, -1]
+    assert [a.normalize for a in (nft, rft, script, grpo, dr_grpo, dapo)] == [1, 0, 1, 2, 1, 2]
     assert [a.reduction for a in (nft, rft, grpo, dr_grpo, dapo)] == [
         "tokens", "tokens", "sequences", "constant", "tokens",
     ]  # fmt: skip
     assert [(a.clip_low, a.clip_high) for a in (grpo, dr_grpo, dapo)] == [(0.2, 0.2), (0.2, 0.2), (0.2, 0.28)]
     assert [a.overlong_penalty for a in (nft, grpo, dapo)] == [0, 0, 1]
     assert [a.is_clipped for a in (nft, rft, grpo, dr_grpo, dapo)] == [False, False, True, True, True]
+
+
+def test_a_ratio_per_answer_counts_an_answer_once(recipe):
+    assert algorithm(recipe, "algorithm.ratio_type=sequence").reduction == "sequences"
 
 
 def test_neg_weight_of_minus_one_alone_means_dapo(recipe):
@@ -38,7 +43,7 @@ def test_a_preset_may_be_overridden(recipe):
     assert algorithm(recipe, "algorithm.neg_weight=0.5").name == "nft"
 
 
-@pytest.mark.parametrize("name", ["nft", "rft", "grpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
     config = load_config(recipe, [f"algorithm.name={name}"])
     again = tmp_path / "resolved.toml"
@@ -49,7 +54,10 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["name=ppo"], "algorithm.name = 'ppo': no such method; choose one of nft, rft, grpo, dr_grpo, dapo"),
+        (
+            ["name=ppo"],
+            "algorithm.name = 'ppo': no such method; choose one of nft, rft, rft_script, grpo, dr_grpo, dapo",
+        ),
         (["name=[1]"], "algorithm.name = [1]: Input should be a valid string"),
         (["neg_weight=-0.5"], "neg_weight = -0.5: choose 0 (RFT) or more (1: NFT), or exactly -1 (DAPO)"),
         (["normalize=3"], "algorithm.normalize = 3: Input should be 0, 1 or 2"),
@@ -60,6 +68,12 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
         (["name=rft", "neg_weight=1"], "learns from right answers only"),
         (["name=grpo", "normalize=0"], 'normalize = 0 is not defined for "grpo"; choose 1'),
         (["name=dapo", "ratio_type=sequence"], "leave it at"),
+        (["name=rft_script", "neg_weight=1"], '"rft_script" learns from right answers only'),
+        (["reduction=published"], "set algorithm.published_ranks = 32 (their 7B run) or 16 (their 32B run)"),
+        (["name=dapo", "reduction=published", "published_ranks=32"], '"published" is not defined for "dapo"'),
+        (["name=grpo", "reduction=published", "published_ranks=32"], "choose one of nft, rft, rft_script"),
+        (["ratio_type=sequence", "reduction=published", "published_ranks=1"], 'set reduction = "sequences"'),
+        (["ratio_type=sequence", "reduction=tokens"], "would weigh an answer by its tokens"),
     ],
 )
 def test_algorithms_that_are_none(recipe, overrides, message):

@@ -10,9 +10,10 @@ from tests.unit.config.conftest import MODEL, refusal
 
 
 def test_tp_that_does_not_divide_the_heads(recipe):
-    assert refusal(recipe, "actor.tp=3") == (
-        "actor.tp = 3 does not divide the model's 2 key/value heads; choose one of [1, 2]"
-    )
+    assert refusal(recipe, "actor.tp=3").splitlines()[1:] == [
+        "  actor.tp = 3 does not divide the model's 2 key/value heads; choose one of [1, 2]",
+        "  actor.tp = 3 does not divide the model's intermediate_size 512",
+    ]
 
 
 def test_pp_that_does_not_divide_the_layers(recipe):

@@ -31,7 +31,7 @@ def test_the_home_is_found_in_any_path(home):
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "/tmp/x", "~/x", "", ".", "a//b", "a/", " ", "a\nb"])
 def test_a_name_that_leads_elsewhere_is_refused(name):
-    with pytest.raises(RecipeError, match=r"run.name = .*the name of a folder in run.dir"):
+    with pytest.raises(RecipeError, match=r"run.name = .* is no name of a folder in run.dir"):
         load_config(RECIPE, [f"run.name={name!r}" if "\n" not in name else 'run.name="a\\nb"'])
 
 

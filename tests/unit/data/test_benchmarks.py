@@ -50,6 +50,24 @@ def test_a_file_that_repeats_all_problems_is_merged(tmp_path, tokenizer, same_id
     assert ([p.prompt_id for p in benchmark.prompts], benchmark.repeats) == (["a/0", "a/1", "a/2"], 4)
 
 
+@pytest.mark.parametrize("where", ["reward_model", "extra_info", "id", "none"])
+@pytest.mark.parametrize("num_problems", [1, 2, 30])
+def test_a_problem_is_one_wherever_its_rows_have_their_ids(tmp_path, tokenizer, where, num_problems):
+    rows = []
+    for n in range(num_problems * 32):
+        one = row(n % num_problems, extra_info={"split": "test"})
+        ids = {"reward_model": {"reward_model": one["reward_model"] | {"id": n}}, "id": {"id": n}}
+        rows.append(one | ids.get(where, {"extra_info": {"index": n}} if where == "extra_info" else {}))
+    (benchmark,) = load_benchmarks([write(tmp_path / "a.jsonl", rows)], tokenizer, CONFIG)
+    assert (len(benchmark.prompts), benchmark.repeats) == (num_problems, 32)
+
+
+def test_one_question_with_two_ground_truths_is_two_problems(tmp_path, tokenizer):
+    rows = [row(0), row(0, reward_model={"ground_truth": "7"}, extra_info=None)] * 2
+    (benchmark,) = load_benchmarks([write(tmp_path / "a.jsonl", rows)], tokenizer, CONFIG)
+    assert ([p.ground_truth for p in benchmark.prompts], benchmark.repeats) == (["1", "7"], 2)
+
+
 def test_duplicate_ids_are_refused(tmp_path, tokenizer):
     for rows in ([row(0), row(1), row(0)], [row(0), row(1), row(2) | {"extra_info": {"index": 0, "split": "test"}}]):
         with pytest.raises(DataError, match=r"rows 0 and 2 \(counted from 0\) have one id, extra_info.index = 0"):

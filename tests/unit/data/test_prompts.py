@@ -9,30 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import normalizers
 
 from megatron_nft.config import DataConfig
 from megatron_nft.data.prompts import DataError, PromptStream, load_prompts, load_tokenizer
+from tests.unit.data.conftest import BOS, TEMPLATE
 
 REPOSITORY = Path(__file__).parents[3]
-TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-    "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
-)
-BOS = 256  # after the 256 bytes
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and Llama's habit of beginning plain texts with a special token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_special_tokens(["<bos>"])
-    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=TEMPLATE)
+def tokenizer(byte_tokenizer):
+    return byte_tokenizer
 
 
 def config(**settings) -> DataConfig:
@@ -86,6 +74,15 @@ def test_long_prompts_and_rows_without_an_answer_are_counted(tmp_path, tokenizer
     assert loaded.num_without_answer == 2
 
 
+def test_a_prompt_without_a_token_is_refused(tmp_path):
+    """What the engine would refuse in the middle of sampling: "The decoder prompt cannot be empty"."""
+    none = load_tokenizer(REPOSITORY / "tests/assets/quickstart/model")
+    none.backend_tokenizer.normalizer = normalizers.Replace("z", "")
+    file = write(tmp_path / "sums.jsonl", [row("1+1="), row("zzz")])
+    with pytest.raises(DataError, match=r"sums.jsonl, row 1: the tokenizer makes no token of the prompt 'zzz'"):
+        load_prompts([file], none, config(prompt_format="plain"))
+
+
 def test_ids_are_unique_over_files_of_the_same_name(tmp_path, tokenizer):
     (tmp_path / "other").mkdir()
     files = [write(folder / "sums.parquet", [row("1+1=")]) for folder in (tmp_path, tmp_path / "other")]
@@ -114,28 +111,18 @@ def test_numbers_as_ground_truths_become_text(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("name", "rows", "settings", "message"),
     [
-        (
-            "a.parquet",
-            [{"question": "1+1=", "answer": "2"}],
-            {},
-            "a.parquet has no column prompt, reward_model, data_source; it has question, answer. Needed: prompt (a",
-        ),
-        (
-            "a.parquet",
-            [row("1+1="), row("2+2=", None)],
-            {},
-            "row 1 (counted from 0): no reward_model.ground_truth; add it",
-        ),
+        ("a.parquet", [{"frage": "1+1="}], {}, "a.parquet has none of the columns prompt, question, problem, messages"),
+        ("a.jsonl", [{"frage": "1+1="}], {}, "row 0: no column prompt, question, problem, messages in frage. Needed: "),
+        ("a.parquet", [row("1+1="), row("2+2=", None)], {}, "row 1 (counted from 0): no ground truth; add it"),
         (
             "a.parquet",
             [row("1+1=")],
             {"max_prompt_tokens": 3},
             "1 longer than data.max_prompt_tokens = 3, 0 without an",
         ),
-        ("a.parquet", [{**row(""), "prompt": "1+1="}], {}, "row 0: prompt is '1+1='. Needed: prompt (a list of"),
         ("a.jsonl", [{**row(""), "prompt": []}], {}, "row 0: prompt is '[]'"),
-        ("a.jsonl", [{**row(""), "reward_model": "2"}], {}, "row 0: reward_model is '2', not {ground_truth}"),
-        ("a.jsonl", [row("1+1=", ["2"])], {}, "row 0: ground_truth is a list, not text or a number"),
+        ("a.jsonl", [{**row("?"), "reward_model": "2"}], {}, "row 0: reward_model is '2', not {ground_truth}"),
+        ("a.jsonl", [row("1+1=", {"x": 2})], {}, "row 0: ground_truth is a dict, not text, a number, a date"),
         ("a.jsonl", [{**row("?"), "extra_info": [1]}], {}, "row 0: extra_info is a list, not a table. Needed: prompt"),
         ("a.jsonl", [{**row("?"), "extra_info": "{1"}], {}, "row 0: extra_info is text, but no JSON: "),
         (
@@ -157,12 +144,12 @@ def test_unfit_data_is_refused_with_place_and_remedy(tmp_path, tokenizer, name, 
 def test_missing_broken_and_unknown_files_are_refused(tmp_path, tokenizer):
     (tmp_path / "broken.parquet").write_text("not parquet")
     (tmp_path / "broken.jsonl").write_text('{"prompt": ')
-    (tmp_path / "a.csv").write_text("a,b")
+    (tmp_path / "a.txt").write_text("a,b")
     for name, message in (
         ("none.parquet", "no data file"),
-        ("a.csv", "unknown kind of file; data comes as .parquet"),
+        ("a.txt", "unknown kind of file; data comes as .parquet"),
         ("broken.parquet", "broken.parquet cannot be read: "),
-        ("broken.jsonl", "broken.jsonl cannot be read: "),
+        ("broken.jsonl", r"broken.jsonl, row 0 \(line 1\): it is no JSON: "),
     ):
         with pytest.raises(DataError, match=message):
             load_prompts([str(tmp_path / name)], tokenizer, config())
@@ -170,7 +157,7 @@ def test_missing_broken_and_unknown_files_are_refused(tmp_path, tokenizer):
 
 def test_local_files_need_no_writable_home_and_show_no_progress_bar(tmp_path):
     file = write(tmp_path / "sums.parquet", [row("1+1=")])
-    code = f"from megatron_nft.data.prompts import read_rows; print(read_rows({file!r})[0]['data_source'])"
+    code = f"from megatron_nft.data.rows import read_problems; print(next(read_problems({file!r})).data_source)"
     environment = {**os.environ, "HOME": "/proc/none", "HF_HOME": "/proc/none", "PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100
@@ -242,7 +229,7 @@ def test_a_resumed_stream_gives_what_an_uninterrupted_one_gives(prompts, num_tak
 
 def test_a_position_in_other_data_is_refused(prompts):
     state = PromptStream(prompts, seed=5).state_dict()
-    with pytest.raises(DataError, match=r"is of other prompts \(10 then, 9 now\): the files, their order"):
+    with pytest.raises(DataError, match=r"is of other prompts \(10 then, 9 now\): the files, their order, the tok"):
         PromptStream(prompts[1:], seed=5).load_state_dict(state)
     with pytest.raises(DataError, match=r"order has seed 5, this run has 6; set run.seed = 5"):
         PromptStream(prompts, seed=6).load_state_dict(state)

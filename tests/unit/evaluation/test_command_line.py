@@ -129,10 +129,10 @@ def test_wrong_data_files(run, tmp_path):
     }  # fmt: skip
     other = row | {"prompt": [{"role": "user", "content": "1+2="}], "reward_model": {"ground_truth": "3"}}
     files = {
-        "column": ([{k: v for k, v in row.items() if k != "data_source"}], "has no column data_source"),
-        "gold": ([row | {"reward_model": {"style": "rule"}}], "row 0 (counted from 0): no reward_model.ground_truth"),
+        "column": ([{k: v for k, v in row.items() if k != "prompt"}], "row 0: no column prompt, question, problem"),
+        "gold": ([row | {"reward_model": {"style": "rule"}}], "row 0 (counted from 0): no ground truth"),
         "duplicate": ([row, other], "rows 0 and 1 (counted from 0) have one id, extra_info.index = 0"),
-        "text": ([row | {"prompt": "1+1="}], "row 0: prompt is '1+1='"),
+        "text": ([row | {"prompt": " "}], "row 0: prompt is empty"),
     }
     for name, (rows, message) in files.items():
         path = tmp_path / f"{name}.jsonl"

@@ -6,9 +6,9 @@ import pytest
 
 from megatron_nft.evaluation.samples import Answer
 from megatron_nft.evaluation.scores import GradedPrompt, average, score
-from megatron_nft.evaluation.table import paper_rows, text_tables
+from megatron_nft.evaluation.table import paper_rows, series_rows, text_tables
 from megatron_nft.observe.metrics import METRICS
-from megatron_nft.observe.published import AVERAGES, COLUMNS, ROWS, column_of
+from megatron_nft.observe.published import COLUMNS, ROWS, SERIES, column_of
 from megatron_nft.types import Verdict
 
 
@@ -75,10 +75,21 @@ def test_the_papers_table_has_this_model_beside_the_published_rows():
     assert head == ["accuracy, %", *COLUMNS, "average"]
     assert ours == ["hf", "10.0", "20.0", "30.0", "40.0", "50.0", "60.0", "35.0"]
     assert all(re.fullmatch(r"\d+\.\d-\d+\.\d", cell) for cell in ends[1:])
-    assert len(published) == len(ROWS) + len(AVERAGES)
+    assert len(published) == len(ROWS)
     assert ["7B NFT (published)", "32.0", "83.2", "18.3", "88.5", "47.3", "40.8", "51.7"] in published
     _, ours, _, *_ = paper_rows("hf", all_six(without=("AMC23",)))
     assert ours[4] == ours[7] == "-"
+
+
+def test_other_models_of_the_qwen_series_stand_beside_this_one():
+    head, ours, _, *published = series_rows("hf", all_six(without=("AMC23",)))
+    assert head == ["accuracy, %", "AIME24", "Minerva", "Olympiad", "MATH500", "average"]
+    assert ours == ["hf", "10.0", "60.0", "50.0", "20.0", "35.0"]
+    assert published[-1] == ["NFT-7B (published)", "32.0", "40.8", "47.3", "83.2", "50.8"] and len(published) == 7
+    assert series_rows("hf", [score("odd", None, PROMPTS, 0, 4, seed=1)]) == []
+    assert "Oat-7B-Zero (published)" in text_tables("hf", all_six())
+    for model, (*columns, mean) in SERIES.items():
+        assert None in columns or sum(columns) / 4 == pytest.approx(mean, abs=0.1), model
 
 
 def test_published_averages_are_those_of_their_columns():

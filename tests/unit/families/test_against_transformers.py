@@ -7,73 +7,14 @@ import warnings
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.registry import families, family_of
+from megatron_nft.families.rope import rope_parameters
+from tests.variants import BASE, draw, variants
 
-BASE = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320,
-    "max_position_embeddings": 256, "num_key_value_heads": 2,
-}  # fmt: skip
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
-
-thetas = st.sampled_from([10000, 10000.0, 500000.0, 1e6])
-YARN = {
-    "attention_factor": st.sampled_from([None, 1.0, 1.3]), "beta_fast": st.sampled_from([None, 32, 16.0]),
-    "beta_slow": st.sampled_from([None, 1, 2.0]), "mscale": st.sampled_from([None, 0, 1.0, 0.7]),
-    "mscale_all_dim": st.sampled_from([None, 0, 1.0]), "truncate": st.booleans(),
-    "original_max_position_embeddings": st.sampled_from([64, 128]), "rope_theta": thetas,
-}  # fmt: skip
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-
-
-def scaling(kind):
-    """The parameters of one kind of rope, under either generation's name of the kind."""
-    factor = {"factor": st.sampled_from([1.0, 2, 4.0])}
-    required, optional = {
-        "default": ({}, {"rope_theta": thetas, "partial_rotary_factor": st.sampled_from([1.0, 0.5])}),
-        "linear": (factor, {"rope_theta": thetas}),
-        "dynamic": (factor, {"rope_theta": thetas}),
-        "yarn": (factor, YARN),
-        "llama3": (
-            factor | {name: st.just(value) for name, value in LLAMA3.items()},
-            {"original_max_position_embeddings": st.sampled_from([8192, 128]), "rope_theta": thetas},
-        ),
-    }[kind]
-    drawn = st.fixed_dictionaries(required, optional=optional)
-    return st.tuples(drawn, st.sampled_from(["rope_type", "type"])).map(lambda t: {t[1]: kind} | t[0])
-
-
-ropes = st.one_of(
-    st.none(), st.just({}), *(scaling(kind) for kind in ("default", "linear", "dynamic", "yarn", "llama3"))
-)
-variants = st.fixed_dictionaries(
-    {"model_type": st.sampled_from(sorted(families()))},
-    optional={
-        "num_key_value_heads": st.sampled_from([None, 1, 2, 4, 3]),
-        "head_dim": st.sampled_from([None, 8, 16, 32]),
-        "num_attention_heads": st.sampled_from([2, 4, 8]),
-        "max_position_embeddings": st.sampled_from([256, 32768]),
-        "rms_norm_eps": st.sampled_from([1e-5, 1e-6]),
-        "tie_word_embeddings": st.booleans(),
-        "hidden_act": st.sampled_from(["silu", "silu", "silu", "gelu"]),
-        "attention_bias": st.booleans(),
-        "mlp_bias": st.just(False),
-        "rope_theta": thetas,
-        "rope_scaling": ropes,
-        "rope_parameters": ropes,
-        "sliding_window": st.sampled_from([None, 48, 4096]),
-        "use_sliding_window": st.booleans(),
-        "max_window_layers": st.sampled_from([0, 1, 2, 28]),
-        "layer_types": st.sampled_from([None, ["full_attention"] * 2, ["full_attention", "sliding_attention"]]),
-        "original_max_position_embeddings": st.just(128),
-        "logits_scaling": st.sampled_from([1.0, 8.0]),
-        "final_logit_softcapping": st.sampled_from([None, 30.0]),
-        "partial_rotary_factor": st.sampled_from([1.0, 0.5]),
-    },
-)
 
 
 def read_both(folder, keys):
@@ -179,6 +120,24 @@ def check_draws(folder, number):
 def test_variants_are_refused_by_name_or_read_as_transformers_reads_them(tmp_path):
     counts = check_draws(tmp_path, 60)
     assert min(counts.values()) > 5, counts
+
+
+def test_what_the_engine_is_told_of_rope_reads_as_the_same_model(tmp_path):
+    """Every number is written out, and a factor is no whole number: what vLLM would stumble over."""
+    kinds = set()
+    for changes in draw(150):
+        (tmp_path / "config.json").write_text(json.dumps(BASE | changes))
+        try:
+            hf = read_hf_config(tmp_path)
+        except ModelFolderError:
+            continue
+        told = rope_parameters(hf)
+        assert None not in told.values() and type(told.get("factor", 1.0)) is float
+        keys = {key: value for key, value in (BASE | changes).items() if not key.startswith(("rope", "original"))}
+        (tmp_path / "config.json").write_text(json.dumps(keys | {"rope_parameters": told}))
+        assert read_hf_config(tmp_path) == hf
+        kinds.add(told["rope_type"])
+    assert {"default", "linear", "yarn"} <= kinds
 
 
 @pytest.mark.night("300 draws in place of 60")

@@ -59,7 +59,9 @@ def test_a_row_that_is_added_is_known_to_recipes(monkeypatch):
     row = MethodRow(module="megatron_nft.nft.methods.clipped", preset={"normalize": 2}, takes_scores=True)
     monkeypatch.setitem(METHODS, "mine", row)
     assert AlgorithmConfig(name="mine").normalize == 2
-    with pytest.raises(ValueError, match="no such method; choose one of nft, rft, grpo, dr_grpo, dapo, mine"):
+    with pytest.raises(
+        ValueError, match="no such method; choose one of nft, rft, rft_script, grpo, dr_grpo, dapo, mine"
+    ):
         AlgorithmConfig(name="yours")
 
 

@@ -80,9 +80,12 @@ def evaluation(step):
         return its
 
     rate = 0.3 + 0.4 * min(step / STEPS, 1)
+    average = {"eval/average": rate / 2, "eval/average_low": rate / 2 - 0.02, "eval/average_high": rate / 2 + 0.02}
+    once = {name: scores(rate, 500) for name in ("math500", "olympiad", "minerva")}
     return StepReport(
-        step=step, kind="evaluation", time="", metrics=scores(rate, 530),
-        benchmarks={"aime24": scores(rate / 3, 30), "math500": scores(rate, 500)},
+        step=step, kind="evaluation", time="",
+        metrics=scores(rate, 530) | average | {"train/step": step, "train/updates": 16 * step},
+        benchmarks={name: scores(rate / 3, 30) for name in ("aime24", "aime25", "amc23")} | once,
     )  # fmt: skip
 
 
@@ -134,7 +137,14 @@ def test_a_long_run(browser, make_page, tmp_path, width):
     page = browser.open(make_page(), width)
     check(page, width, tmp_path / "page.png")
     charts = page.run(CHARTS)
-    assert len(charts) == 10
+    assert len(charts) == 12
+    assert [chart["title"] for chart in charts[:2]] == [
+        "Mean of the 6 benchmarks",
+        "Mean of the 6 benchmarks, by updates",
+    ]
+    assert "7B NFT, published" in page.run(
+        "document.querySelectorAll('.chart')[1].querySelector('.legend').textContent"
+    )
     assert [chart for chart in charts if chart["empty"] or not chart["marks"]] == []
     assert page.run(EMPTY_LINES) == 0
     rows = page.run("[...document.querySelectorAll('.results tr')].map(row => row.cells[0].textContent)")

@@ -203,7 +203,7 @@ def test_evaluations_before_between_and_inside_steps(opened, make_group):
     assert "time/evaluate_s" in first and "time/evaluate_s" not in step
     lines = stream.getvalue().splitlines()
     assert lines[0] == "evaluation at step 0 | greedy 0.250 | 500 prompts | 0.0s"
-    assert lines[1] == "evaluation at step 1 | greedy 0.300 (+0.050) | avg@4 0.200"
+    assert lines[1] == "evaluation at step 1 | greedy 0.300 (+0.050) | avg@k 0.200"
     assert read_jsonl(folder / "rollouts.jsonl")[0]["source"] == "evaluation"
 
 

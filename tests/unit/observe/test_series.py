@@ -3,8 +3,8 @@
 import math
 
 from megatron_nft.observe import series
-from megatron_nft.observe.evaluation_table import benchmark_rows, paper_rows
-from megatron_nft.observe.published import AVERAGES, COLUMNS, ROWS
+from megatron_nft.observe.evaluation_table import benchmark_rows, curve_ends, paper_rows, series_rows
+from megatron_nft.observe.published import COLUMNS, ROWS
 from megatron_nft.observe.series import columns, correct_rates
 from megatron_nft.types import StepReport
 
@@ -79,6 +79,15 @@ def test_a_line_a_benchmark():
     assert benchmark_rows([]) == benchmark_rows([evaluation(0)]) == []
 
 
+def test_the_published_curves_ends_stand_beside_a_run_on_all_six():
+    names = ("aime24", "math500", "aime25", "amc23", "olympiad", "minerva")
+    whole = [evaluation(0, **{name: scores(0.2) for name in names})]
+    assert curve_ends(whole) == {"updates": 5120, "ends": {"7B NFT": (31.6, 51.7), "32B NFT": (29.6, 59.2)}}
+    assert curve_ends([evaluation(0, aime24=scores(0.2))]) == curve_ends([]) == {}
+    assert curve_ends([evaluation(0, **{name: scores(0.2) for name in names}, sums=scores(0.2))]) == {}
+    assert [row[0] for row in series_rows(whole)][:2] == ["accuracy, %", "this run, step 0 (greedy)"]
+
+
 def test_the_papers_table():
     assert paper_rows([evaluation(0, sums=scores(0.2))]) == []
     rows = paper_rows([evaluation(0, aime24=scores(0.1)), evaluation(9, aime24=scores(0.3), sums=scores(0.9))])
@@ -89,7 +98,7 @@ def test_the_papers_table():
         "20.0-40.0",
         "",
     ]
-    assert len(rows) == 5 + len(ROWS) + len(AVERAGES) and {len(row) for row in rows} == {8}
+    assert len(rows) == 5 + len(ROWS) and {len(row) for row in rows} == {8}
     whole = {column.lower(): scores(0.0, i / 10) for i, column in enumerate(COLUMNS)}
     assert paper_rows([evaluation(1, **whole)])[1] == [
         "this run, step 1", "0.0", "10.0", "20.0", "30.0", "40.0", "50.0", "25.0"

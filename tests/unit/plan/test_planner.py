@@ -3,6 +3,7 @@
 import json
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.planner.run import WITHIN, figure, plan_row
 from megatron_nft.config import load_config
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.plan.__main__ import main
+from megatron_nft.plan.buckets import largest_bucket_bytes
 from megatron_nft.plan.hardware import GIB, HardwareError, load_machine
 from megatron_nft.plan.planner import make_plan, suggest
 from megatron_nft.plan.workload import Assumptions
@@ -46,7 +48,7 @@ def test_variants_differ_from_the_nft_recipe_in_name_and_method_only(recipe, mod
     variant = tomllib.loads((RECIPES / recipe).read_text())
     nft = tomllib.loads((RECIPES / f"nft_{recipe.split('_', 1)[1]}").read_text())
     method = recipe.split("_")[0]
-    assert variant.pop("algorithm") == {"name": method} and nft.pop("algorithm") == {"name": "nft"}
+    assert variant.pop("algorithm")["name"] == method and nft.pop("algorithm")["name"] == "nft"
     assert variant.pop("run")["name"] == nft.pop("run")["name"].replace("nft", method, 1)
     assert variant == nft
 
@@ -99,6 +101,49 @@ def test_colocated_engines_need_room_beside_the_weights(planned):
     assert plan.fits and not {"gradients", "optimizer"} & plan.memory.worst("rollout").parts.keys()
     plan = planned(*alone, "rollout.gpu_memory_fraction=0.9", model="math_7b", recipe=RECIPES / PUBLISHED[1][0])
     assert [p.split(":")[0] for p in plan.problems] == ["rollout"]
+
+
+def test_engines_wake_beside_the_actors_weights_and_buckets(planned):
+    """What else it held has been given back (cluster/turns.py); before that, the first bucket is gathered beside it."""
+    plan = planned()
+    hand_over, sync = (plan.memory.worst(phase).parts for phase in ("hand-over", "sync"))
+    assert sync.keys() == {"weights", "CUDA and NCCL", "buckets", "engine asleep", "engine weights"}
+    assert sync["engine weights"] == plan.engine.weight_bytes and sync["engine asleep"] == 2 * GIB
+    assert {"gradients", "optimizer"} < hand_over.keys() and "engine weights" not in hand_over
+    for phase in ("log-prob", "train", "hand-over"):
+        assert plan.memory.worst(phase).parts["engine asleep"] == 2 * GIB
+    assert "engine asleep" not in plan.memory.worst("rollout").parts, "there it is counted in the engine's share"
+    split = planned("cluster.placement=split", "actor.dp=4", "rollout.engines=16").memory
+    (stage, *_) = (usage.parts for usage in split.usages if usage.phase == "sync")
+    assert "hand-over" not in split.phases and {"gradients", "optimizer"} < stage.keys()
+    assert not {"engine asleep", "engine weights"} & stage.keys()
+
+
+def test_no_suggestion_is_one_that_the_engines_waking_refuses(planned, models, monkeypatch):
+    """Of large buckets two lie there and one is gathered: there are layouts that fit until then."""
+    from megatron_nft.plan import planner
+
+    tried = []
+    monkeypatch.setattr(planner, "make_plan", lambda *given: tried.append(make_plan(*given)) or tried[-1])
+    machine = replace(load_machine("H100"), memory_gib=60.0)
+    overrides = [f'model.path="{models["32b"]}"', "rollout.tp=2", "rollout.engines=64", "weights.bucket_mib=12288",
+                 "rollout.gpu_memory_fraction=0.62"]  # fmt: skip
+    config = load_config(NFT_32B, overrides)
+    found = suggest(make_plan(config, read_hf_config(models["32b"]), machine))
+
+    def waking(plan):
+        """Of the fullest stage: its weights, two buckets, a third as messages, the engine's weights, and 4.5 GiB."""
+        tp, sizes = plan.config.actor.tp, [0.0]
+        for pp_rank, rank in enumerate(plan.ranks):
+            bucket = largest_bucket_bytes(plan.config, plan.hf, pp_rank)
+            largest = max(largest_bucket_bytes(plan.config, plan.hf, stage) for stage in range(len(plan.ranks)))
+            gathered = (1 + 1 / tp) * bucket if tp > 1 else 0
+            sizes.append(2 * rank.elements + 2 * largest + gathered + plan.engine.weight_bytes + 4.5 * GIB)
+        return max(sizes)
+
+    refused = [plan for plan in tried if {problem.split(":")[0] for problem in plan.problems} == {"sync"}]
+    assert refused and all(waking(plan) > 60 * GIB for plan in refused)
+    assert found and all(waking(suggestion.plan) <= 60 * GIB for suggestion in found)
 
 
 def test_suggestions_fit_and_the_nearest_comes_first(planned):
@@ -167,7 +212,7 @@ def test_the_command_prints_tables_and_json(capsys, models):
     assert status == 1 and not plan["fits"] and plan["devices"] == 128
     assert {"overrides": ["actor.recompute=full"]}.items() <= plan["suggestions"][0].items()
     phases = {use["phase"] for use in plan["memory"]}
-    assert phases == {"rollout", "log-prob", "train", "sync"}
+    assert phases == {"rollout", "log-prob", "train", "hand-over", "sync"}
     assert all(sum(use["parts"].values()) == pytest.approx(use["bytes"]) for use in plan["memory"])
     assert sum(s["seconds"] for s in plan["stages"]) == pytest.approx(plan["seconds"])
 

@@ -67,6 +67,19 @@ def test_what_doctor_finds_on_a_node_and_on_all():
     assert failures(checks.check_machines(everywhere)) == [("memory", "all 16 nodes: 1 GiB free")]
 
 
+def test_pins_may_differ_where_a_site_says_so_but_packages_may_not_be_missing():
+    other = fail("versions", "torch 2.9.0", "requirements-gpu.txt pins 2.13.0", "pip install")
+    none = fail("versions", "vllm is missing", "requirements-gpu.txt pins 0.32.0", "pip install")
+    facts = nodes(**{node: {"findings": [other]} for node in NODES})
+    assert failures(checks.check_machines(facts)) == [("versions", "all 16 nodes: torch 2.9.0")]
+    lenient = list(checks.check_machines(facts, pins="warn"))
+    assert [(row.status, row.value) for row in lenient[:1]] == [("warn", "all 16 nodes: torch 2.9.0")]
+    assert lenient[-1].check == "machines" and lenient[-1].status == "ok"
+    assert failures(checks.check_machines(nodes(n3={"findings": [none]}), pins="warn"))
+    one = nodes(n3={"versions": {"torch": "2.9.0", "recipe": "abc"}})
+    assert failures(checks.check_same(one)) == [("same versions", "n3")], "of each other they may not differ"
+
+
 def test_gpus_clock_disk_and_grading():
     assert failures(checks.check_gpus({**dict.fromkeys(NODES, 8), "n2": 7}, nodes())) == [
         ("GPUs", "n2: Slurm gives 7, the driver shows 8; elsewhere 8")

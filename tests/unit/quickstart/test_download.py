@@ -7,6 +7,8 @@ import sys
 import datasets
 import pytest
 
+from tests.hub import Hub
+
 AUTHORS = [
     "dapo-math-17k_10boxed", "aime-2024-boxed_w_answer", "aime2025_32_dapo_boxed_w_answer",
     "amc2023_32_dapo_boxed_w_answer", "math500_boxed", "minerva_math", "olympiadbench",
@@ -29,8 +31,8 @@ def offline(tmp_path):
     return folder
 
 
-def download(tmp_path, *arguments):
-    environment = {**os.environ, "PYTHON": sys.executable, "DATA": str(tmp_path / "data")}
+def download(tmp_path, *arguments, **variables):
+    environment = {**os.environ, "PYTHON": sys.executable, "DATA": str(tmp_path / "data"), **variables}
     return subprocess.run(["launch/download_data.sh", *arguments], env=environment, capture_output=True, text=True)
 
 
@@ -45,8 +47,26 @@ def test_every_problem_once_under_our_names(tmp_path, offline):
         assert rows[2]["reward_model"] == {"ground_truth": "3", "style": "rule"}
 
 
-def test_a_missing_file_is_named(tmp_path, offline):
+def test_what_is_there_is_taken_and_what_is_missing_is_listed(tmp_path, offline):
     (offline / "math500_boxed.parquet").unlink()
+    (offline / "minerva_math.parquet").write_bytes(b"no parquet")
     done = download(tmp_path, str(offline))
-    assert done.returncode == 2 and f"neither math500.parquet nor math500_boxed.parquet in {offline}" in done.stderr
+    assert done.returncode == 1 and "error: 2 of 7 files are missing" in done.stderr
+    assert (
+        f"missing: neither math500.parquet nor math500_boxed.parquet in {offline}; it is math500_boxed" in done.stderr
+    )
+    assert f"missing: minerva.parquet: {offline}/minerva_math.parquet was not taken" in done.stderr
+    there = [name for name in HERE if name not in ("math500", "minerva")]
+    assert sorted(os.listdir(tmp_path / "data")) == sorted(f"{name}.parquet" for name in there)
     assert download(tmp_path, "--all").returncode == 2
+
+
+def test_from_the_hub(tmp_path, offline):
+    hub_file = tmp_path / "hub/data/dapo-math-17k.parquet"
+    hub_file.parent.mkdir(parents=True)
+    hub_file.symlink_to(offline / "dapo-math-17k_10boxed.parquet")
+    with Hub({"datasets/BytedTsinghua-SIA/DAPO-Math-17k": tmp_path / "hub"}) as hub:
+        done = download(tmp_path, "--dapo", HF_ENDPOINT=hub.address, HF_HOME=f"{tmp_path}/home")
+    assert done.returncode == 1 and "error: 1 of 2 files are missing" in done.stderr
+    assert "missing: aime24.parquet: no data/aime-2024.parquet of https://huggingface.co/datasets/Byted" in done.stderr
+    assert f"data: {tmp_path}/data/dapo-math-17k.parquet, 3 problems of 4 rows\n" in done.stdout

@@ -11,7 +11,7 @@ from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 PROMPT = Prompt(prompt_id="p/0", text="", token_ids_P=np.arange(3, dtype=np.int32), ground_truth="", data_source="")
 ACTOR_A = np.array([-1.0, -2.0, -3.0, -4.0], np.float32)
-CONFIG = load_config("launch/recipes/quickstart.toml", ["weights.canary=true", "weights.canary_gap=0.01"])
+CONFIG = load_config("launch/recipes/quickstart.toml", ["weights.canary_gap=0.01"])
 
 
 class Actors:
@@ -56,3 +56,17 @@ def test_the_worst_engine_counts_and_equal_answers_are_scored_once(monkeypatch):
 def test_an_engine_with_other_weights_is_named(monkeypatch, offset):
     with pytest.raises(canary.CanaryError, match=r"engine 1's log-probs are (0\.1|nan) .* weights.canary_gap is 0.01"):
         check(monkeypatch, [0.0, offset])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gap"),
+    [
+        ([], 1e-3),
+        (["actor.precision=bf16"], 0.1),
+        (["rollout.dtype=bfloat16"], 0.1),
+        (["actor.precision=bf16", "weights.canary_gap=0.3"], 0.3),
+    ],
+)
+def test_how_far_apart_they_may_be(overrides, gap):
+    config = load_config("launch/recipes/quickstart.toml", overrides)
+    assert config.canary_gap == gap and config.weights.canary == "start"

@@ -12,6 +12,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_nft.actor import checkpoint_parts
 from megatron_nft.actor.checkpoint_metadata import check_pickles, read_metadata
 from megatron_nft.actor.manifest import CheckpointError, FileRecord, damages, read_manifest, record, shares
+from megatron_nft.observe.owner import FOLDER as OWNERS
+from megatron_nft.observe.owner import Owner, OwnerLost
 from megatron_nft.run import checkpoint_folder
 from megatron_nft.run.publication import Publication
 
@@ -222,6 +224,16 @@ def test_what_can_not_be_published_is_an_error_and_no_thread_that_looks_for_ever
     assert "__2_0.distcp: has 0 bytes" in str(publication.error)
     publication = Publication(partial, (partial / "no folder" / "run.json").touch, lambda: None)
     assert publication.wait(5) and "no folder/run.json" in str(publication.error)
+
+
+def test_a_thread_whose_folder_is_anothers_publishes_nothing_and_deletes_nothing(tmp_path):
+    partial, first = begin(tmp_path, 4), Owner.take(tmp_path)
+    publication = Publication(partial, lambda: None, lambda: None, first.check)
+    (tmp_path / OWNERS / "2").write_text((tmp_path / OWNERS / "1").read_text())  # a second one, which took it for dead
+    write_parts(partial)
+    assert publication.wait(5) and not publication.is_published
+    assert isinstance(publication.error, OwnerLost) and names(tmp_path) == ["step_4.partial"]
+    first.leave()
 
 
 def test_steps_are_sorted_as_numbers(tmp_path):

@@ -64,6 +64,28 @@ def test_accuracies_are_of_all_prompts_and_of_each_benchmark(asked):
     assert [len(group.rollouts) for group in result.samples] == [1, 1, 1], "the greedy ones"
 
 
+def test_several_benchmarks_weigh_the_same_however_large_they_are(asked):
+    metrics = held_out.evaluate(None, Judge(), PROMPTS, CONFIG).metrics
+    assert metrics["eval/average"] == pytest.approx((0.75 + 0.25) / 2)
+    assert metrics["eval/average"] != pytest.approx(metrics["eval/avg_at_k"])
+    assert metrics["eval/average_low"] <= metrics["eval/average"] <= metrics["eval/average_high"]
+    assert "eval/average" not in held_out.evaluate(None, Judge(), PROMPTS[:2], CONFIG).metrics, "of one benchmark"
+
+
+def test_each_benchmark_is_sampled_as_often_as_the_recipe_says(asked):
+    """Many answers first; no greedy ones, if they aren't asked for."""
+    change = {"samples": 2, "samples_of": {"hard": 4}, "greedy": False}
+    config = CONFIG.model_copy(update={"evaluate": CONFIG.evaluate.model_copy(update=change)})
+    result = held_out.evaluate(None, Judge(), PROMPTS, config)
+    assert [sampling.group_size for sampling in asked] == [4, 2] and all(s.temperature == 0.6 for s in asked)
+    assert [(group.prompt.prompt_id, len(group.rollouts)) for group in result.samples] == [
+        ("easy/0", 2), ("easy/1", 2), ("hard/0", 4),
+    ]  # fmt: skip
+    assert [result.benchmarks[name]["eval/k"] for name in ("easy", "hard")] == [2, 4]
+    assert not {"eval/k", "eval/greedy_accuracy"} & set(result.metrics) and result.metrics["eval/prompts"] == 3
+    assert result.metrics["eval/average"] == pytest.approx((1.0 + 0.25) / 2)
+
+
 def test_it_samples_as_its_own_settings_say_and_the_same_each_time(asked):
     for _ in range(2):
         held_out.evaluate(None, Judge(), PROMPTS, CONFIG)

@@ -1,10 +1,20 @@
 """What a run reads before it starts anything: the problems that it trains on, and those that it is measured by."""
 
-from megatron_nft.config import load_config
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from checkpoint_tools import hf_to_megatron
+from megatron_nft.config import RecipeError, load_config
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
+from megatron_nft.evaluate import evaluate_benchmarks
+from megatron_nft.families.family import ModelFolderError
 from megatron_nft.run.parts import read_data
 
-RECIPE = "launch/recipes/quickstart.toml"
+RECIPE, MODEL = "launch/recipes/quickstart.toml", Path("tests/assets/quickstart/model")
 
 
 def test_nothing_that_is_held_out_is_trained_on(tmp_path):
@@ -21,6 +31,7 @@ def test_nothing_that_is_held_out_is_trained_on(tmp_path):
         : config.evaluate.max_prompts or None
     ]
     assert data.canary.prompt_id in {p.prompt_id for p in train}
+    assert len(data.canary.token_ids_P) == max(len(p.token_ids_P) for p in train)
     assert said == [
         f"data: {len(train)} training prompts (0 too long and 0 without an answer left out), {len(data.held_out)} "
         "held out"
@@ -30,3 +41,69 @@ def test_nothing_that_is_held_out_is_trained_on(tmp_path):
 def test_fewer_held_out_prompts_if_the_recipe_says_so(tmp_path):
     config = load_config(RECIPE, [f"run.dir={tmp_path}", "evaluate.max_prompts=3"])
     assert len(read_data(config, lambda line: None).held_out) == 3
+
+
+@pytest.mark.parametrize("which", ["model.path", "model.reference"])
+def test_weights_are_looked_at_before_anything_starts(tmp_path, which):
+    """A folder of another format: conversion's words, of training and evaluation alike."""
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    said = []
+    with pytest.raises(ModelFolderError) as caught:
+        hf_to_megatron.convert(folder, tmp_path / "megatron")
+    said.append(str(caught.value))
+    config = load_config(RECIPE, [f"run.dir={tmp_path}", f"{which}={folder}"])
+    with pytest.raises(ModelFolderError) as caught:
+        read_data(config, lambda line: None)
+    said.append(str(caught.value))
+    if which == "model.path":
+        with pytest.raises(ModelFolderError) as caught:
+            evaluate_benchmarks(config, tmp_path / "out")
+        said.append(str(caught.value))
+    assert set(said) == {f"{folder}: no model.safetensors and no model.safetensors.index.json"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"head_dim": 64}, "head_dim = 64, but vLLM takes hidden_size / num_attention_heads = 32 for a qwen2 model"),
+        ({"num_attention_heads": 8}, "vLLM's CPU engine has no kernel for head_dim = 16; it has them for 32, 64, 80"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}},
+            "yarn's factor 2 x original_max_position_embeddings 64 = 128 positions, of which vLLM has no more",
+        ),
+    ],
+)
+def test_what_vllm_would_run_otherwise_is_refused_before_anything_starts(tmp_path, keys, words):
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | keys
+    (folder / "config.json").write_text(json.dumps(config))
+    config = load_config(RECIPE, [f"run.dir={tmp_path}", f"model.path={folder}"], checks_weights=False)
+    with mock.patch("megatron_nft.run.parts.check_weights"), pytest.raises(ModelFolderError) as caught:
+        read_data(config, lambda line: None)
+    assert words in str(caught.value) and str(folder) in str(caught.value)
+    with mock.patch("megatron_nft.evaluate.check_weights"), pytest.raises(ModelFolderError) as caught:
+        evaluate_benchmarks(config, tmp_path / "out")
+    assert words in str(caught.value)
+
+
+def test_prompts_that_ask_for_no_box_are_seen_before_anything_starts(tmp_path):
+    said, source = [], "quickstart/word_problems"
+    read_data(load_config(RECIPE, [f'verdict.modes={{"{source}" = "dapo_line"}}', f"run.dir={tmp_path}"]), said.append)
+    assert said[1:] == [
+        f"data: none of the 4256 prompts of '{source}' has the word 'answer:', and mode 'dapo_line' reads no other "
+        "answer: let data.system_prompt or data.train ask for it, or choose another in verdict.modes"
+    ]
+    said.clear()
+    asks = 'data.system_prompt="End with Answer: and the number."'
+    read_data(
+        load_config(RECIPE, [f'verdict.modes={{"{source}" = "dapo_line"}}', asks, "data.max_prompt_tokens=400",
+                             f"run.dir={tmp_path}"]), said.append
+    )  # fmt: skip
+    assert len(said) == 1
+
+
+def test_answers_of_a_benchmark_that_is_not_there(tmp_path):
+    config = load_config(RECIPE, [f"run.dir={tmp_path}", "evaluate.samples_of={math500 = 1}"])
+    with pytest.raises(RecipeError, match="names 'math500', which is no benchmark here: held_out"):
+        read_data(config, lambda line: None)

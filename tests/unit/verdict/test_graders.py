@@ -190,9 +190,10 @@ def test_a_recipe_may_set_modes():
 
 def test_whole_text_pays_no_rewards_unless_it_is_asked_for_by_name():
     with pytest.raises(RecipeError, match="'shop' by whole_text, which is unfit for rewards"):
-        check_rewards(VerdictConfig(modes={"shop": "whole_text", "math": "boxed"}))
-    check_rewards(VerdictConfig(modes={"shop": "whole_text"}, loose_rewards=["shop"]))
-    check_rewards(VerdictConfig())
+        check_rewards(VerdictConfig(modes={"shop": "whole_text", "math": "boxed"}), ["math", "shop"])
+    check_rewards(VerdictConfig(modes={"shop": "whole_text"}, loose_rewards=["shop"]), ["shop"])
+    check_rewards(VerdictConfig(modes={"shop": "whole_text"}), ["math"])  # the shop is held out
+    check_rewards(VerdictConfig(), ["math"])
 
 
 def test_agreement_shows_the_ground_truths_that_a_mode_cannot_take():

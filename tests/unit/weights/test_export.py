@@ -66,7 +66,8 @@ def test_side_files_are_config_and_tokenizer_and_nothing_else(tmp_path):
     source, folder = tmp_path / "source", tmp_path / "copy"
     for path in (source, folder, source / "global_step100", source / "additional_chat_templates"):
         path.mkdir()
-    for name in [*kept, *left, "global_step100/states.pt", "additional_chat_templates/tools.jinja"]:
+    within = [f"additional_chat_templates/{name}" for name in ("tools.jinja", "optimizer.pt")]
+    for name in [*kept, *left, "global_step100/states.pt", *within]:
         (source / name).write_text("x")
     copy_side_files(source, folder)
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

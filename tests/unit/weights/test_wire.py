@@ -49,6 +49,19 @@ def test_a_buffer_that_is_written_again_is_seen_without_a_new_mapping():
     assert len(receiver._mapped) == 2
 
 
+def test_buffers_of_a_sender_that_has_ended_are_given_back():
+    """The ranks are started again while the engine lives: the memory of those before has no other holder."""
+    first, receiver = Buckets(), SharedMemoryReceiver()
+    for _ in range(2):
+        receiver.receive(first.write(TENSORS))
+    assert len(receiver._mapped) == 2
+    first.close()
+    second = Buckets()
+    read = [receiver.receive(second.write(TENSORS)) for _ in range(2)]
+    assert all(torch.equal(tensors["lm_head.weight"], TENSORS["lm_head.weight"]) for tensors in read)
+    assert len(receiver._mapped) == 2
+
+
 def test_a_manifest_of_another_bucket_is_refused():
     buckets = Buckets()
     manifest = buckets.write(TENSORS)

@@ -1,0 +1,62 @@
+"""The learning rate of every update: Megatron's schedule, and the stairs of the authors' one."""
+
+import pytest
+import torch
+
+from megatron_nft.actor.optimizer import build_schedule
+from megatron_nft.config import OptimizerConfig
+
+UPDATES_PER_STEP, UPDATES = 16, 400
+
+
+def rates(optimizer_config):
+    """Of 400 updates, with the schedule at work on torch's AdamW."""
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=optimizer_config.learning_rate)
+    schedule, found = build_schedule(adam, optimizer_config, UPDATES_PER_STEP), []
+    for _ in range(UPDATES):
+        schedule.step(1)  # as actor/worker.py does before an update
+        found.append(adam.param_groups[0]["lr"])
+    return found
+
+
+def authors_rates():
+    """Their scheduler by hand: verl's constant schedule with 10 steps of warm-up, which steps once the 16 updates of a
+    rollout step are done."""
+    found, steps_done = [], 0
+    for update in range(1, UPDATES + 1):
+        found.append(1e-6 * min(1.0, steps_done / 10))
+        if update % 16 == 0:
+            steps_done += 1
+    return found
+
+
+def test_the_authors_schedule():
+    found = rates(OptimizerConfig(learning_rate=1e-6, warmup_rollout_steps=10))
+    assert found == pytest.approx(authors_rates(), abs=1e-18)
+    assert found[:16] == [0.0] * 16
+    at = {update: found[update - 1] for update in (11, 17, 81, 160, 161, 400)}
+    assert at == pytest.approx({11: 0.0, 17: 1e-7, 81: 5e-7, 160: 9e-7, 161: 1e-6, 400: 1e-6})
+    assert sum(found[:160]) == pytest.approx(72e-6)  # full-rate updates
+
+
+def test_warm_up_counted_in_updates():
+    found = rates(OptimizerConfig(learning_rate=1e-6, warmup_updates=10))
+    assert found == pytest.approx([1e-6 * min(update / 10, 1) for update in range(1, UPDATES + 1)])
+    assert sum(found[:160]) == pytest.approx(155.5e-6)
+
+
+def test_either_goes_on_from_the_others_checkpoint():
+    """Both count updates, so that a resumed run may change its unit."""
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-6)
+    by_updates = build_schedule(adam, OptimizerConfig(warmup_updates=10), UPDATES_PER_STEP)
+    by_updates.step(80)
+    in_stairs = build_schedule(adam, OptimizerConfig(warmup_rollout_steps=10), UPDATES_PER_STEP)
+    in_stairs.load_state_dict(by_updates.state_dict())
+    in_stairs.step(1)
+    assert adam.param_groups[0]["lr"] == pytest.approx(5e-7)
+
+
+def test_one_warm_up_in_one_unit():
+    assert OptimizerConfig(warmup_rollout_steps=10).warmup_updates == 0
+    with pytest.raises(ValueError, match="are one warm-up in two units; set one of them to 0"):
+        OptimizerConfig(warmup_rollout_steps=10, warmup_updates=160)

@@ -1,0 +1,99 @@
+"""The six published runs: every setting of their recipes against the table of what is published."""
+
+import json
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from megatron_nft.config import Config, load_config
+
+RECIPES = Path("launch/recipes")
+SIZES = {"7b": "qwen2.5_math_7b_4x8h100", "32b": "qwen2.5_32b_16x8h100"}
+RUNS = [(method, size) for method in ("nft", "rft", "dapo") for size in SIZES]
+TABLE = tomllib.loads(Path("tests/assets/published/settings.toml").read_text())
+OURS = TABLE.pop("ours")
+PUBLISHED = {f"{section}.{key}": row for section, keys in TABLE.items() for key, row in keys.items()}
+MODEL = "tests/assets/quickstart/model"  # any: no setting depends on it, but for the lengths
+
+
+@pytest.fixture
+def published(tmp_path):
+    """published("nft", "7b", overrides...): its recipe as it is resolved, on a model of enough positions."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shape = json.loads(Path(MODEL, "config.json").read_text()) | {"max_position_embeddings": 32768}
+    shape |= {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 512, "intermediate_size": 1024}
+    (folder / "config.json").write_text(json.dumps(shape))
+
+    def load(method: str, size: str, *overrides: str) -> Config:
+        return load_config(RECIPES / f"{method}_{SIZES[size]}.toml", [f"model.path={folder}", *overrides])
+
+    return load
+
+
+def expected(row, method, size):
+    """The published value of a run; None: there is none of its own."""
+    value = row["value"]
+    keys = (f"{method}_{size}", method, size)
+    if isinstance(value, dict) and set(value) & {*keys, *SIZES, "nft", "rft", "dapo", *(f"{m}_{s}" for m, s in RUNS)}:
+        return next((value[key] for key in keys if key in value), None)
+    return value
+
+
+def settings(config):
+    return {f"{section}.{key}": value for section, keys in config.model_dump().items() for key, value in keys.items()}
+
+
+@pytest.mark.parametrize(("method", "size"), RUNS)
+def test_every_setting_is_the_published_one_or_named_as_ours(method, size, published):
+    resolved = settings(published(method, size))
+    values = {name: expected(row, method, size) for name, row in PUBLISHED.items()}
+    assert {name: resolved[name] for name, value in values.items() if value is not None} == {
+        name: value for name, value in values.items() if value is not None
+    }
+    others = [name for name in resolved if name not in PUBLISHED]
+    assert [name for name in others if not any(fnmatch(name, pattern) for pattern in OURS)] == []
+    assert [pattern for pattern in OURS if not any(fnmatch(name, pattern) for name in others)] == []
+
+
+def test_every_published_value_says_where_it_is_from():
+    assert len(PUBLISHED) > 40 and all(row["source"] and set(row) == {"value", "source"} for row in PUBLISHED.values())
+
+
+def test_the_published_run_in_numbers(published):
+    """320 rollout steps are 5,120 updates; DAPO's buffer at 32B is 4,096 tokens, and none at 7B."""
+    seven, thirty_two = published("dapo", "7b"), published("dapo", "32b")
+    for config in (seven, thirty_two):
+        assert config.train.steps * config.train.updates_per_step == 5120
+        assert config.optimizer.warmup_rollout_steps * config.train.updates_per_step == 160
+    assert thirty_two.algorithm.overlong_share * thirty_two.rollout.max_answer_tokens == 4096
+    assert seven.algorithm.overlong_share == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", ["nft", "rft"])
+def test_neg_weight_of_minus_one_on_a_recipe_is_its_dapo(method, size, published):
+    """As the authors' README has it."""
+    dapo = published("dapo", size).algorithm
+    assert published(method, size, "algorithm.neg_weight=-1.0").algorithm == dapo
+    assert published(method, size, "algorithm.name=dapo").algorithm == dapo
+    assert published(method, size, "algorithm.neg_weight=-1", "algorithm.clip_high=0.3").algorithm.clip_high == 0.3
+
+
+def test_neg_weight_of_zero_is_the_scripts_rft_and_the_recipe_the_papers(published):
+    paper, script = published("rft", "7b").algorithm, published("nft", "7b", "algorithm.neg_weight=0.0").algorithm
+    assert (paper.neg_weight, paper.normalize) == (0, 0)
+    assert (
+        script.model_copy(update={"name": "rft_script"})
+        == published("nft", "7b", "algorithm.name=rft_script").algorithm
+    )
+    assert (script.neg_weight, script.normalize, script.reduction, script.published_ranks) == (0, 1, "published", 32)
+
+
+def test_another_method_leaves_the_recipes_own_settings_behind(published):
+    grpo = published("nft", "7b", "algorithm.name=grpo").algorithm
+    assert (grpo.reduction, grpo.normalize, grpo.clip_high, grpo.published_ranks) == ("sequences", 2, 0.2, None)
+    rft = published("nft", "32b", "algorithm.name=rft").algorithm
+    assert rft == published("rft", "32b").algorithm

@@ -1,0 +1,71 @@
+"""Settings that are right one by one and wrong together; and that all that is wrong is said at once."""
+
+import pytest
+
+from megatron_nft.config import load_config
+from tests.unit.config.conftest import refusal
+
+TOP_P = "makes the engine's log-probs those of a part of the vocabulary"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rollout.top_p=0.7", "algorithm.old_logprobs=engine"], TOP_P),
+        (["rollout.top_p=0.99", "algorithm.importance_cap=2"], TOP_P),
+        (["rollout.top_p=0.7", "algorithm.importance_cap=2", "algorithm.name=dapo"], "importance_cap = 2 compares"),
+        (["run.seed=-1"], "run.seed = -1: Input should be greater than or equal to 0"),
+        (["run.seed=4294967296"], "run.seed = 4294967296: Input should be less than or equal to 4294967295"),
+        (["run.seed=1.5"], "run.seed = 1.5: "),
+        (["algorithm.clip_high=0.28"], 'algorithm.clip_high = 0.28 is not read by "nft"; leave it out, or set'),
+        (["algorithm.overlong_share=0.5", "algorithm.name=rft"], 'overlong_share = 0.5 is not read by "rft"'),
+        (["algorithm.clamp_negative=0.5", "algorithm.name=dapo"], "to a method that reads it: nft"),
+        (["algorithm.clamp_negative=0.5", "algorithm.name=rft"], 'is not read by "rft"'),
+        (["algorithm.reduction_constant=100"], 'is the divisor of the "constant" reduction'),
+    ],
+)  # fmt: skip
+def test_pairs_that_would_be_wrong_silently(recipe, overrides, words):
+    assert words in refusal(recipe, *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rollout.top_p=0.7"],
+        ["algorithm.old_logprobs=engine"],
+        ["run.seed=0"],
+        ["run.seed=4294967295"],
+        ["algorithm.name=dapo", "algorithm.clip_high=0.3", "algorithm.overlong_share=0.5"],
+        ["algorithm.clip_high=0.2", "algorithm.clamp_negative=1"],
+        ["algorithm.name=dr_grpo", "algorithm.reduction_constant=100"],
+    ],
+)
+def test_their_neighbours_are_allowed(recipe, overrides):
+    load_config(recipe, overrides)
+
+
+def test_every_violation_is_a_line_of_one_message(recipe):
+    lines = refusal(
+        recipe, "run.seed=-1", "rollout.top_p=0.7", "algorithm.importance_cap=2", "algorithm.clip_high=0.28",
+        "actor.tp=4", "actor.vpp=2", "train.updates_per_step=3", "data.max_prompt_tokens=600", "weights.nonsense=1",
+        "model.reference=/nowhere", "data.train=[]", "cluster.device=cpu", "actor.precision=fp8-tensorwise",
+        'verdict.modes={shop = "box"}', "run.name=..", "rollouts.tp=3",
+    ).splitlines()  # fmt: skip
+    wanted = [
+        "run.seed = -1:", "weights.nonsense: unknown key", "verdict.modes.shop = 'box':", "rollouts: unknown key",
+        "actor.vpp = 2 needs actor.pp > 1", "train.groups_per_step = 512 is not a multiple", "run.name = '..' is no",
+        "algorithm.clip_high = 0.28 is not read", "rollout.top_p = 0.7 makes", 'actor.precision = "fp8-tensorwise" ',
+        "data.train is missing or empty", "actor.tp = 4 does not divide the model's 6 attention",
+        "actor.tp = 4 does not divide the model's 2 key/value", "data.max_prompt_tokens 600 + rollout.max_answer",
+    ]  # fmt: skip
+    assert [words for words in wanted if not any(line.startswith(f"  {words}") for line in lines)] == []
+    assert len(lines) == len(set(lines)) == 1 + len(wanted), lines
+
+
+def test_nothing_is_said_of_a_default_in_the_place_of_a_wrong_value(recipe):
+    """tp = 1 would leave 3 ranks of 6: but tp isn't 1."""
+    lines = refusal(recipe, "actor.tp=0", "actor.dp=3", "cluster.actor_ranks=6", "data.train=7").splitlines()
+    assert lines[1:] == [
+        "  data.train = 7: Input should be a valid list",
+        "  actor.tp = 0: Input should be greater than or equal to 1",
+    ]
