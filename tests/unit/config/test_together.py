@@ -18,7 +18,7 @@ TOP_P = "makes the engine's log-probs those of a part of the vocabulary"
         (["run.seed=4294967296"], "run.seed = 4294967296: Input should be less than or equal to 4294967295"),
         (["run.seed=1.5"], "run.seed = 1.5: "),
         (["algorithm.clip_high=0.28"], 'algorithm.clip_high = 0.28 is not read by "nft"; leave it out, or set'),
-        (["algorithm.overlong_share=0.5", "algorithm.name=rft"], 'overlong_share = 0.5 is not read by "rft"'),
+        (["algorithm.clip_low=0.5", "algorithm.name=rft"], 'clip_low = 0.5 is not read by "rft"'),
         (["algorithm.clamp_negative=0.5", "algorithm.name=dapo"], "to a method that reads it: nft"),
         (["algorithm.clamp_negative=0.5", "algorithm.name=rft"], 'is not read by "rft"'),
         (["algorithm.reduction_constant=100"], 'is the divisor of the "constant" reduction'),

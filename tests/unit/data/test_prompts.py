@@ -78,6 +78,7 @@ def test_a_prompt_without_a_token_is_refused(tmp_path):
     """What the engine would refuse in the middle of sampling: "The decoder prompt cannot be empty"."""
     none = load_tokenizer(REPOSITORY / "tests/assets/quickstart/model")
     none.backend_tokenizer.normalizer = normalizers.Replace("z", "")
+    none.name_or_path = str(tmp_path)  # the folder's own file would tell them apart
     file = write(tmp_path / "sums.jsonl", [row("1+1="), row("zzz")])
     with pytest.raises(DataError, match=r"sums.jsonl, row 1: the tokenizer makes no token of the prompt 'zzz'"):
         load_prompts([file], none, config(prompt_format="plain"))
