@@ -92,7 +92,7 @@ def _transformers_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def compare(engine_server, variants, tmp_path, refusal=refusal):
+def compare(engine_server, variants, tmp_path, after_the_engine=lambda folder: None):
     """An Outcome each, in their order."""
     outcomes, folders = {}, {}
     for number, changes in enumerate(variants):
@@ -116,6 +116,8 @@ def compare(engine_server, variants, tmp_path, refusal=refusal):
             outcomes[number] = Outcome(for_engines(variants[number]), engine_error=answer)
         else:
             answered[number] = answer
+    for number in answered:
+        after_the_engine(folders[number])
     cases = [(folders[number], prompt_P, answer_A) for number, (prompt_P, answer_A, _) in answered.items()]
     (scores,) = run_ranks(1, both_logprobs, cases) if cases else ([],)
     for (number, (*_, engine_A)), (ours_A, theirs_A) in zip(answered.items(), scores, strict=True):
@@ -149,12 +151,16 @@ def test_drawn_models_are_refused_or_the_same_to_actor_transformers_and_engine(e
     assert [outcome.refusal for outcome in outcomes[:2]] == ["", ""] and any(outcome.refusal for outcome in outcomes)
 
 
-def test_a_model_that_the_engine_reads_otherwise_shows(engine_server, tmp_path):
-    """vLLM has its own idea of a Qwen2's head_dim, whatever config.json says: the reason for families/serving.py."""
-    other = {"model_type": "qwen2", "head_dim": 8}
-    (outcome,) = compare(engine_server, [other], tmp_path, refusal=lambda folder: "")
+def test_a_model_that_the_engine_read_otherwise_shows(engine_server, tmp_path):
+    """Another base of rope behind the engine's back."""
+
+    def change(folder):
+        keys = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(keys | {"rope_theta": 500000.0}))
+
+    (outcome,) = compare(engine_server, [{"model_type": "qwen2"}], tmp_path, after_the_engine=change)
     assert outcome.from_transformers < TRANSFORMERS_GAP and outcome.from_engine > 0.1
-    (outcome,) = compare(engine_server, [other], tmp_path / "again")
+    (outcome,) = compare(engine_server, [{"model_type": "qwen2", "head_dim": 8}], tmp_path / "other")
     assert "head_dim = 32, but vLLM takes hidden_size / num_attention_heads = 64" in outcome.refusal
 
 

@@ -196,14 +196,8 @@ def test_weights_that_are_not_the_models_of_config_json(machine, recipe):
     assert "no tensor 'lm_head.weight'; config.json says tie_word_embeddings = false" in found
     (other / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
     assert 'hidden_act = "gelu" is not supported' in troubles(machine, recipe, f'model.path="{other}"')["recipe"]
-
-
-def test_a_model_that_vllm_would_read_otherwise(machine, recipe):
-    other = shutil.copytree(recipe.parent / "model", recipe.parent / "other")
-    config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"head_dim": 64}))
-    words = "head_dim = 64, but vLLM takes hidden_size / num_attention_heads = 32"
-    assert words in troubles(machine, recipe, f'model.path="{other}"')["engine"]
+    assert "head_dim = 64, but vLLM takes" in troubles(machine, recipe, f'model.path="{other}"')["engine"]
 
 
 def test_data_that_is_missing_or_on_the_hub(machine, recipe):
