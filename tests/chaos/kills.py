@@ -152,10 +152,10 @@ def disturb(run: Run, pool: Pool, plan: Plan, memory: Memory, disk: Disk | None)
 def finish(run: Run, pool: Pool, memory: Memory, straight: list[dict[str, Any]] | None) -> None:
     """An undisturbed driver, to the run's end; then it must be the run that nobody disturbed."""
     before = run.newest()
-    was_over = run.is_over()  # in spite of what happened
-    if not was_over and (status := run.attempt(pool, None, memory)) != 0:
-        raise Wrong(f"undisturbed, it ends with {status}")
-    run.check_went_on(before)
+    if not run.is_over():  # in spite of what happened
+        if (status := run.attempt(pool, None, memory)) != 0:
+            raise Wrong(f"undisturbed, it ends with {status}")
+        run.check_went_on(before)
     if straight is not None and records(run.folder) != straight:
         raise Wrong("its records are not those of a run that nobody disturbed")
     if left := run.left_over():
