@@ -278,20 +278,20 @@ def run_recipe(
             return _say(ending)
         report = Report(config)
         verdict = "done"
-        try:
-            with ExitStack() as stack:
-                stop = stack.enter_context(closing(Stop()))
-                with stop.interruptible():
-                    run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
-                run.survive(steps, stop)
-        except BaseException as error:
-            cause = error.__cause__ if isinstance(error, TryAgain) else error
-            words = f"interrupted: {error}".removesuffix(": ")
-            interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
-            verdict = words if interrupted else f"failed: {type(cause).__name__}: {cause}"
-            raise
-        finally:
-            report.close(verdict)
+        with closing(Stop()) as stop:  # until the report is closed: a signal that comes later cuts no end short
+            try:
+                with ExitStack() as stack:
+                    with stop.interruptible():
+                        run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
+                    run.survive(steps, stop)
+            except BaseException as error:
+                cause = error.__cause__ if isinstance(error, TryAgain) else error
+                words = f"interrupted: {error}".removesuffix(": ")
+                interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
+                verdict = words if interrupted else f"failed: {type(cause).__name__}: {cause}"
+                raise
+            finally:
+                report.close(verdict)
 
 
 def _say(line: str) -> None:
