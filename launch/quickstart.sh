@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a better model on two CPU cores: makes .venv, installs, and trains a small model with NFT.
-#   ./launch/quickstart.sh [section.key=value ...]      e.g. actor.tp=1 actor.pp=2, run.seed=2
+#   ./launch/quickstart.sh [section.key=value ...]      e.g. run.name=other actor.tp=1 actor.pp=2 run.seed=2
+# Stopped, it goes on when it is called again; done, it says so, and what to type.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

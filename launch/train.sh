@@ -19,7 +19,8 @@ Trains on this machine: Ray, Megatron ranks and vLLM engines start here, on as m
   Does it fit? python -m megatron_nft.plan my.toml --suggest        Every setting: python -m megatron_nft.config
 
 First `python -m megatron_nft.doctor RECIPE` looks at the machine; a FAIL ends this, unless --anyway is given.
-A run that exists goes on from its last checkpoint; run.overwrite=true deletes it and begins anew.
+A run that loses processes too often is started again, if it has saved more since; one that fails otherwise ends.
+A run that exists goes on from its last checkpoint; run.overwrite=all deletes it and begins anew.
 
   Ctrl-C              ends without saving
   kill -TERM PID      saves the last whole step, and ends                       (PID: of this script, it is printed)

@@ -22,11 +22,10 @@ a process failed, 2 wrong input.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
-from megatron_nft.config import RecipeError, load_config
+from megatron_nft.config import RecipeError, load_config, path_argument
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.observe.batches import BatchError, load_batch
 from megatron_nft.run.replay import replay, replay_step
@@ -51,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.recipe, [*overrides, "optimizer.skip_nonfinite=true"])
         if batch is None:
             return 0 if replay_step(config, arguments.step) else 1
-        return 1 if replay(config, load_batch(Path(batch))) else 0
+        return 1 if replay(config, load_batch(path_argument(batch))) else 0
     except (ClusterError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (RecipeError, ModelFolderError, BatchError) as error:
+    except (RecipeError, ModelFolderError, BatchError, argparse.ArgumentTypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -45,7 +45,7 @@ def train(run: Run, stop: Stop) -> None:
             if config.observe.save_batches:
                 save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
             with report.stage("train"):
-                trained = run.actors.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
+                trained = run.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
             report.add(trained)
             if trained["actor/nonfinite_updates"]:
                 keep_nonfinite(step, batch, config, run.actors, report)

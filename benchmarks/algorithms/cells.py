@@ -45,7 +45,7 @@ class Cell:
                 f"run.seed={self.seed}",
                 f"run.dir={out}",
                 f"run.name={self.name}",
-                "run.overwrite=true",
+                "run.overwrite=all",
                 f'data.train=["{out}/data/train.parquet"]',
                 f'data.held_out=["{out}/data/held_out.parquet"]',
             ],

@@ -26,7 +26,7 @@ WAYS = {
 def run(name: str, overrides: list[str], out: Path) -> list[dict]:
     """The steps' records."""
     command = [sys.executable, "-m", "megatron_nft.train", "launch/recipes/quickstart.toml", "data.held_out=[]"]
-    place = [f"run.dir={out}", f"run.name={name}", "run.overwrite=true"]
+    place = [f"run.dir={out}", f"run.name={name}", "run.overwrite=all"]
     subprocess.run([*command, *place, *overrides], check=True, stdout=subprocess.DEVNULL)
     return [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
 

@@ -81,7 +81,7 @@ def main() -> None:
         folder = arguments.out / name.replace(" ", "_").replace("/", "_")
         overrides = [part.replace("seed=", "run.seed=") if part.startswith("seed=") else part for part in name.split()]
         if not (folder / "cost.json").exists():
-            run([*overrides, "run.overwrite=true"], folder)
+            run([*overrides, "run.overwrite=all"], folder)
         rows.append(row(name, folder))
     print("\n".join(["", COLUMNS, "|" + " --- |" * (COLUMNS.count("|") - 1), *rows]))
 

@@ -120,7 +120,7 @@ def main() -> None:
     folders = {name: arguments.out / name for name in METHODS}
     for name, folder in folders.items():
         if not (folder / "cost.json").exists():
-            run([*places, *arguments.overrides, *METHODS[name], "run.overwrite=true"], folder, RECIPE)
+            run([*places, *arguments.overrides, *METHODS[name], "run.overwrite=all"], folder, RECIPE)
     for rows in (summary, stages):
         print("\n" + table([rows(name.upper(), folder) for name, folder in folders.items()]))
     print("\n" + table(by_step(folders)))

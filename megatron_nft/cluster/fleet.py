@@ -157,9 +157,8 @@ class Fleet:
         Raises:
             ClusterError: engines were lost while they started, more often than rollout.max_restarts.
         """
-        while self._starting:
-            name, pending = next(iter(self._starting.items()))
-            self._finish_start(name, pending)
+        while starting := list(self._starting.items()):
+            self._finish_start(*starting[0])
 
     def _look_at_starts(self) -> None:
         for name, pending in list(self._starting.items()):
@@ -170,9 +169,13 @@ class Fleet:
         try:
             pending.wait()
         except ProcessLost as error:
-            self.replace([name], str(error))
+            with self._lock:
+                if self._starting.get(name) is pending:  # else another thread has seen it, too
+                    self.replace([name], str(error))
         else:
-            self._starting.pop(name, None)
+            with self._lock:
+                if self._starting.get(name) is pending:
+                    del self._starting[name]
 
     def with_replacements(self, work: Callable[[], Any]) -> Any:
         """What `work` returns; it is called again each time that it fails with engines dead, once they are replaced.

@@ -5,6 +5,7 @@ only. The judge of a run takes it when verdict.workers is more than the driver's
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +19,13 @@ from megatron_nft.cluster.nodes import living_nodes
 from megatron_nft.config import VerdictConfig
 from megatron_nft.verdict.check import PRELOAD, own_graders
 from megatron_nft.verdict.own_grader import prepare
-from megatron_nft.verdict.pool import Call, GradingPool, JudgeError
+from megatron_nft.verdict.pool import Call, GradingPool, JudgeError, longest_wait
 
 CALLS_PER_WORKER = 4
 """That a node is sent at once: its workers have work while the next share is on its way, and a hanging call holds back
 the verdicts of few others."""
+ANSWER_S = 30.0
+"""For a node's pool to say that it is late itself."""
 
 
 class NodeGraders:
@@ -49,7 +52,7 @@ class SpreadPool:
 
     def __init__(self, config: VerdictConfig, nodes: Sequence[str]) -> None:
         self.workers, self._nodes = config.workers, list(nodes)
-        each = -(-config.workers // len(nodes))
+        self._each = each = -(-config.workers // len(nodes))
         self._share = CALLS_PER_WORKER * each
         actor = ray.remote(num_cpus=0)(NodeGraders)
         self._actors = [
@@ -65,25 +68,31 @@ class SpreadPool:
         """As GradingPool.run. The calls of a node that is lost go to the others.
 
         Raises:
-            JudgeError: grading is broken on a node, or no node is left.
+            JudgeError: grading is broken on a node, or no node is left. One that doesn't answer in time is ended.
         """
         results: dict[int, Any] = {}
         waiting = deque(range(len(calls)))
-        idle, under_way = deque(self._actors), {}
+        idle, under_way, due = deque(self._actors), {}, {}
         size = max(1, min(self._share, -(-len(calls) // len(self._actors)))) if self._actors else 1
         while waiting or under_way:
             while waiting and idle:
                 share = [waiting.popleft() for _ in range(min(size, len(waiting)))]
                 node = idle.popleft()
-                under_way[node.run.remote([calls[place] for place in share], deadline_s)] = (node, share)
+                ref = node.run.remote([calls[place] for place in share], deadline_s)
+                under_way[ref] = (node, share)
+                due[ref] = time.monotonic() + ANSWER_S + longest_wait(deadline_s, len(share), self._each)
             if not under_way:
                 raise JudgeError(f"no node is left to grade {len(waiting)} of {len(calls)} answers")
-            (ready, *_), _ = ray.wait(list(under_way))
+            first = min(under_way, key=due.__getitem__)
+            done, _ = ray.wait(list(under_way), timeout=max(due[first] - time.monotonic(), 0.0))
+            ready = done[0] if done else first
             node, share = under_way.pop(ready)
             try:
+                if not done:
+                    ray.kill(node)
                 verdicts = ray.get(ready)
             except RayActorError:
-                self._actors.remove(node)
+                self._actors = [other for other in self._actors if other is not node]
                 waiting.extendleft(reversed(share))
                 continue
             idle.append(node)

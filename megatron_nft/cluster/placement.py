@@ -14,6 +14,7 @@ from math import lcm
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -60,7 +61,14 @@ class Placement:
             return {}
         tp = self._config.rollout.tp
         ranks = range(index * tp, (index + 1) * tp)
-        places = ray.get([_node_and_gpu.options(**self.task_options(rank)).remote() for rank in ranks])
+        asked = [_node_and_gpu.options(**self.task_options(rank)).remote() for rank in ranks]
+        try:
+            places = ray.get(asked, timeout=self._config.cluster.start_timeout_s)
+        except GetTimeoutError:
+            raise ClusterError(
+                f"engine {index}: the nodes of its actor ranks don't say within cluster.start_timeout_s = "
+                f"{self._config.cluster.start_timeout_s:g} s which GPUs they have; look at Ray's logs there"
+            ) from None
         if len({node for node, _ in places}) > 1:
             raise ClusterError(f"engine {index} needs {tp} GPUs of one node; its actor ranks lie on {places}")
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpu for _, gpu in places)}

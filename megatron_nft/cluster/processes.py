@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from megatron_nft.cluster.nodes import ClusterError
+from megatron_nft.config import RecipeError
 
 STDOUT, STDERR = 1, 2
 DEATH_SEEN_S = 10.0
@@ -61,10 +62,22 @@ def watchdog(timeout_s: float) -> Iterator[None]:
 
 
 def new_attempt(run_dir: Path) -> Path:
-    """An empty folder for the logs of one start of a run: attempt_1, then attempt_2, ..."""
-    number = 1 + sum(1 for _ in (run_dir / "logs").glob("attempt_*"))
-    folder = (run_dir / "logs" / f"attempt_{number}").resolve()
-    folder.mkdir(parents=True)
+    """An empty folder for the logs of one start of a run: attempt_1, then attempt_2, ... whatever else lies there.
+
+    Raises:
+        RecipeError: it can't be made.
+    """
+    logs = run_dir / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        numbers = [path.name.removeprefix("attempt_") for path in logs.glob("attempt_*")]
+        number = 1 + max((int(n) for n in numbers if n.isascii() and n.isdigit()), default=0)
+        folder = (logs / f"attempt_{number}").resolve()
+        folder.mkdir()
+    except OSError as error:
+        raise RecipeError(
+            f"can't write logs to {logs}: {error}; move what is there away, or set run.name to a new name"
+        ) from None
     return folder
 
 

@@ -113,6 +113,11 @@ class Actors:
         for rank in self._ranks.values():
             ray.kill(rank)
 
+    def ping(self, timeout_s: float) -> None:
+        """Waits until every rank has done what it was at, and answers. Raises ProcessLost."""
+        refs = {name: rank.ping.remote() for name, rank in self._ranks.items()}
+        Pending("ping", refs, timeout_s, self._ranks, self._logs).wait()
+
     def begin_build(self) -> Pending:
         """Every rank joins the process groups, builds its part of the model and reads its weights."""
         handles, timeout_s = list(self._ranks.values()), self._config.cluster.start_timeout_s

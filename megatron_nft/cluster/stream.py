@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.config import RolloutConfig
-from megatron_nft.rollout.api import CANARY, Request, Sampling, requests_of
+from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
 CALL_S, CALL_S_PER_ENGINE = 0.05, 0.02
@@ -240,8 +240,13 @@ def sample_groups(
     return [groups[place] for place in range(len(prompts))]
 
 
-def one_answer_each(fleet: Fleet, prompt: Prompt, sampling: Sampling) -> dict[str, RolloutGroup]:
-    """Every engine's own answers to one prompt."""
+def one_answer_each(fleet: Fleet, prompt: Prompt, sampling: Sampling, timeout_s: float) -> dict[str, RolloutGroup]:
+    """Every engine's own answers to one prompt.
+
+    Raises:
+        EngineError: an engine is at work, and gives none.
+    """
+    deadline = time.monotonic() + timeout_s
     (request,) = requests_of([prompt], sampling)
     answers: dict[str, RolloutGroup] = {}
     new = [request]
@@ -250,4 +255,6 @@ def one_answer_each(fleet: Fleet, prompt: Prompt, sampling: Sampling) -> dict[st
             if groups:
                 ((_, answers[name]),) = groups
         new = []
+        if time.monotonic() > deadline and (silent := [name for name in fleet.names if name not in answers]):
+            raise EngineError(f"{', '.join(silent)} gave no answer to {prompt.prompt_id} within {timeout_s:g} s")
     return answers

@@ -75,7 +75,7 @@ def kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Annotated:
         return kind(inner[0], [m for a in inner[1:] for m in (a.metadata if isinstance(a, FieldInfo) else [a])])
     if origin in (Union, UnionType):
-        return kind(next(a for a in inner if a is not NoneType), metadata)
+        return " or ".join(kind(a, metadata) for a in inner if a is not NoneType)
     if origin is Literal:
         return " | ".join(toml_value(choice) for choice in inner)
     if origin is list:

@@ -16,10 +16,13 @@ from pydantic import ValidationError
 from megatron_nft.config.errors import RecipeError, explain, listed
 from megatron_nft.config.layout import layout_problems
 from megatron_nft.config.methods import left_behind
+from megatron_nft.config.paths import expanded
 from megatron_nft.config.schema import Config
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.weight_files import check_weights, has_weights
 
+PLACE = ("run.name", "run.dir", "run.overwrite")
+"""Settings that say where a run's files are, and nothing of what it does."""
 NO_DATA = "data.train is missing or empty; the recipe must name the training prompts' files"
 
 
@@ -37,11 +40,13 @@ def load_config(
         RecipeError: the file, a key, a value, or the model folder is wrong; every problem found is listed.
     """
     try:
-        tree = tomllib.loads(Path(recipe).read_text()) if recipe is not None else {}
+        tree = tomllib.loads(Path(expanded(str(recipe))).read_text()) if recipe is not None else {}
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {recipe}; the shipped ones are in launch/recipes") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{recipe} is not valid TOML: {error}") from None
+    except ValueError as error:
+        raise RecipeError(f"the recipe {str(recipe)!r}: {error}") from None
     _apply_overrides(tree, overrides)
     config, problems, left_out = _validated(tree)
     if config is not None:
@@ -137,6 +142,13 @@ def toml_value(value: Any) -> str:
 def flat_settings(recipe: str) -> dict[str, Any]:
     """What a recipe's text sets, as "section.key" -> value, without any check."""
     return {f"{s}.{key}": value for s, keys in tomllib.loads(recipe).items() for key, value in keys.items()}
+
+
+def changed_settings(before: str, now: str) -> list[str]:
+    """What two recipes' texts set differently, a line a setting; but for whose run it is, and where."""
+    earlier, later = flat_settings(before), flat_settings(now)
+    pairs = {name: (earlier.get(name), later.get(name)) for name in earlier | later if name not in PLACE}
+    return [f"{name} {was} -> {now}" for name, (was, now) in pairs.items() if was != now]
 
 
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import PurePath
+from typing import Literal
 
 from pydantic import Field
 
@@ -24,14 +25,14 @@ class RunConfig(Section):
     umask: str = Field("", pattern="^(0?[0-7]{3})?$")
     """Permissions that the run's folder and files do not get, as the shell's umask: "077" for their owner alone, "027"
     for the group, too. Empty: the system's."""
-    overwrite: bool = False
-    """Replace an earlier run of the same name, its checkpoints too, instead of going on from where it stopped."""
+    overwrite: Literal[False, True, "all"] = False
+    """Replace an earlier run of the same name instead of going on from where it stopped. true: one that has saved
+    nothing yet; "all": its checkpoints and its exported models are deleted, too."""
 
     def problems(self) -> Iterator[str]:
         """A name that leads elsewhere: run.overwrite would delete there."""
-        path = PurePath(self.name)
-        leads_out = path.is_absolute() or ".." in path.parts or not path.parts
-        if leads_out or self.name != self.name.strip() or set(self.name) & set("~$\0\n"):
+        odd = not self.name.isprintable() or PurePath(self.name).is_absolute() or set(self.name) & set("~$")
+        if odd or any(part != part.strip() or part in ("", ".", "..") for part in self.name.split("/")):
             yield (
                 f"run.name = {self.name!r} is no name of a folder in run.dir = {self.dir!r}; choose a plain name, and "
                 "say with run.dir where runs are"

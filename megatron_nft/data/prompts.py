@@ -93,7 +93,7 @@ class PromptStream:
         if state["seed"] != self.seed:
             raise DataError(
                 f"the checkpoint's data order has seed {state['seed']}, this run has {self.seed}; "
-                f"set run.seed = {state['seed']}"
+                f"set run.seed = {state['seed']}, or give the run another run.name"
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -86,9 +86,8 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
     # Engines alone have GPUs of their own, whatever a run does.
     cluster = config.cluster.model_copy(update={"placement": "split"})
     default = Path("runs/evaluation") / Path(config.model.path).resolve().name
-    return config.model_copy(update={"cluster": cluster}), arguments.out or (
-        config.run_dir / "evaluation" if recipe else default
-    )
+    out = arguments.out or (config.run_dir / "evaluation" if recipe else default)
+    return config.model_copy(update={"cluster": cluster}), out
 
 
 def _is_setting(text: str) -> bool:

@@ -4,7 +4,6 @@ The first line says what the samples are of (model, sampling); each line below i
 that a killed process left half-written is dropped. Verdicts are not kept here: grading is cheap, and may be repeated.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,13 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_nft.config import RecipeError
 from megatron_nft.evaluation.model_files import model_digest
+from megatron_nft.observe.owner import Owner
 from megatron_nft.types import Prompt, RolloutGroup
 
 __all__ = ["Answer", "SamplesError", "SamplesFile", "model_digest"]
 
 HEADER = "evaluation"
 NEEDED = {"prompt_id", "digest", "answers"}
+RUN_FILES = ("metrics.jsonl", "checkpoints")
+"""A folder with one of these is a run's."""
 
 
 class SamplesError(ValueError):
@@ -46,23 +49,25 @@ class SamplesFile:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self._path = path
+        if any((path.parent / name).exists() for name in RUN_FILES):
+            raise SamplesError(
+                f"{path.parent} is a run's folder, whose recipe.toml and report.html an evaluation would replace; "
+                f"choose another --out, such as {path.parent / 'evaluation'}"
+            )
+        try:
+            self._owner = Owner.take(path.parent, lambda line: print(line, flush=True))
+        except RecipeError as error:
+            raise SamplesError(str(error)) from None
         self._kept: dict[tuple[str, str], tuple[Answer, ...]] = {}  # (prompt_id, its digest)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
         except OSError as error:
+            self._owner.leave()
             raise SamplesError(f"can't write {path}: {error}; choose another --out") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise SamplesError(
-                f"{path} is in use by another evaluation; wait for it, or choose another --out"
-            ) from None
         try:
             self._read(json.loads(json.dumps(settings)))
         except BaseException:
-            self._file.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> "SamplesFile":
@@ -70,6 +75,7 @@ class SamplesFile:
 
     def __exit__(self, *_) -> None:
         self._file.close()
+        self._owner.leave()
 
     def answers(self, prompt: Prompt, count: int) -> tuple[Answer, ...] | None:
         """The prompt's answers, if `count` of them are kept."""

@@ -2,12 +2,44 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_nft.observe.html import replace_text
 from megatron_nft.types import StepReport
+
+
+class Lines:
+    """A .jsonl that records are appended to, a line each; none is ever written in part and then again.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._waiting = path, b""
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def append(self, record: Mapping[str, object]) -> str:
+        """One ASCII line, written when this returns, but for what the disk has no room for: that is written before the
+        next. Why, or ""."""
+        self._waiting += (json.dumps(record, allow_nan=False) + "\n").encode("ascii")
+        return self._write()
+
+    def _write(self) -> str:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def close(self) -> None:
+        """Nothing can be appended afterwards."""
+        self._write()
+        os.close(self._file)
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

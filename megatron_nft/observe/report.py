@@ -11,7 +11,6 @@ The training loop hands over metrics, judged groups and evaluations; the run fol
 Called by train and evaluate, on the driver only.
 """
 
-import json
 import math
 import sys
 import time
@@ -25,20 +24,15 @@ from typing import Any, TextIO
 
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
-from megatron_nft.observe.html import write_page
+from megatron_nft.observe.html import replace_text, write_page
 from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
-from megatron_nft.observe.records import keep_records, read_records, read_step_reports
-from megatron_nft.observe.terminal import Progress, closing_table, evaluation_line, step_line
+from megatron_nft.observe.records import Lines, keep_records, read_records, read_step_reports
+from megatron_nft.observe.terminal import Progress, accuracy_rows, closing_table, evaluation_line, step_line
 from megatron_nft.observe.trackers import Trackers
 from megatron_nft.types import RolloutGroup, StepReport
 
 FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
 PAGE_EVERY_S = 120.0  # so that a run without evaluations has a page to look at, too
-CLOSING = (
-    ("eval/average", "mean of benchmarks"),
-    ("eval/greedy_accuracy", "greedy accuracy"),
-    ("eval/avg_at_k", "sampled accuracy"),
-)
 ETA_STEPS = 20  # the ETA follows the latest steps: answers grow longer, and the first step is slow
 
 
@@ -59,6 +53,7 @@ class Report:
         self._stream = stream if stream is not None else sys.stdout
         self._dir = config.run_dir
         self._metrics_file, self._rollouts_file = _open_folder(config)
+        self._trouble = ""  # with the disk, that has been told
         self._minutes_before = 0.0  # of earlier attempts
         self._page_written = self._start = time.perf_counter()
         self._step_ends: deque[float] = deque(maxlen=ETA_STEPS + 1)
@@ -91,7 +86,7 @@ class Report:
         self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
         self._read_back()
         if record is not None and not any(known.kind == "step" and known.step == step for known in self._records):
-            _append(self._metrics_file, record)
+            self._append(self._metrics_file, record)
             self._read_back()
         self._trackers.begin(self._records)
 
@@ -246,12 +241,7 @@ class Report:
         self._trackers.close()
         self._pass_on_messages()
         rows = {"run": f"{self._config.run.name}: {verdict}"}
-        for name, label in CLOSING:
-            values = [r.metrics[name] for r in self._records if r.kind == "evaluation" and name in r.metrics]
-            if len(values) > 1:
-                rows[label] = f"{values[0]:.3f} -> {values[-1]:.3f} ({100 * (values[-1] - values[0]):+.1f} points)"
-            elif values:
-                rows[label] = f"{values[0]:.3f} (one evaluation)"
+        rows |= accuracy_rows(self._records)
         rows["steps"] = f"{sum(r.kind == 'step' for r in self._records)} of {self._config.train.steps}"
         rows["minutes"] = f"{self.minutes:.1f}"
         rows |= {name.partition(".")[0]: str(self._dir / name) for name in FILES}
@@ -293,7 +283,7 @@ class Report:
         line = _line(step, kind, metrics, **more)
         record = StepReport(step=step, kind=kind, time=line["time"], metrics=dict(metrics), **more)
         self._records.append(record)
-        _append(self._metrics_file, line)
+        self._append(self._metrics_file, line)
         self._trackers.add(record)
         self._pass_on_messages()
 
@@ -301,8 +291,14 @@ class Report:
         count, seed = self._config.observe.rollouts_per_step, self._config.run.seed
         answers = choose_answers(groups, count, step=step, source=source, seed=seed)
         for answer in answers:
-            _append(self._rollouts_file, answer)
+            self._append(self._rollouts_file, answer)
         self._page_answers.add(answers)
+
+    def _append(self, file: Lines, record: Mapping[str, object]) -> None:
+        """A disk that is full is no reason to lose a run: what it has no room for is written once it has."""
+        if (trouble := file.append(record)) and trouble != self._trouble:
+            self.announce(f"{file.path.name} waits for the disk: {trouble}")
+        self._trouble = trouble
 
     def _write_page(self, verdict: str) -> None:
         self._page_written = time.perf_counter()
@@ -319,12 +315,12 @@ class Report:
             self.announce(f"report.html was not written: {error}")
 
 
-def _open_folder(config: Config) -> tuple[TextIO, TextIO]:
+def _open_folder(config: Config) -> tuple[Lines, Lines]:
     """Writes recipe.toml, and opens metrics.jsonl and rollouts.jsonl for appending."""
     folder = config.run_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.toml").write_text(to_toml(config), encoding="utf-8")
+        replace_text(folder / "recipe.toml", to_toml(config))
         return _open_for_appending(folder)
     except OSError as error:
         raise RecipeError(
@@ -332,14 +328,8 @@ def _open_folder(config: Config) -> tuple[TextIO, TextIO]:
         ) from None
 
 
-def _open_for_appending(folder: Path) -> tuple[TextIO, TextIO]:
-    return (folder / "metrics.jsonl").open("a"), (folder / "rollouts.jsonl").open("a")
-
-
-def _append(file: TextIO, record: Mapping[str, object]) -> None:
-    """One ASCII line, on disk before the next step begins."""
-    file.write(json.dumps(record, allow_nan=False) + "\n")
-    file.flush()
+def _open_for_appending(folder: Path) -> tuple[Lines, Lines]:
+    return Lines(folder / "metrics.jsonl"), Lines(folder / "rollouts.jsonl")
 
 
 def _line(step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:

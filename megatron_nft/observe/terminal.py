@@ -1,15 +1,21 @@
 """What a run says on the terminal: the step line, the evaluation line, the closing table, live progress of a stage.
 
-Metrics come in, text goes out; `observe.report` is the only caller. A segment whose metrics are missing is left out.
+Metrics come in, text goes out; `observe.report` and `run.folder` call it. A segment without its metrics is left out.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from megatron_nft.config import TrainConfig
 from megatron_nft.observe.metrics import STAGES
+from megatron_nft.types import StepReport
 
+CLOSING = (
+    ("eval/average", "mean of benchmarks"),
+    ("eval/greedy_accuracy", "greedy accuracy"),
+    ("eval/avg_at_k", "sampled accuracy"),
+)
 TTY_REDRAW_S = 0.2  # faster flickers
 LOG_LINE_S = 30.0  # without a terminal a long stage says this often that it is alive
 
@@ -60,6 +66,18 @@ def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str,
     if "time/evaluate_s" in metrics:
         parts.append(f"{metrics['time/evaluate_s']:.1f}s")
     return " | ".join(parts)
+
+
+def accuracy_rows(records: Sequence[StepReport]) -> dict[str, str]:
+    """Label -> a run's accuracy, from its first evaluation to its last; of each kind that it has measured."""
+    rows = {}
+    for name, label in CLOSING:
+        values = [r.metrics[name] for r in records if r.kind == "evaluation" and name in r.metrics]
+        if len(values) > 1:
+            rows[label] = f"{values[0]:.3f} -> {values[-1]:.3f} ({100 * (values[-1] - values[0]):+.1f} points)"
+        elif values:
+            rows[label] = f"{values[0]:.3f} (one evaluation)"
+    return rows
 
 
 def closing_table(rows: Mapping[str, str]) -> str:

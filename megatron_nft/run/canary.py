@@ -38,7 +38,8 @@ def check_canary(actors: Any, engines: Any, prompt: Prompt, config: Config) -> d
         seed=0,
     )
     asked = replace(prompt, prompt_id="canary")
-    answers = {name: group.rollouts[0] for name, group in one_answer_each(engines, asked, sampling).items()}
+    groups = one_answer_each(engines, asked, sampling, config.rollout.timeout_s)
+    answers = {name: group.rollouts[0] for name, group in groups.items()}
     scores: dict[bytes, np.ndarray] = {}  # by answer: engines seldom differ
     gaps = {}
     for name, answer in answers.items():

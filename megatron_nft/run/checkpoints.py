@@ -17,10 +17,11 @@ from typing import Any
 from megatron_nft.actor.checkpoint_parts import write_driver_part
 from megatron_nft.actor.manifest import CheckpointError, damages, read_manifest, to_disk
 from megatron_nft.cluster.ranks import Actors
-from megatron_nft.config import Config, RecipeError, flat_settings, to_toml
+from megatron_nft.config import Config, RecipeError, changed_settings, to_toml
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import Kept
+from megatron_nft.observe.owner import OwnerLost
 from megatron_nft.run import checkpoint_folder
 from megatron_nft.run.publication import Publication
 from megatron_nft.types import Prompt
@@ -54,6 +55,8 @@ class Checkpoints:
     Args:
         announce: prints a line.
         record: a step's in metrics.jsonl, as it is now.
+        check: raises an error where the run's folder is another's by now: asked before anything there is published,
+            begun or deleted.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Checkpoints:
         actors: Actors,
         announce: Callable[[str], None],
         record: Callable[[int], dict[str, Any] | None] = lambda step: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._config, self._actors, self._announce, self._record = config, actors, announce, record
+        self._check = check
         self._under_way: tuple[Progress, Publication] | None = None
         self._left: list[Publication] = []  # not waited for any more
         self._newest_bytes = 0
@@ -88,6 +93,7 @@ class Checkpoints:
         It counts as soon as it is written, before the step has ended: the step's record goes with it.
         """
         self.finish()
+        self._check()
         folder = checkpoint_folder.step_folder(self._config.run_dir, progress.step)
         try:
             folder = checkpoint_folder.begin(self._config.run_dir, progress.step)
@@ -98,7 +104,9 @@ class Checkpoints:
             return
         self._actors.begin_save(folder, progress.step, progress.policy_version)
         progress = replace(progress, record=self._record(progress.step))
-        publication = Publication(folder, lambda: self._write_own(progress, folder), lambda: self._prune(progress.step))
+        publication = Publication(
+            folder, lambda: self._write_own(progress, folder), lambda: self._prune(progress.step), self._check
+        )
         self._under_way = (progress, publication)
         if not self._config.checkpoint.in_background:
             self.finish()
@@ -166,7 +174,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Nothing is published from here on: the folder is no longer this run's."""
-        self.abandon()
+        with suppress(OwnerLost):  # whoever ends here has heard of it
+            self.abandon()
         for publication in self._left:
             publication.close()
 
@@ -184,6 +193,7 @@ class Checkpoints:
         checkpoint_folder.prune(self._config.run_dir, newest=step, keep_last=keep.keep_last, keep_every=keep.keep_every)
 
     def _give_up(self, progress: Progress, folder: Path, why: str) -> None:
+        self._check()
         shutil.rmtree(folder, ignore_errors=True)
         self._announce(
             f"step {progress.step}: no checkpoint was saved ({why}); the run goes on, earlier ones are as they were"
@@ -214,7 +224,7 @@ class Checkpoints:
         if candidates:
             raise CheckpointError(
                 f"no checkpoint of {', '.join(str(folder) for folder in candidates)} is whole; bring a copy back, or "
-                'begin anew with run.overwrite=true or checkpoint.resume="never" and another run.name'
+                'give the run another run.name, or begin anew there with run.overwrite="all"'
             )
         return None
 
@@ -224,7 +234,7 @@ class Checkpoints:
             progress = replace(progress, record=None)  # another run's
         self._actors.load(folder)
         self._newest_step = progress.step
-        changes = _changes(flat_settings((folder / RECIPE).read_text()), flat_settings(to_toml(self._config)))
+        changes = changed_settings((folder / RECIPE).read_text(), to_toml(self._config))
         if changes:
             rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
             self._announce(f"changed since the checkpoint: {'; '.join(changes[:SHOWN])}{rest}")
@@ -295,8 +305,3 @@ def _check_model(config: Config, folder: Path) -> None:
             f"{folder} is of another model than model.path = {config.model.path!r}: {'; '.join(differences)}; give "
             "the run another run.name, or model.path the model that it began with"
         )
-
-
-def _changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    pairs = {name: (saved.get(name), now.get(name)) for name in saved | now}
-    return [f"{name} {before} -> {after}" for name, (before, after) in pairs.items() if before != after]

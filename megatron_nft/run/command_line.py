@@ -1,6 +1,7 @@
 """The command line of the drivers (train.py, train_async.py): arguments, and errors as one line and an exit status."""
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,31 +14,33 @@ from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.groups.queue import NoMixedGroups
 from megatron_nft.nft.groups import ScoreError
 from megatron_nft.observe.batches import BatchError
+from megatron_nft.observe.owner import OwnerLost
 from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.canary import CanaryError
 from megatron_nft.run.nonfinite import NonFiniteUpdate
 from megatron_nft.run.private import keep_private
 from megatron_nft.run.replay import replay_step
-from megatron_nft.run.run import Run, run_recipe
+from megatron_nft.run.run import Run, TryAgain, run_recipe
 from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.verdict.pool import JudgeError
 
 INTERRUPTED, GO_ON = 130, 75
 """Exit status: the shell's of Ctrl-C; sysexits' EX_TEMPFAIL, by which a batch script knows that it is to requeue."""
-
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
+"""Of errors of the system, those that are a disk's, and no fault of this program."""
 
 HELP = """
     {prog} launch/recipes/quickstart.toml                      two CPU cores, a few minutes
     {prog} my.toml actor.tp=2 actor.dp=2 rollout.engines=4     with other settings than the recipe's
 
 A run's files are in run.dir/run.name; report.html is the page to look at. A run that was stopped goes
-on from its last checkpoint when the same command is given again; run.overwrite=true begins anew.
-Ctrl-C ends it without saving; SIGTERM saves the last whole step, and so does SIGUSR1.
+on from its last checkpoint when the same command is given again; run.overwrite=all deletes it and
+begins anew. Ctrl-C ends it without saving; SIGTERM, SIGUSR1 and an error save the last whole step.
 `megatron-nft doctor RECIPE` looks before a run whether this machine is fit, `megatron-nft plan RECIPE`
 whether the recipe fits.
 
-Exit status: 0 done, 1 failed, 2 wrong recipe or data, 75 stopped by SIGUSR1 (give the same command
-again), 130 interrupted.
+Exit status: 0 done, 1 failed, 2 wrong recipe or data, or a folder in use, 75 give the same command
+again (stopped by SIGUSR1, or processes were lost too often, and something has been saved), 130 interrupted.
 """
 
 
@@ -77,8 +80,12 @@ def main(
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except StopRequested as request:
-        print(f"interrupted by {request}; the same command goes on from the last checkpoint", file=sys.stderr)
-        return GO_ON if request.number == signal.SIGUSR1 else INTERRUPTED
+        goes_on = "goes on from the last checkpoint" if request.goes_on else "would train again what wasn't saved"
+        print(f"interrupted by {request}; the same command {goes_on}", file=sys.stderr)
+        return GO_ON if request.number == signal.SIGUSR1 and request.goes_on else INTERRUPTED
+    except TryAgain as error:
+        print(f"error: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return GO_ON
     except (
         ClusterError,
         EngineError,
@@ -87,12 +94,18 @@ def main(
         CheckpointError,
         NoMixedGroups,
         NonFiniteUpdate,
+        OwnerLost,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (RecipeError, ModelFolderError, DataError, BatchError, ScoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"error: {error}; make room, and give the same command again", file=sys.stderr)
+        return 1
     return 0
 
 

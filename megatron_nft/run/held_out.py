@@ -18,6 +18,9 @@ from megatron_nft.rollout.api import Sampling
 from megatron_nft.types import Prompt, RolloutGroup
 from megatron_nft.verdict.judge import Judge
 
+LOOK_S = 30.0
+"""Between two looks at whoever an evaluation waits for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
@@ -76,8 +79,11 @@ class HeldOutEvaluation:
             # Without `refill`: the actor has newer weights by now.
             self._running = _Background(step, lambda: evaluate(self._engines, self._judge, self._prompts, self._config))
 
-    def finish(self) -> None:
+    def finish(self, while_waiting: Callable[[], object] = lambda: None) -> None:
         """Waits for the evaluation in the background, and reports it. None is due afterwards.
+
+        Args:
+            while_waiting: is called now and then; it ends engines that the evaluation would wait for in vain.
 
         Raises:
             Exception: what ended the evaluation; where no engine is left with weights, it is left out, with a line.
@@ -86,7 +92,8 @@ class HeldOutEvaluation:
         if (running := self._running) is None:
             return
         with self._report.stage("evaluate"):
-            running.wait()
+            while not running.wait(LOOK_S):
+                while_waiting()
         self._running = None
         try:
             result = running.result()
@@ -107,8 +114,10 @@ class _Background:
         self._thread = threading.Thread(target=self._run, name=f"evaluation at step {step}", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        self._thread.join()
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is over."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def result(self) -> HeldOut:
         if self._error is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from megatron_nft.actor.checkpoint_parts import missing_parts
 from megatron_nft.run import checkpoint_folder
 
 FIRST_S, SLOWER, LONGEST_S = 0.02, 0.05, 1.0
@@ -24,13 +25,20 @@ class Publication:
         partial: the folder that is being written.
         write: writes the driver's share of it, in the thread.
         on_published: what is to be done then, in the thread.
+        check: raises an error where the folder is another run's by now; asked in the thread, before it is published.
     """
 
-    def __init__(self, partial: Path, write: Callable[[], None], on_published: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        partial: Path,
+        write: Callable[[], None],
+        on_published: Callable[[], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.partial = partial
         self.error: Exception | None = None
         """Why it could not be published, once it `is_over`."""
-        self._write, self._on_published = write, on_published
+        self._write, self._on_published, self._check = write, on_published, check
         self._over, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="publication", daemon=True)
         self._thread.start()
@@ -70,8 +78,10 @@ class Publication:
 
     def _look(self) -> bool:
         try:
-            if checkpoint_folder.complete(self.partial) is None:
+            if missing_parts(self.partial):
                 return False
+            self._check()
+            checkpoint_folder.complete(self.partial)
         except Exception as error:
             self.error = error
         else:

@@ -10,27 +10,39 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from megatron_nft.cluster.graders import spread_pool
+from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import refuse_unfit_machine
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
 from megatron_nft.config import Config
-from megatron_nft.groups.queue import NoMixedGroups, Taken
+from megatron_nft.groups.queue import Taken
 from megatron_nft.groups.source import GroupSource
+from megatron_nft.observe.owner import Owner, OwnerLost
 from megatron_nft.observe.report import Report
 from megatron_nft.observe.trackers import check_trackers
 from megatron_nft.run.canary import check_canary
-from megatron_nft.run.checkpoint_folder import complete_left_behind
 from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
-from megatron_nft.run.folder import take_run_folder
+from megatron_nft.run.folder import ending_of, run_folder
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
 from megatron_nft.run.stop import Stop, StopRequested
-from megatron_nft.verdict.judge import Judge
+from megatron_nft.types import TrainBatch
+from megatron_nft.verdict.judge import Judge, JudgeError
 from megatron_nft.weights.sync import sync_weights
 
 MAX_GOLD_PROBLEMS = 20
 """Shown when a run starts; `python -m megatron_nft.verdict.agreement` shows all of the answers that it is given."""
+
+ANSWER_S = 60.0
+"""For ranks to answer after an error, before it is tried to save what they hold."""
+MENDED_BY_A_NEW_JOB = (ClusterError, JudgeError)
+"""Processes that are lost too often: on other nodes, or with these nodes' memory free, they may live."""
+
+
+class TryAgain(RuntimeError):
+    """An error has ended the run that a new job may mend, and more has been saved than when it began: it can't be the
+    beginning of a row without end. Its cause is the error."""
 
 
 class Run:
@@ -40,6 +52,7 @@ class Run:
         max_staleness: steps by which sampling may be ahead of training. 0: synchronous.
         stack: ends what is started here.
         processes: ranks and engines that are up already, and outlive the run. None: its own.
+        owner: of the run's folder.
 
     Attributes:
         progress: the last step that is done, and what a checkpoint of it must hold.
@@ -53,8 +66,9 @@ class Run:
         *,
         max_staleness: int = 0,
         processes: Processes | None = None,
+        owner: Owner,
     ) -> None:
-        self.config, self.report = config, report
+        self.config, self.report, self._owner = config, report, owner
         data: Data = read_data(config, report.announce)
         self.hf, self.canary = data.hf, data.canary
         processes = start_processes(
@@ -73,11 +87,13 @@ class Run:
             refill=self.sync,
             in_background=not max_staleness and config.evaluates_in_background,
         )
-        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far)
+        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
         self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
         self.start = replace(self._progress_of(0), minutes=0.0)
+        self._is_whole = True  # the actor holds what it held after `progress`
         self.resume()
+        self._first_step = self.progress.step
         report.count_earlier(self.progress.minutes)
         report.announce(f"ready after {processes.seconds:.0f} s")
 
@@ -94,16 +110,23 @@ class Run:
     def take(self, step: int) -> Taken:
         """A step's groups, whatever becomes of engines on the way: one that died has been started again, and gets its
         weights here."""
+        self._owner.check()
         self.source.resume(self.progress.policy_version)
         while (taken := self.source.take(step, self.report)) is None:
             self.sync()
             self.source.resume(self.progress.policy_version)
         return taken
 
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """All updates of a step; until `trained`, the actor holds no step's weights that could be saved."""
+        self._owner.check()
+        self._is_whole = False
+        return self.actors.train_step(batch)
+
     def trained(self, step: int) -> None:
         """The actor has been trained: from here on this is the step that a stop saves."""
         self.source.trained()
-        self.progress = self._progress_of(step)
+        self.progress, self._is_whole = self._progress_of(step), True
         self.engines.step_done(step)
         self.report.trained()
 
@@ -134,11 +157,12 @@ class Run:
 
     def survive(self, steps: Callable[["Run", Stop], None], stop: Stop) -> None:
         """The loop, gone on with from the last checkpoint where a process is lost that can't be replaced alone; the
-        last whole step is saved where it is to end early.
+        last whole step is saved where it is to end early, by a signal or by an error.
 
         Raises:
-            StopRequested: a signal asked for it.
-            NoMixedGroups: sampling brings no more groups to train on.
+            StopRequested: a signal asked for it; `goes_on`: a new job would get further.
+            TryAgain: an error that a new job may mend.
+            Exception: any other that ended the loop.
         """
         lost: ProcessLost | None = None
         try:
@@ -150,25 +174,34 @@ class Run:
                     return steps(self, stop)
                 except ProcessLost as error:
                     lost = error
-        except (StopRequested, NoMixedGroups):
-            self.save_and_stop()
+        except OwnerLost:  # what is in the folder is another's
+            raise
+        except (StopRequested, Exception) as error:
+            self.save_and_stop(self.config.actor.timeout_s if isinstance(error, StopRequested) else ANSWER_S)
+            has_gained = self.checkpoints.newest_step > self._first_step
+            if isinstance(error, StopRequested):
+                error.goes_on = has_gained or self.progress.step <= self.checkpoints.newest_step
+            elif isinstance(error, MENDED_BY_A_NEW_JOB) and has_gained:
+                raise TryAgain(str(error)) from error
             raise
 
     def start_again(self, error: ProcessLost) -> None:
         """New processes for all Megatron ranks, and for engines that are lost, too; back to the last checkpoint.
 
+        Engines that don't answer are ended first: whatever waits for them, a sampling or an evaluation, ends with them.
+
         Raises:
             ClusterError: that has been done cluster.max_restarts times in a row.
             ProcessLost: a process was lost meanwhile.
         """
-        self.source.pause()
-        self.restarts.count(error, self.progress.step)
+        step, self.progress = self.progress.step, self.start  # nothing that save_and_stop could save
+        self.restarts.count(error, step)
         self.report.announce(f"{error}\nstarting all ranks again, from the last checkpoint ...")
-        self.held_out.finish()
         self.checkpoints.abandon()
-        self.progress = self.start  # nothing that save_and_stop could save
         self.actors.kill()
         self.engines.replace_lost(str(error))
+        self.source.pause()
+        self.held_out.finish(while_waiting=lambda: self.engines.replace_lost(str(error)))
         if self.config.is_colocated:
             self.engines.sleep()
         self.actors.restart(self.config)
@@ -185,20 +218,38 @@ class Run:
         self._is_proven = False
         self.sync()
 
-    def save_and_stop(self) -> None:
+    def save_and_stop(self, patience_s: float) -> None:
         """Saves the last whole step, with all that has been graded since, unless that has been done: the actor's
-        weights are still those."""
-        state, groups = self.source.state()
-        self.progress = replace(self.progress, sampling=state, groups=groups)
-        self.source.close()
-        self.checkpoints.finish(self.progress.step)
-        if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step:
-            self.report.announce(f"saving step {self.progress.step} ...")
-            self.engines.kill()  # whatever they are at; if colocated, the actor needs their GPUs
-            if self.config.is_colocated:
-                self.actors.reload()
-            self.checkpoints.begin(self.progress)
-            self.checkpoints.finish()
+        weights are still those. What stands in the way is said, and no error.
+
+        Args:
+            patience_s: that ranks have to answer, whatever they are at.
+        """
+        try:
+            state, groups = self.source.state()
+            self.progress = replace(self.progress, sampling=state, groups=groups)
+            self.source.close()
+            if self.progress.step > self.checkpoints.newest_step and self._is_whole:
+                self.actors.ping(patience_s)
+            self.checkpoints.finish(self.progress.step)
+            if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step and self._is_whole:
+                self._save()
+        except Exception as error:
+            self.report.announce(f"saving step {self.progress.step} failed: {error}")
+        if self.progress.step > self.checkpoints.newest_step:
+            last = self.checkpoints.newest_step
+            self.report.announce(
+                f"step {self.progress.step} is not saved{'' if self._is_whole else ' (the next was being trained)'}; "
+                + (f"the last checkpoint is of step {last}" if last else "there is no checkpoint")
+            )
+
+    def _save(self) -> None:
+        self.report.announce(f"saving step {self.progress.step} ...")
+        self.engines.kill()  # whatever they are at; if colocated, the actor needs their GPUs
+        if self.config.is_colocated:
+            self.actors.reload()
+        self.checkpoints.begin(self.progress)
+        self.checkpoints.finish()
 
 
 def run_recipe(
@@ -216,27 +267,32 @@ def run_recipe(
         max_staleness, processes: of `Run`.
 
     Raises:
-        StopRequested: a signal asked for it; the last whole step is saved, as when groups run out (NoMixedGroups).
+        StopRequested, TryAgain: as `Run.survive`; the last whole step is saved, as by other errors, too.
     """
-    for line in [] if config.run.overwrite else complete_left_behind(config.run_dir):
-        print(line, flush=True)
     checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
     check_trackers(config)
     if processes is None:
         refuse_unfit_machine()
-    take_run_folder(config)
-    report = Report(config)
-    verdict = "done"
-    try:
-        with ExitStack() as stack:
-            stop = stack.enter_context(closing(Stop()))
-            with stop.interruptible():
-                run = Run(config, report, stack, max_staleness=max_staleness, processes=processes)
-            run.survive(steps, stop)
-    except BaseException as error:
-        words = f"interrupted: {error}".removesuffix(": ")
-        interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
-        verdict = words if interrupted else f"failed: {type(error).__name__}: {error}"
-        raise
-    finally:
-        report.close(verdict)
+    with run_folder(config, _say) as owner:
+        if (ending := ending_of(config)) is not None:
+            return _say(ending)
+        report = Report(config)
+        verdict = "done"
+        try:
+            with ExitStack() as stack:
+                stop = stack.enter_context(closing(Stop()))
+                with stop.interruptible():
+                    run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
+                run.survive(steps, stop)
+        except BaseException as error:
+            cause = error.__cause__ if isinstance(error, TryAgain) else error
+            words = f"interrupted: {error}".removesuffix(": ")
+            interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
+            verdict = words if interrupted else f"failed: {type(cause).__name__}: {cause}"
+            raise
+        finally:
+            report.close(verdict)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -13,11 +13,15 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopRequested(BaseException):
-    """A signal asks for an end. No Exception: no handler of errors is to take it for one."""
+    """A signal asks for an end. No Exception: no handler of errors is to take it for one.
+
+    Attributes:
+        goes_on: nothing was lost that the same command would lose again.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.goes_on = number, True
 
 
 class Stop:

@@ -17,10 +17,12 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError, as_completed
+from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
@@ -36,6 +38,7 @@ WORN_EXIT_CODE = 75  # os.EX_TEMPFAIL: such a worker hands the next call back, u
 # Beyond the deadlines: starting all workers.
 SLACK_S = 120.0
 IDLE_CLOSE_S = 3.0  # that idle workers get to end by themselves
+END_S = 15.0  # that others take to be ended: pebble asks for 3 s, then kills
 
 
 def nothing() -> None:
@@ -65,6 +68,8 @@ class GradingPool:
         self.preload = list(preload)
         self._pool: ProcessPool | None = None
         self._is_idle = True
+        self._done: SimpleQueue[Any] = SimpleQueue()  # futures of the run under way; None: `close` ends it
+        self._num_closed = 0
 
     def run(
         self, calls: Sequence[Call], deadline_s: float, on_done: Callable[[int, Verdict], None] | None = None
@@ -74,46 +79,57 @@ class GradingPool:
         A call that is late gets the kind "timeout"; one that raises, or takes its worker down, the kind "error".
 
         Raises:
-            JudgeError: the workers die faster than they start, or nothing comes back.
+            JudgeError: the workers die faster than they start, or nothing comes back, or another thread ends them.
         """
         verdicts: dict[int, Verdict] = {}
         self._is_idle = False
-        num_breakdowns = 0
+        num_breakdowns, num_closed = 0, self._num_closed
         while todo := [index for index in range(len(calls)) if index not in verdicts]:
             if num_breakdowns == 2:
-                self.close()
+                self._end()
                 raise JudgeError(
                     f"the {self.workers} grading processes died twice, with {len(todo)} of {len(calls)} answers left; "
                     "see their messages above, and the node's memory"
                 )
             pool = self._running_pool()
+            self._done = SimpleQueue()
             futures = {pool.schedule(_call, args=calls[index], timeout=deadline_s): index for index in todo}
-            longest_wait_s = SLACK_S + 2 * (deadline_s + 1) * len(todo) / self.workers
-            is_broken = False
-            try:
-                for future in as_completed(futures, timeout=longest_wait_s):
-                    try:
-                        verdict = _outcome(future, deadline_s)
-                    except BrokenProcessPool:  # a worker died while idle (the kernel's OOM killer): the rest again
-                        is_broken = True
-                        continue
-                    if verdict is not None:
-                        verdicts[futures[future]] = verdict
-                        if on_done is not None:
-                            on_done(futures[future], verdict)
-            except TimeoutError:
-                num_missing = len(calls) - len(verdicts)
-                self.close()
-                raise JudgeError(
-                    f"{num_missing} of {len(calls)} verdicts did not come in {longest_wait_s:.0f} s"
-                ) from None
+            for future in futures:
+                future.add_done_callback(self._done.put)
+            longest_wait_s = longest_wait(deadline_s, len(todo), self.workers)
+            until, is_broken = time.monotonic() + longest_wait_s, False
+            for _ in todo:
+                try:
+                    future = self._done.get(timeout=max(until - time.monotonic(), 0.0))
+                except Empty:
+                    self._end()
+                    num_missing = len(calls) - len(verdicts)
+                    raise JudgeError(
+                        f"{num_missing} of {len(calls)} verdicts did not come in {longest_wait_s:.0f} s"
+                    ) from None
+                if self._num_closed != num_closed:
+                    raise JudgeError("grading was ended while answers were graded")
+                try:
+                    verdict = _outcome(future, deadline_s)
+                except BrokenProcessPool:  # a worker died while idle (the kernel's OOM killer): the rest again
+                    is_broken = True
+                    continue
+                if verdict is not None:
+                    verdicts[futures[future]] = verdict
+                    if on_done is not None:
+                        on_done(futures[future], verdict)
             # A fresh worker hands no call back: one that does nothing else exits with that code on its own.
             num_breakdowns += is_broken or not set(todo) & verdicts.keys()
         self._is_idle = True
         return [verdicts[index] for index in range(len(calls))]
 
     def close(self) -> None:
-        """Ends the workers, busy or not. A later run starts new ones."""
+        """Ends the workers, busy or not, and a run under way in another thread. A later one starts new workers."""
+        self._num_closed += 1
+        self._done.put(None)
+        self._end()
+
+    def _end(self) -> None:
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -123,11 +139,14 @@ class GradingPool:
             pool.join(timeout=IDLE_CLOSE_S if self._is_idle else 0.0)
         except TimeoutError:
             pool.stop()
-            pool.join()
+            # A process that the kernel can't end (a file system that hangs) is not waited for.
+            ending = threading.Thread(target=pool.join, name="end of the graders", daemon=True)
+            ending.start()
+            ending.join(END_S)
 
     def _running_pool(self) -> ProcessPool:
         if self._pool is not None and not self._pool.active:
-            self.close()
+            self._end()
         if self._pool is None:
             # forkserver: workers are forked from a small process that has done the imports, so that a killed one is
             # back in milliseconds; the driver's own memory, threads and CUDA are never forked.
@@ -136,6 +155,11 @@ class GradingPool:
             initargs = (self.prepare, int(self.memory_gib * 2**30))
             self._pool = ProcessPool(self.workers, context=context, initializer=_start_worker, initargs=initargs)
         return self._pool
+
+
+def longest_wait(deadline_s: float, num_calls: int, workers: int) -> float:
+    """Seconds for so many calls, if each is late."""
+    return SLACK_S + 2 * (deadline_s + 1) * num_calls / workers
 
 
 def _outcome(future, deadline_s: float) -> Verdict | None:

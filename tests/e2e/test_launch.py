@@ -48,7 +48,7 @@ def test_wrong_arguments(arguments, status, words):
 
 
 def test_usr1_starts_the_run_again(tmp_path):
-    settings = [*SMALL, f"run.dir={tmp_path}", "run.name=a", "run.overwrite=true"]
+    settings = [*SMALL, f"run.dir={tmp_path}", "run.name=a", "run.overwrite=all"]
     process = launch(RECIPE, *settings, NFT_DRIVER="megatron_nft.train_async")
     overdue = threading.Timer(300, process.terminate)
     overdue.start()

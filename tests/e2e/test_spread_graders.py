@@ -6,6 +6,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from megatron_nft.cluster import graders
 from megatron_nft.cluster.graders import SpreadPool, spread_pool
 from megatron_nft.cluster.nodes import living_nodes
 from megatron_nft.config import VerdictConfig
@@ -26,7 +27,7 @@ def cluster():
     cluster.shutdown()
 
 
-def test_four_nodes_grade_as_one_does(cluster):
+def test_four_nodes_grade_as_one_does(cluster, monkeypatch):
     config = VerdictConfig(workers=NODES, deadline_s=2.0)
     assert spread_pool(VerdictConfig(workers=1)) is None, "one node is enough"
     pool = SpreadPool(config, [node.ray_id for node in living_nodes()])
@@ -48,3 +49,12 @@ def test_four_nodes_grade_as_one_does(cluster):
         )
         assert [v.kind for v in again] == ["right"] * 40
         assert len(pool._actors) == NODES - 1
+
+        monkeypatch.setattr(graders, "longest_wait", lambda *_: 4.0)
+        monkeypatch.setattr(graders, "ANSWER_S", 1.0)
+        pool._actors[0].__ray_call__.remote(lambda _: time.sleep(1000))  # a node hangs: it is not waited for
+        again = judge.judge_answers(
+            [r"\boxed{\sqrt{8}}"] * 9, [rf"2\sqrt{{2}} + {n} - {n}" for n in range(50, 59)], ["m"] * 9
+        )
+        assert [v.kind for v in again] == ["right"] * 9
+        assert len(pool._actors) == NODES - 2

@@ -201,7 +201,7 @@ def damage_every_file(rank, master, folder):
 def test_damage_to_any_file_is_named_and_the_checkpoint_before_it_used(tmp_path):
     (found,) = run_ranks(1, damage_every_file, str(tmp_path))
     message = found.pop(("all", "cut"))[1][0]
-    assert "no checkpoint of" in message and "is whole" in message and "run.overwrite=true" in message
+    assert "no checkpoint of" in message and "is whole" in message and 'run.overwrite="all"' in message
     assert {".metadata", "__0_0.distcp", "run.json", "hf/config.json", "manifest.json"} <= {name for name, _ in found}
     for (name, how), (step, lines) in found.items():
         assert step == 1, (name, how)

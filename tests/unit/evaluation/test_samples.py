@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 
 import numpy as np
@@ -123,10 +124,19 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         process = context.Process(target=_open, args=(tmp_path / "s.jsonl", found))
         process.start()
         process.join(30)
-        assert "in use by another evaluation" in found.get()
+        assert f"{tmp_path} is in use by process {os.getpid()} on " in found.get()
 
 
 def test_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SamplesError, match=r"can't write .*; choose another --out"):
+    with pytest.raises(SamplesError, match=r"can't write .*--out\)"):
         SamplesFile(tmp_path / "file" / "s.jsonl", SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints"])
+def test_a_runs_own_folder_is_refused(tmp_path, name):
+    """It has a recipe.toml and a report.html, too."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(SamplesError, match=r"is a run's folder, .* another --out, such as .*/evaluation"):
+        SamplesFile(tmp_path / "samples.jsonl", SETTINGS)
+    SamplesFile(tmp_path / "evaluation" / "samples.jsonl", SETTINGS).__exit__()

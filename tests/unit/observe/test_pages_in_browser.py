@@ -222,7 +222,7 @@ def test_pointing_at_a_chart_says_its_values(browser, make_page):
     )
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + 0.99 * box[2], y=box[1] + box[3] / 2)
     text = page.run("document.getElementById('tooltip').textContent")
-    assert "step 120" in text and "greedy70 (66.1–73.9)" in text.replace(" %", ""), text
+    assert "step 120" in text and "this run35 (33–37)" in text.replace(" %", ""), text
 
 
 @pytest.mark.parametrize("width", WIDTHS)

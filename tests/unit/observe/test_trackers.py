@@ -14,7 +14,7 @@ import pytest
 
 from megatron_nft.config import ObserveConfig, RecipeError
 from megatron_nft.observe.report import Report
-from megatron_nft.run.folder import take_run_folder
+from megatron_nft.run.folder import run_folder
 
 MISSING = [name for name in ("tensorboard", "wandb") if find_spec(name) is None]
 HOW_TO = f"no {' and no '.join(MISSING)} here: pip install -r requirements-trackers.txt"
@@ -196,8 +196,8 @@ def test_what_has_been_uploaded_stays_and_the_resumed_run_is_whole_beside_it(mak
 def test_overwriting_a_run_begins_another_one_in_wandb(make_tracked):
     record_three_steps(make_tracked("wandb")).close("done")
     config = make_tracked("wandb", overwrite=True)
-    take_run_folder(config)
-    record_three_steps(config).close("done")
+    with run_folder(config, print):
+        record_three_steps(config).close("done")
     assert len(read_wandb(config.run_dir)) == 2
 
 

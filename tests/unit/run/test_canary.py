@@ -28,7 +28,7 @@ class Actors:
 def check(monkeypatch, offsets):
     """With an engine for each offset of its log-probs from the actor's; and what the actor was asked."""
 
-    def one_answer_each(engines, prompt, sampling):
+    def one_answer_each(engines, prompt, sampling, timeout_s):
         assert sampling.temperature == CONFIG.rollout.temperature
         return {
             f"engine {number}": RolloutGroup(

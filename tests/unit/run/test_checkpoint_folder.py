@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,15 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_nft.actor import checkpoint_parts
 from megatron_nft.actor.checkpoint_metadata import check_pickles, read_metadata
 from megatron_nft.actor.manifest import CheckpointError, FileRecord, damages, read_manifest, record, shares
+from megatron_nft.config import load_config
+from megatron_nft.observe.owner import FOLDER as OWNERS
+from megatron_nft.observe.owner import Owner, OwnerLost
 from megatron_nft.run import checkpoint_folder
+from megatron_nft.run.checkpoints import Checkpoints, Progress
 from megatron_nft.run.publication import Publication
 
 RANKS = 3
+NOTHING = {"policy_version": 4, "sampling": {}, "minutes": 0.0}
 PARTS = {"the plan", "rank 0", "rank 1", "rank 2", "the driver"}
 
 
@@ -44,6 +50,11 @@ def write_parts(partial, parts=PARTS):
             checkpoint_parts.write_part(partial, rank, RANKS, {path.name: record(path)}, [result])
     if "the driver" in parts:
         checkpoint_parts.write_driver_part(partial, ["weights", "hf/config.json"])
+
+
+def hand_on(run_dir):
+    """To a second owner, which took the first for dead."""
+    (run_dir / OWNERS / "2").write_text((run_dir / OWNERS / "1").read_text())
 
 
 def save(run_dir, step, text="weights"):
@@ -224,6 +235,16 @@ def test_what_can_not_be_published_is_an_error_and_no_thread_that_looks_for_ever
     assert publication.wait(5) and "no folder/run.json" in str(publication.error)
 
 
+def test_a_thread_whose_folder_is_anothers_publishes_nothing_and_deletes_nothing(tmp_path):
+    partial, first = begin(tmp_path, 4), Owner.take(tmp_path)
+    publication = Publication(partial, lambda: None, lambda: None, first.check)
+    hand_on(tmp_path)
+    write_parts(partial)
+    assert publication.wait(5) and not publication.is_published
+    assert isinstance(publication.error, OwnerLost) and names(tmp_path) == ["step_4.partial"]
+    first.leave()
+
+
 def test_steps_are_sorted_as_numbers(tmp_path):
     for step in (9, 10, 2):
         save(tmp_path, step)
@@ -301,3 +322,24 @@ def test_shares_hold_every_file_once_and_are_of_like_size(tmp_path):
     loads = [sum(sizes[name] for name in share) for share in of_two]
     assert max(loads) - min(loads) <= 1
     assert shares(manifest, 8)[5:] == [[], [], []]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_save_that_is_given_up_is_deleted_by_the_folders_owner_only(tmp_path, is_lost):
+    def broken():
+        raise CheckpointError("actor rank 1: no space left")
+
+    config = load_config("launch/recipes/quickstart.toml", [f"run.dir={tmp_path}", "run.name=x"])
+    ranks, first = SimpleNamespace(begin_save=lambda *where: None, is_saved=broken), Owner.take(config.run_dir)
+    checkpoints = Checkpoints(config, ranks, lambda line: None, check=first.check)
+    checkpoints.begin(Progress(step=4, **NOTHING))
+    if is_lost:
+        hand_on(config.run_dir)
+        for act in (checkpoints.poll, lambda: checkpoints.begin(Progress(step=6, **NOTHING))):
+            with pytest.raises(OwnerLost):
+                act()
+    else:
+        checkpoints.poll()
+    assert names(config.run_dir) == (["step_4.partial"] if is_lost else [])
+    checkpoints.close()
+    first.leave()

@@ -1,5 +1,6 @@
 """How a driver's end becomes an exit status and one line; that batch scripts act on it: tests/slurm, tests/e2e."""
 
+import errno
 import signal
 
 import pytest
@@ -8,7 +9,9 @@ from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.config import RecipeError
 from megatron_nft.data.prompts import DataError
 from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.observe.owner import FolderInUse, OwnerLost
 from megatron_nft.run import command_line
+from megatron_nft.run.run import TryAgain
 from megatron_nft.run.stop import StopRequested
 
 RECIPE = "launch/recipes/quickstart.toml"
@@ -26,6 +29,13 @@ def status_of(monkeypatch, end, *arguments, replayed=True):
     return command_line.main(lambda run, stop: None, "train", "Trains.", [RECIPE, *arguments])
 
 
+def lost_anyway():
+    """A stop, of which a new job would not get further."""
+    end = StopRequested(signal.SIGUSR1)
+    end.goes_on = False
+    return end
+
+
 @pytest.mark.parametrize(
     ("end", "status", "words"),
     [
@@ -33,7 +43,12 @@ def status_of(monkeypatch, end, *arguments, replayed=True):
         (StopRequested(signal.SIGUSR1), 75, "interrupted by SIGUSR1; the same command goes on from the last"),
         (StopRequested(signal.SIGTERM), 130, "interrupted by SIGTERM"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (lost_anyway(), 130, "interrupted by SIGUSR1; the same command would train again what wasn't saved"),
+        (TryAgain("lost"), 75, "error: lost; the same command goes on from the last checkpoint"),
         (ClusterError("lost"), 1, "error: lost"),
+        (OwnerLost("x has been taken over"), 1, "error: x has been taken over"),
+        (FolderInUse("x is in use"), 2, "error: x is in use"),
+        (OSError(errno.ENOSPC, "No space left"), 1, "error: [Errno 28] No space left; make room, and give the same"),
         (NoMixedGroups("none"), 1, "error: none"),
         (RecipeError("wrong"), 2, "error: wrong"),
         (DataError("empty"), 2, "error: empty"),
@@ -49,6 +64,8 @@ def test_every_end_has_its_status_and_its_line(monkeypatch, capsys, end, status,
 def test_a_mistake_of_the_programs_keeps_its_traceback(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         status_of(monkeypatch, ZeroDivisionError())
+    with pytest.raises(FileNotFoundError):
+        status_of(monkeypatch, FileNotFoundError(errno.ENOENT, "No such file"))
 
 
 def test_a_replay_that_differs_has_failed(monkeypatch):

@@ -20,7 +20,7 @@ from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 from megatron_nft.verdict import boxes
 from megatron_nft.verdict.judge import Judge, judge_answers
 from megatron_nft.verdict.math_answer import warm_up
-from megatron_nft.verdict.pool import GradingPool, JudgeError
+from megatron_nft.verdict.pool import GradingPool, JudgeError, nothing
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE_S = 1.0
@@ -226,6 +226,26 @@ def test_workers_killed_while_idle_are_replaced_and_ctrl_c_is_not_theirs():
         os.kill(worker.pid, signal.SIGKILL)
         assert kinds(judge, [r"\boxed{6/12}", r"\boxed{7}"]) == ["right", "wrong"]
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_an_end_does_not_wait_for_answers_that_are_graded():
+    """Another thread is at it, and its calls have no end; Python would wait for that thread."""
+    pool, ended = GradingPool(1, nothing), []
+
+    def grade():
+        try:
+            pool.run([(time.sleep, 600)] * 3, 600.0)
+        except JudgeError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=grade)
+    thread.start()
+    while pool._pool is None or not multiprocessing.active_children():
+        time.sleep(0.05)
+    start = time.monotonic()
+    pool.close()
+    thread.join(30)
+    assert ended == ["grading was ended while answers were graded"] and time.monotonic() - start < 20
 
 
 def test_broken_grading_is_an_error_not_a_wrong_answer(tmp_path):
