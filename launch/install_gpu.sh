@@ -58,9 +58,12 @@ if [[ -n $wheel ]]; then
         die "--te-wheel ${wheel##*/} is not transformer_engine_torch-$te-cp312-..., which requirements-gpu.txt pins"
 else
     if [[ -z ${CUDA_HOME:-} ]]; then
-        nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) ||
+        nvcc=$(command -v nvcc) || nvcc=
+        for CUDA_HOME in ${nvcc:+"$(dirname "$(dirname "$(readlink -f "$nvcc")")")"} /usr/local/cuda; do
+            [[ -f $CUDA_HOME/include/cuda_runtime_api.h ]] && break  # a wrapper in /usr/local/bin is no toolkit
+        done
+        [[ -n $nvcc || -x $CUDA_HOME/bin/nvcc ]] ||
             die "no nvcc to compile TransformerEngine's extension with: module load cuda, set CUDA_HOME, or give --te-wheel FILE"
-        CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
     fi
     [[ -x $CUDA_HOME/bin/nvcc && -f $CUDA_HOME/include/cuda_runtime_api.h ]] ||
         die "CUDA_HOME = $CUDA_HOME has no bin/nvcc and include/cuda_runtime_api.h; set it to the folder of a CUDA 13 toolkit"

@@ -65,7 +65,6 @@ def test_the_arguments_of_an_engine_are_what_vllm_takes(decided):
 # --- Calls -----------------------------------------------------------------------------------------------------------
 
 LLM_CALLS = {
-    "get_tokenizer": ((), {}),
     "init_weight_transfer_engine": (({"init_info": {}},), {}),
     "start_weight_update": ((), {}),
     "update_weights": (({"update_info": {"manifest": None}},), {}),
