@@ -148,11 +148,11 @@ PROMISES = {
     "python -m megatron_nft.plan": [re.compile("fits")],
     "NFT_PREFLIGHT_ONLY=1": promised("preflight: ... 0 FAIL in ... s"),
     "sbatch slurm/nft_32b.sbatch": promised(
-        "data: ... training prompts (...), 30 held out",
+        "data: ... training prompts (...), ... held out",
         "actor: 128 Megatron ranks (tp 8 x pp 2 x dp 8), bf16 | 32 vLLM engines, bfloat16 | starting ...",
         "ready after ... s",
-        "evaluation at step 0 | greedy ... | avg@32 ... | truncated ... | 30 prompts | ...s",
-        "step 1/100 | update 16/1600 | ...s | loss ... | correct ... | right/wrong/other ... | mixed ... | gap ...",
+        "evaluation at step 0 | average ... | avg@k ... | truncated ... | ... prompts | ...s",
+        "step 1/320 | update 16/5120 | ...s | loss ... | correct ... | right/wrong/other ... | mixed ... | gap ...",
     ),
 }
 
