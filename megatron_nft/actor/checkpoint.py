@@ -145,8 +145,10 @@ def load_checkpoint(
         if dist_checkpointing.load_common_state_dict(str(folder)).get("layout") == _layout(topology):
             state["random"] = _random(topology)
         state = dist_checkpointing.load(state, str(folder))
-        for number, chunk in enumerate(model):
-            unwrap_model(chunk).load_state_dict(set_scales(unwrap_model(chunk), state[f"model{number}"]))
+        for number, chunk in enumerate(map(unwrap_model, model)):
+            loaded = state[f"model{number}"]
+            chunk.load_state_dict(set_scales(chunk, loaded))
+            set_scales(chunk, loaded)  # FP8 parameters write what they saw into them while they are loaded
     for group in state["optimizer"]["optimizer"]["param_groups"]:
         group.update({name: optimizer.param_groups[0][name] for name in FROM_THE_RECIPE})
     load_optimizer_state(optimizer, state["optimizer"])

@@ -11,12 +11,21 @@ BLOCK = 128
 
 
 def play() -> None:
-    from transformer_engine.pytorch.tensor import float8_blockwise_tensor, float8_tensor
+    from transformer_engine.pytorch.tensor import float8_blockwise_tensor, float8_tensor, utils
     from transformer_engine.pytorch.tensor.storage import float8_blockwise_tensor_storage, float8_tensor_storage
 
     kernels = _Kernels()
-    for module in (float8_blockwise_tensor, float8_tensor, float8_blockwise_tensor_storage, float8_tensor_storage):
+    for module in (
+        float8_blockwise_tensor,
+        float8_tensor,
+        float8_blockwise_tensor_storage,
+        float8_tensor_storage,
+        utils,
+    ):
         module.tex = kernels
+    utils.multi_tensor_applier = lambda kernel, overflow, tensors, *rest: kernel(*tensors, *rest)
+    utils.multi_tensor_scale = _scale
+    utils.multi_tensor_compute_scale_and_scale_inv = _compute_scales
     for function in (
         float8_tensor_storage._FromFloat8Func,
         float8_blockwise_tensor_storage._FromFloat8BlockwiseFunc,
@@ -25,12 +34,12 @@ def play() -> None:
 
 
 class _Kernels:
-    """transformer_engine_torch, but for two of its functions."""
+    """transformer_engine_torch, but for these functions."""
 
     def __getattr__(self, name: str) -> Any:
         import transformer_engine_torch
 
-        return {"quantize": _quantize, "dequantize": _dequantize}.get(name) or getattr(transformer_engine_torch, name)
+        return PLAYED.get(name) or getattr(transformer_engine_torch, name)
 
 
 def _quantize(source: Tensor, quantizer: Any, out: Any = None, noop: Any = None) -> Any:
@@ -46,6 +55,8 @@ def _quantize(source: Tensor, quantizer: Any, out: Any = None, noop: Any = None)
         return out
     is_delayed = isinstance(quantizer, Float8Quantizer)
     scale = quantizer.scale.float().reshape(1) if is_delayed else _scale_to_largest(source)
+    if is_delayed and quantizer.amax.numel():
+        quantizer.amax.copy_(source.abs().max())
     data = _to_bytes(source * scale)
     if out is None:
         return Float8Tensor(
@@ -90,3 +101,59 @@ def _dequantize(tensor: Any, *arguments: Any) -> Tensor:
     numbers = tensor._rowwise_data.view(torch.float8_e4m3fn).float()
     scales = tensor._rowwise_scale_inv.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
     return (numbers * scales[: numbers.shape[0], : numbers.shape[1]]).bfloat16()
+
+
+# --- Master weights, a shard of each, into FP8 parameters ------------------------------------------------------------
+
+
+def _scale(sources: list[Tensor], targets: list[Tensor], factor: float) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source * factor)
+
+
+def _compute_scales(
+    largest: list[Tensor], scales: list[Tensor], inverses: list[Tensor], most: float, powers_of_2: bool, epsilon: float
+) -> None:
+    for seen, scale, inverse in zip(largest, scales, inverses, strict=True):
+        scale.copy_(most / seen.clamp_min(max(epsilon, 1e-12)))
+        if powers_of_2:
+            scale.copy_(torch.exp2(torch.floor(torch.log2(scale))))
+        inverse.copy_(1 / scale)
+
+
+def _compute_amax(source: Tensor, out: Tensor) -> None:
+    out.copy_(source.abs().max())
+
+
+def _blocks_of(start: int, length: int, height: int, width: int, columns: int) -> Tensor:
+    """Of a fragment's numbers: their place in a flat table of blocks with so many columns."""
+    places = torch.arange(start, start + length)
+    return places // width // BLOCK * columns + places % width // BLOCK
+
+
+def _partial_amax(source: Tensor, out: Tensor, height: int, width: int, start: int, block: int) -> None:
+    blocks = _blocks_of(start, source.numel(), height, width, out.shape[1])
+    out.view(-1).scatter_reduce_(0, blocks, source.detach().float().abs().flatten(), "amax")
+
+
+def _partial_cast(
+    source: Tensor, out: Tensor, scale: Tensor, height: int, width: int, start: int, block: int, dtype: Any
+) -> None:
+    blocks = _blocks_of(start, source.numel(), height, width, scale.shape[1])
+    out.copy_(_to_bytes(source.detach().float().flatten() * scale.reshape(-1)[blocks]))
+
+
+def _transpose(data: Tensor, dtype: Any, out: Tensor | None = None) -> Tensor:
+    turned = data.reshape(-1, data.shape[-1]).T.contiguous()
+    return turned if out is None else out.copy_(turned)
+
+
+PLAYED = {
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "compute_amax": _compute_amax,
+    "fp8_block_scaling_compute_partial_amax": _partial_amax,
+    "fp8_block_scaling_partial_cast": _partial_cast,
+    "fp8_transpose": _transpose,
+}
+"""In place of the functions of these names."""

@@ -4,6 +4,8 @@ TransformerEngine's layers with Megatron's and TransformerEngine's own Python. `
 actor/cpu.py says where tensors lie and what a stream is; the rest is here. What the layers would compute: layers.py.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,8 +82,20 @@ def _answer_as_an_h100(no_stream: type) -> None:
     cuda.current_stream = cuda.default_stream = lambda device=None: stream
 
 
+@contextmanager
+def _one_by_one(*arguments: Any, **keywords: Any) -> Iterator[Any]:
+    """In place of a coalesced collective: gloo's takes every tensor for one of the first one's format, so that bf16
+    parameters behind FP8's bytes come out as bytes. NCCL's is a group of calls, each with its own format."""
+    yield SimpleNamespace(wait=lambda: None)
+
+
 def _gloo_for_nccl() -> None:
     import torch.distributed as dist
+    from megatron.core.distributed import param_and_grad_buffer as buffers
 
+    gather, scatter = buffers.dist_all_gather_func, buffers.dist_reduce_scatter_func
+    buffers._coalescing_manager = _one_by_one
+    buffers.dist_all_gather_func = lambda *tensors, **arguments: gather(*tensors, **(arguments | {"async_op": False}))
+    buffers.dist_reduce_scatter_func = lambda *ts, **arguments: scatter(*ts, **(arguments | {"async_op": False}))
     init_process_group = dist.init_process_group
     dist.init_process_group = lambda backend=None, **arguments: init_process_group(backend="gloo", **arguments)

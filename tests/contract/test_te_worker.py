@@ -32,6 +32,9 @@ CASES = {
         "actor.num_layers_at_end_in_bf16=1",
     ),
     "fp8-blockwise": (1, "actor.precision=fp8-blockwise"),
+    "fp8-tensorwise parameters dp 2": (2, "actor.precision=fp8-tensorwise", "actor.fp8_param=true", "actor.dp=2"),
+    "fp8-blockwise parameters": (1, "actor.precision=fp8-blockwise", "actor.fp8_param=true"),
+    "fp8-delayed parameters": (1, "actor.precision=fp8-delayed", "actor.fp8_param=true"),
 }
 
 
@@ -48,17 +51,24 @@ def test_a_worker_scores_updates_saves_and_goes_on(case, tmp_path):
 
     scoring = [rank for rank in ranks if rank["scores"] is not None]
     gap = np.mean([np.abs(rank["scores"] - rank["stored"]).mean() for rank in scoring])
-    assert gap < GAPS.get(overrides[0], GAPS[BF16])
+    has_fp8_weights = "actor.fp8_param=true" in overrides
+    assert gap < (0.5 if has_fp8_weights else GAPS.get(overrides[0], GAPS[BF16]))
 
     metrics = one(rank["metrics"] for rank in ranks)
     assert {name: type(value) for name, value in metrics.items()} == dict.fromkeys(metrics, float)
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["actor/nonfinite_updates"] == 0
     # The same in every layout and format: a shard's marks, its reduction and its share of the norm are right.
-    assert metrics["actor/grad_norm"] == pytest.approx(GRAD_NORM, rel=1e-4 if overrides[0] == FP32 else 0.05)
+    tolerance = 1e-4 if overrides[0] == FP32 else 0.5 if has_fp8_weights else 0.05
+    assert metrics["actor/grad_norm"] == pytest.approx(GRAD_NORM, rel=tolerance)
 
     for rank, again in zip((*ranks, *ranks), (*ranks, *fresh), strict=True):
         (metrics, scores), (metrics_again, scores_again) = rank["straight"], again["resumed"]
+        if has_fp8_weights and "fp8-tensorwise" not in overrides[0]:
+            # A checkpoint has these weights as bf16; quantized anew, by other scales than an update's, they are near.
+            assert metrics_again["nft/loss"] == pytest.approx(metrics["nft/loss"], abs=0.01)
+            assert scores is scores_again is None or np.abs(scores_again - scores).mean() < 0.5
+            continue
         assert metrics_again == metrics
         assert scores is scores_again is None or np.array_equal(scores_again, scores)
     is_deterministic = "actor.deterministic=true" in overrides
