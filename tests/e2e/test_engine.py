@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from megatron_nft.data.tokenizer import exact_tokenizer
 from tests.conftest import TAKES_MINUTES
 from tests.parallel.families import save_tokenizer
 
@@ -177,7 +178,7 @@ def test_answers_differ_within_a_group_between_seeds_and_between_repeats_of_a_pr
 
 
 def test_truncated_means_cut_before_the_end_token(results, models):
-    tokenizer = AutoTokenizer.from_pretrained(models["new", "untied", "float32"])
+    tokenizer = exact_tokenizer(Path(models["new", "untied", "float32"]))
     rollouts = [r for g in result(results, "sampling")["base"].values() for r in g.rollouts]
     for r in rollouts:
         assert r.truncated == (r.token_ids_A[-1] != 1)
