@@ -45,6 +45,10 @@ def load_config(
         raise RecipeError(f"no recipe at {recipe}; the shipped ones are in launch/recipes") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{recipe} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{recipe} is not valid TOML: it is nested too deeply") from None
+    except OSError as error:
+        raise RecipeError(f"the recipe {str(recipe)!r} can't be read: {error.strerror}; give a TOML file") from None
     except ValueError as error:
         raise RecipeError(f"the recipe {str(recipe)!r}: {error}") from None
     _apply_overrides(tree, overrides)
@@ -160,7 +164,8 @@ def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         for key in left_behind(algorithm, given.get("algorithm", {})):
             algorithm.pop(key, None)
     for section, values in given.items():
-        tree.setdefault(section, {}).update(values)
+        if isinstance(tree.setdefault(section, {}), dict):  # else it is refused as no section
+            tree[section].update(values)
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:
@@ -172,4 +177,6 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word: run.name=test
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"override {override[:60]!r} ... can't be read: {error}") from None
     return section, key, value

@@ -14,7 +14,7 @@ class Section(BaseModel):
     A section says what is wrong with its own settings together in `problems`: all of it, a line each that names them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     cuda_only: ClassVar[tuple[str, ...]] = ()
     """Settings that a CPU has no use for: schema.py refuses them there."""

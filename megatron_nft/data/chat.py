@@ -32,7 +32,7 @@ class Renderer:
         """
         self._tokenizer, self._is_chat = tokenizer, config.prompt_format == "chat"
         self._day = date.fromisoformat(config.date)
-        self._is_checked = False
+        self._checked: set[tuple[str, ...]] = set()  # roles of messages whose answers were looked at
         if self._is_chat and not tokenizer.chat_template:
             raise DataError(
                 f'the tokenizer of {tokenizer.name_or_path!r} has no chat template; set data.prompt_format = "plain", '
@@ -55,15 +55,13 @@ class Renderer:
         try:
             text = self._apply(messages, begins_answer=True)
         except Exception as error:  # the template is a program: it may refuse a role or an order
-            raise DataError(f"{place}: the chat template refuses the prompt: {error}") from error
-        for message in messages:
-            if message["role"] != "assistant" and message["content"].strip() not in text:
-                raise DataError(
-                    f"{place}: the chat template leaves the {message['role']} message out: "
-                    f"{message['content'].strip()[:60]!r}; put its words into another message, or mend the template"
-                )
-        if not self._is_checked:
-            self._is_checked = True
+            raise DataError(
+                f"{place}: the chat template refuses the prompt: {' '.join(str(error).split())}; change its messages "
+                'or the template, or set data.prompt_format = "plain"'
+            ) from error
+        _check_whole(messages, text, place)
+        if (roles := tuple(message["role"] for message in messages)) not in self._checked:
+            self._checked.add(roles)
             self._check_answer(messages, text, place)
         return text
 
@@ -104,3 +102,15 @@ class Renderer:
                 "texts; if the model was trained with it, add it to the template",
                 stacklevel=2,
             )
+
+
+def _check_whole(messages: Messages, text: str, place: str) -> None:
+    """Whether all that is asked stands in a prompt. The longest first: "1" is no system prompt in "What is 1 + 1?"."""
+    asked = [(message["content"].strip(), message["role"]) for message in messages if message["role"] != "assistant"]
+    for content, role in sorted(asked, key=lambda one: -len(one[0])):
+        if content not in text:
+            raise DataError(
+                f"{place}: the chat template leaves the {role} message out: {content[:60]!r}; put its words into "
+                "another message, or mend the template"
+            )
+        text = text.replace(content, "\0", 1) if content else text

@@ -38,7 +38,7 @@ SIGNS = {
     b"<!DOCTYPE": "a web page, not data; download the file itself",
     b"<html": "a web page, not data; download the file itself",
 }
-"""How a file begins that is no text of rows."""
+"""How a file begins that is no text of rows; nor parquet, but for the first."""
 ROWS_AT_ONCE = 1000
 MAX_WORDS = 300  # of another library's message
 
@@ -54,9 +54,9 @@ def read_rows(file: str, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """
     path = Path(file)
     is_hub_name = kind_of(file) is None and re.fullmatch(r"[\w.-]+/[\w.-]+", file) and not path.exists()
-    if not is_hub_name:
-        _check_file(path)
     try:
+        if not is_hub_name:
+            _check_file(path)
         if is_hub_name:
             yield from _from_hub(file, columns)
         elif kind_of(file) == ".parquet":
@@ -102,6 +102,15 @@ def _check_file(path: Path) -> None:
         raise DataError(
             f"{path}: unknown kind of file; data comes as {', '.join(KINDS)}, the texts also as {', '.join(PACKED)}"
         )
+    if kind_of(str(path)) == ".parquet":
+        with path.open("rb") as stream:
+            _check_start(stream.read(64), str(path), but=b"PAR1")
+
+
+def _check_start(start: bytes, file: str, but: bytes = b"") -> None:
+    for sign, what in SIGNS.items():
+        if start.startswith(sign) and sign != but:
+            raise DataError(f"{file} is {what}")
 
 
 # --- Parquet and the hub ---------------------------------------------------------------------------------------------
@@ -179,10 +188,17 @@ def _shortest(kind: "pa.DataType") -> Callable[[Any], Any] | None:
         inner = {field.name: _shortest(field.type) for field in kind}
         if any(inner.values()):
             return lambda row: row and {k: f(v) if (f := inner[k]) else v for k, v in row.items()}
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if is_list and (one := _shortest(kind.value_type)):
+    if types.is_map(kind) and (one := _shortest(kind.item_type)):
+        return lambda table: table and {key: one(value) for key, value in table.items()}
+    if types.is_dictionary(kind):
+        return _shortest(kind.value_type)
+    if any(is_such(kind) for is_such in _lists(types)) and (one := _shortest(kind.value_type)):
         return lambda values: values and [one(value) for value in values]
     return None
+
+
+def _lists(types: Any) -> tuple[Callable[[Any], bool], ...]:
+    return (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
 
 
 # --- Text ------------------------------------------------------------------------------------------------------------
@@ -192,9 +208,7 @@ def _from_text(file: str) -> Iterator[tuple[int, Row]]:
     path = Path(file)
     with PACKED.get(path.suffix.lower(), open)(path, "rb") as stream:
         start = stream.read(64)
-        for sign, what in SIGNS.items():
-            if start.startswith(sign):
-                raise DataError(f"{file} is {what}")
+        _check_start(start, file)
         stream.seek(0)
         if (kind := kind_of(file)) in (".csv", ".tsv"):
             yield from _from_csv(stream, file, "," if kind == ".csv" else "\t")

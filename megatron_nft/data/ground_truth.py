@@ -11,12 +11,16 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+from megatron_nft.data.made_text import value_in
+
 MAX_DIGITS = 400
 """Of a number, written out; a double has at most 309 before the point."""
 MISSING_TEXTS = {"nan", "<NA>", "NaT"}
 """What pandas writes for a missing value when a column is made text."""
+MARK = "####"
+"""Of GSM8K, before the number that a worked solution ends in."""
 _GSM8K_LINE = re.compile(r"(?:^|\n)\s*####\s*([-+]?\$?[0-9][0-9,./]*%?)\s*$")
-_LIST_OF_TEXTS = re.compile(r'\s*\[\s*"')
+_LIST_OF_TEXTS = re.compile(r"""\s*\[\s*(?:"|'.*\]\s*$)""", re.DOTALL)
 
 
 class NoGroundTruth(ValueError):
@@ -48,12 +52,12 @@ def gsm8k_number(solution: str) -> str | None:
 
 
 def last_box(solution: str) -> str | None:
-    r"""Contents of the last \boxed{...} that is in no other; None without one."""
+    r"""Contents of the last \boxed{...} that is in no other; None without one, or if its end is not clear."""
     found, depth, start = None, 0, 0
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|(\w))|\\.|[{}]", solution, re.DOTALL):
+    for token in re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|(\w*))|\\.|[{}]", solution, re.DOTALL):
         if depth == 0:
-            if token[1]:
-                found = token[1]  # \boxed 5
+            if token[1] is not None:
+                found = token[1] if len(token[1]) == 1 else None  # \boxed 5; of \boxed 12, TeX boxes the 1 alone
             elif token[0].endswith("{") and len(token[0]) > 2:
                 depth, start = 1, token.end()
         elif token[0] == "}":
@@ -61,7 +65,7 @@ def last_box(solution: str) -> str | None:
             found = solution[start : token.start()].strip() if depth == 0 else found
         elif token[0].endswith("{") and token[0] != r"\{":
             depth += 1
-    return found
+    return found if depth == 0 else None
 
 
 def _text(value: Any) -> str | None:
@@ -100,9 +104,15 @@ def _digits(number: Decimal) -> str:
 
 
 def _list_in(text: str) -> Any:
-    """'["34"]' is a list of right answers; the interval [1, 2] and all that is no list of texts stay texts."""
+    """'["34"]' and "['34']" are lists of right answers; the interval [1, 2] and all that is no list stay texts.
+
+    Raises:
+        NoGroundTruth: it may be a list, and of what isn't clear.
+    """
     try:
-        value = json.loads(text)
+        value = value_in(text)
     except ValueError:
+        if "'" in text[:3] or '" "' in text:
+            raise NoGroundTruth(f"{text[:60]!r}, a list made text that can't be read; write it as a list") from None
         return text
-    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else text
+    return value if isinstance(value, list) else text

@@ -210,8 +210,8 @@ def _unused_stem(file: str, stems: set[str]) -> str:
 def no_answer(file: str, problem: Problem) -> DataError:
     """What is said of a row without a ground truth."""
     return DataError(
-        f"{file}, row {problem.number} (counted from 0): no ground truth; add it, or set "
-        'data.missing_answer = "skip" to drop such rows'
+        f"{file}, row {problem.number} (counted from 0): no ground truth; add it (in a solution: a last line "
+        '#### NUMBER, or \\boxed{}), or set data.missing_answer = "skip" to drop such rows'
     )
 
 

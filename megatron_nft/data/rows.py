@@ -5,9 +5,9 @@ messages and the ground truth stands in reward_model; and question or problem be
 MATH have it. Nothing is guessed: a row that says neither is refused by its number.
 """
 
-import ast
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,7 +15,8 @@ from typing import Any
 
 from megatron_nft.data.errors import DataError
 from megatron_nft.data.files import Row, read_rows, stem_of
-from megatron_nft.data.ground_truth import NoGroundTruth, ground_truth_of, gsm8k_number, last_box
+from megatron_nft.data.ground_truth import MARK, NoGroundTruth, ground_truth_of, gsm8k_number, last_box
+from megatron_nft.data.made_text import value_in
 
 QUESTIONS = ("prompt", "question", "problem", "messages")
 """Columns that what is asked may stand in; the first that a row has counts."""
@@ -23,6 +24,8 @@ ANSWERS = ("reward_model", "ground_truth", "answer", "final_answer", "solution")
 """Columns that what is right may stand in; the first that a row has counts."""
 COLUMNS = (*QUESTIONS, *ANSWERS, "data_source", "extra_info")
 GSM8K = "openai/gsm8k"
+_MESSAGE_FIRST = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content)["']\s*:""")
+"""How messages made text begin; a long content may stand before the role."""
 SCHEMA = (
     "prompt, question or problem (text, or a list of {role, content} messages); reward_model ({ground_truth}), "
     "ground_truth, answer or solution (which ends in #### or \\boxed{}); data_source (text), or else the file's name; "
@@ -126,13 +129,14 @@ def _part(part: Any, where: str) -> str:
 def _parsed(text: str, where: str, name: str) -> Any:
     """Messages that were made text, by JSON or by Python; any other text is itself what is asked."""
     start = text.lstrip()[:200]
-    if not start.startswith(("[", "{")) or "role" not in start or "content" not in text:
+    is_like = start.startswith(("[", "{")) and "role" in start
+    if not (is_like or _MESSAGE_FIRST.match(text)) or "role" not in text or "content" not in text:
         return text
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+    try:
+        value = value_in(text)
+    except ValueError:
+        pass
+    else:
         tables = value if isinstance(value, list) else [value]
         is_chat = bool(tables) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in tables)
         return value if is_chat else text
@@ -158,8 +162,12 @@ def _gold(row: Row, where: str) -> tuple[str | None, bool]:
         if name in ("answer", "solution") and isinstance(value, str):
             if (number := gsm8k_number(value)) is not None:
                 return ground_truth_of(number), True
-            if name == "solution" and value.strip() and (value := last_box(value)) is None:
-                raise NoGroundTruth("text without #### NUMBER as its last line and without \\boxed{}; name it answer")
+            if MARK in value:
+                raise NoGroundTruth(
+                    f"text with {MARK} that does not end in a line {MARK} NUMBER: {value[-40:]!r}; put the answer "
+                    "alone into ground_truth"
+                )
+            value = last_box(value) if name == "solution" else value
         return ground_truth_of(value), False
     except NoGroundTruth as error:
         place = "ground_truth" if name == "reward_model" else name
@@ -170,8 +178,8 @@ def _reward_model(value: Any, where: str) -> Any:
     table = value
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            table = json.loads(value, parse_float=Decimal)
-        except (ValueError, RecursionError):
+            table = value_in(value)
+        except ValueError:
             table = None
     if not isinstance(table, dict):
         raise DataError(f"{where}: reward_model is {str(value)[:80]!r}, not {{ground_truth}}. Needed: {SCHEMA}")
@@ -179,11 +187,12 @@ def _reward_model(value: Any, where: str) -> Any:
 
 
 def _extra_info(info: Any, where: str) -> dict[str, Any]:
-    """What JSON has not, such as a date, becomes text. Tables that are unlike each other may come as texts of JSON."""
+    """What JSON has not, such as a date, becomes text. Tables that are unlike each other may come as texts."""
     try:
-        info = json.loads(info) if isinstance(info, str) and info.strip() else info or {}
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: extra_info is text, but no JSON: {error}") from error
+        if info is None or isinstance(info, str):
+            info = value_in(info) if info and info.strip() else {}
+    except ValueError as error:
+        raise DataError(f"{where}: extra_info is text, but neither JSON nor Python's: {error}") from error
     if not isinstance(info, dict):
         raise DataError(f"{where}: extra_info is a {type(info).__name__}, not a table. Needed: {SCHEMA}")
     return _plain(info)

@@ -67,7 +67,8 @@ def exact_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
             wrong = difference(PROBES, tokenizer)
     except Exception as error:  # the tokenizer classes raise whatever their parsers do
-        raise DataError(f"the tokenizer in {folder} does not load: {error}") from error
+        why = " ".join(str(error).split())
+        raise DataError(f"the tokenizer in {folder} does not load: {why}; fetch its files again") from error
     if wrong:
         raise DataError(f"{wrong}; put the tokenizer.json that was published with the model beside it")
     if (folder / "config.json").is_file() and not stop_ids(tokenizer):

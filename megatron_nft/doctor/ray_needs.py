@@ -61,7 +61,7 @@ def _check_folder(machine: Machine) -> Iterator[Finding]:
         yield fail("Ray", value, "Ray needs a path from the root", remedy)
         return
     ray_folder = Path(folder) / "ray"
-    place = next(path for path in (ray_folder, *ray_folder.parents) if path.exists())
+    place = next(path for path in (ray_folder, *ray_folder.parents) if path.exists() or path.is_symlink())
     if reason := _why_not_writable(place):
         yield fail("Ray", value, f"{place} {reason}", remedy)
         return
@@ -81,7 +81,7 @@ def _check_folder(machine: Machine) -> Iterator[Finding]:
 
 def _why_not_writable(place: Path) -> str:
     if not place.is_dir():
-        return "is a file"
+        return "is a file" if place.exists() else "is a link to nothing"
     try:
         with tempfile.TemporaryFile(dir=place, prefix="megatron_nft_") as file:
             file.write(bytes(4096))
@@ -103,13 +103,13 @@ def _check_address(machine: Machine, address: str) -> Iterator[Finding]:
         yield fail("Ray", value, reason, "run it on a node of the cluster, with RAY_ADDRESS=HOST:PORT")
         return
     host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdigit() and 0 < int(port) < 1 << 16):
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         yield fail("Ray", value, "it is no HOST:PORT", f"give the head's, such as node01:6379; {remedy}")
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS_WITHIN_S).close()
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except (OSError, UnicodeError) as error:  # the latter of a name that none can have
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         yield fail("Ray", value, f"nobody answers there: {reason}", remedy)
     else:
         yield ok("Ray", value)

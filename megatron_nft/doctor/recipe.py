@@ -65,7 +65,7 @@ def check_model(folder: Path) -> Iterator[Finding]:
     remedy = "download the model again, and compare the sizes with the hub's"
     try:
         named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         yield fail("model", str(index), f"it can't be read: {error}", remedy)
         return
     broken = [n for n in sorted(named) if not os.access(folder / n, os.R_OK) or (folder / n).stat().st_size == 0]

@@ -111,7 +111,7 @@ class SamplesFile:
             return
         header, *records = [self._parse(line, number) for number, line in enumerate(lines, start=1)]
         there = header.get(HEADER)
-        if there is None:
+        if not isinstance(there, dict):
             raise SamplesError(f"{self._path} is no evaluation's: its first line has no settings; choose another --out")
         for name in settings | there:
             if settings.get(name) != there.get(name):
@@ -119,8 +119,11 @@ class SamplesFile:
                     f"{self._path} holds samples of another evaluation: {name} was {there.get(name)!r} there and is "
                     f"{settings.get(name)!r} now; choose another --out, or delete the file"
                 )
-        for record in records:
-            self._kept[record["prompt_id"], record["digest"]] = tuple(Answer(**a) for a in record["answers"])
+        for number, record in enumerate(records, start=2):
+            try:
+                self._kept[record["prompt_id"], record["digest"]] = tuple(Answer(**a) for a in record["answers"])
+            except (KeyError, TypeError):  # another file's lines behind these, or answers that are none
+                raise SamplesError(f"{self._path}, line {number} is damaged; delete that line") from None
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:

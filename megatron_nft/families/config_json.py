@@ -24,7 +24,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         raw = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # beside JSON's own: no UTF-8, a number of thousands of digits
         raise ModelFolderError(f"{file} is not valid JSON: {error}") from None
     except RecursionError:
         raise ModelFolderError(f"{file} is not valid JSON: it is nested too deep") from None

@@ -178,7 +178,7 @@ def _tensors_in(path: Path) -> Iterator[tuple[str, StoredTensor]]:
             last = max(last, end)
         if last != size:
             raise ValueError(f"its header says {last:,}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ModelFolderError(
             f"{path}: not a whole safetensors file ({size:,} bytes: {error}); fetch it again"
         ) from None

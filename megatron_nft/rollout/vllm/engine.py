@@ -70,7 +70,6 @@ class VllmEngine:
         try:
             self._llm = LLM(
                 model=model_path,
-                load_format="dummy" if starts_empty else "auto",
                 dtype=config.dtype,
                 seed=seed,
                 tensor_parallel_size=config.tp,
@@ -82,7 +81,7 @@ class VllmEngine:
                 worker_extension_cls=receive.EXTENSION,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                **model_settings(model_path, max_model_len, device),
+                **model_settings(model_path, max_model_len, device, starts_empty),
                 **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
             )
         except Exception as error:

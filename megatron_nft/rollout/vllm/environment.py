@@ -47,15 +47,21 @@ def _cores(tp: int, index: int) -> list[int]:
     return [cores[(index * tp + rank) % len(cores)] for rank in range(tp)]
 
 
-def model_settings(model_path: str, max_model_len: int, device: str) -> dict[str, Any]:
-    """What has vLLM read the folder's config.json as training does.
+def model_settings(model_path: str, max_model_len: int, device: str, starts_empty: bool) -> dict[str, Any]:
+    """What has vLLM read the folder as training does: the same files, and config.json to the same end.
 
     Raises:
         ModelFolderError: the folder holds no model that training knows, or none that vLLM can run.
     """
     hf = read_hf_config(model_path)
     check_served(hf, model_path, max_tokens=max_model_len, device=device)
-    return {"hf_overrides": partial(_as_training_reads, family_of(hf).architecture, rope_parameters(hf))}
+    return {
+        "hf_overrides": partial(_as_training_reads, family_of(hf).architecture, rope_parameters(hf)),
+        # By itself vLLM prefers Mistral's own files (params.json, consolidated.safetensors) where they lie beside.
+        "load_format": "dummy" if starts_empty else "hf",
+        "config_format": "hf",
+        "tokenizer_mode": "hf",
+    }
 
 
 def _as_training_reads(architecture: str | None, rope: dict[str, Any], config: Any) -> Any:

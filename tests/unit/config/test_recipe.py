@@ -62,8 +62,25 @@ def test_malformed_files_and_overrides(recipe, tmp_path):
     assert "not of the form section.key=value" in refusal(recipe, "actor.tp")
     recipe.write_text("[model\n")
     assert "not valid TOML" in refusal(recipe)
+    recipe.write_text("")
+    assert "can't be read: Is a directory; give a TOML file" in refusal(tmp_path)
+    assert "can't be read: Not a directory" in refusal(recipe / "x.toml")
+    for value in ("9" * 5000, "[" * 5000):
+        recipe.write_text("")
+        assert "can't be read: " in refusal(recipe, f"run.seed={value}")
+        recipe.write_text(f"[run]\nseed = {value}\n")
+        assert str(recipe) in refusal(recipe)
+    for text in ("actor = 3\n", "[[actor]]\ntp = 1\n"):
+        recipe.write_text(text)
+        assert "actor = " in refusal(recipe, "actor.tp=1")
     recipe.write_text("[data]\ntrain = []\n")
     assert "model: missing; the recipe must set it" in refusal(recipe)
+
+
+@pytest.mark.parametrize("setting", ["rollout.temperature", "optimizer.learning_rate", "algorithm.neg_weight"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_numbers_are_finite(recipe, setting, value):
+    assert f"{setting} = {value}: Input should be a finite number" in refusal(recipe, f"{setting}={value}")
 
 
 def test_shipped_recipes_load():

@@ -92,10 +92,19 @@ CUT = CHATML.replace("{{ m.content }}", "{{ m.content[:5] }}") + BEGIN
         (LAST_ONLY, [SYSTEM, USER], "system"),
         (LAST_ONLY, [USER, {"role": "assistant", "content": "2"}, USER | {"content": "And 2 + 2?"}], "user"),
         (CUT, [USER], "user"),
+        (NO_SYSTEM, [SYSTEM | {"content": "1"}, USER], "system"),
     ],
 )
 def test_a_template_that_leaves_a_message_out(tokenizer, template, messages, role):
     assert f"the chat template leaves the {role} message out: " in refusal(tokenizer, template, *messages)
+
+
+def test_each_order_of_roles_is_looked_at(tokenizer):
+    tokenizer.chat_template = CHATML + BEGIN.replace("if add", "if messages[0].role != 'system' and add")
+    renderer = Renderer(tokenizer, DataConfig())
+    renderer.render([USER], "f.jsonl, row 0")
+    with pytest.raises(DataError, match="row 1: the chat template ignores add_generation_prompt"):
+        renderer.render([SYSTEM, USER], "f.jsonl, row 1")
 
 
 def test_messages_that_a_template_may_change(tokenizer):
@@ -106,7 +115,9 @@ def test_messages_that_a_template_may_change(tokenizer):
     without = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}") + BEGIN
     assert "hm" not in render(tokenizer, without, USER, thought, USER | {"content": "And 3?"})
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML + BEGIN
-    assert "the chat template refuses the prompt: no system role" in refusal(tokenizer, refuses, SYSTEM, USER)
+    assert "the chat template refuses the prompt: no system role; change its" in refusal(
+        tokenizer, refuses, SYSTEM, USER
+    )
 
 
 @pytest.mark.parametrize("format", ["chat", "plain"])

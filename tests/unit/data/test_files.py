@@ -80,6 +80,7 @@ def test_the_same_rows_in_every_guise(tmp_path, name, content):
         ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "cannot be read: Compressed file ended"),
         ("a.jsonl.gz", LINES, "cannot be read: Not a gzipped file"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         ("a.jsonl", b"<!DOCTYPE html><html>", "is a web page"),
         ("a.jsonl", b"PAR1....", "is parquet, whatever its name says"),
         ("a.json", b'{"data": []}', "row 0: no column prompt, question, problem, messages in data"),
@@ -136,6 +137,8 @@ def columns(tmp_path, gold, **others):
         (pa.array(["a"], pa.large_string()), ["a"]),
         (pa.array([["1", "2"], ["3"], []]), ['["1", "2"]', "3", None]),
         (pa.array([[0.1, 0.1]], pa.list_(pa.float32())), ["0.1"]),
+        (pa.array([[0.1, 0.1]], pa.list_view(pa.float32())), ["0.1"]),
+        (pa.array([0.1, 34], pa.float32()).dictionary_encode(), ["0.1", "34"]),
     ],
 )
 def test_columns_of_parquet(tmp_path, gold, texts):

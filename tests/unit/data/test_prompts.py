@@ -125,7 +125,7 @@ def test_numbers_as_ground_truths_become_text(tmp_path, tokenizer):
         ("a.jsonl", [{**row("?"), "reward_model": "2"}], {}, "row 0: reward_model is '2', not {ground_truth}"),
         ("a.jsonl", [row("1+1=", {"x": 2})], {}, "row 0: ground_truth is a dict, not text, a number, a date"),
         ("a.jsonl", [{**row("?"), "extra_info": [1]}], {}, "row 0: extra_info is a list, not a table. Needed: prompt"),
-        ("a.jsonl", [{**row("?"), "extra_info": "{1"}], {}, "row 0: extra_info is text, but no JSON: "),
+        ("a.jsonl", [{**row("?"), "extra_info": "{1"}], {}, "row 0: extra_info is text, but neither JSON nor"),
         (
             "a.jsonl",
             [{**row(""), "prompt": [{"role": "tool", "content": "?"}]}],

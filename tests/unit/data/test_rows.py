@@ -13,6 +13,7 @@ from megatron_nft.data.prompts import messages_to_ask
 from megatron_nft.data.rows import problem_of, read_problems
 
 CHAT = [{"role": "user", "content": "1 + 1 ="}]
+LONG = {"content": "Add. " * 60, "role": "user"}  # as tables are written by name
 GOLD = {"reward_model": {"ground_truth": "2"}}
 
 
@@ -46,6 +47,9 @@ def refusal(row):
         ({"messages": CHAT, "answer": "2"}, "1 + 1 =", "2", "file"),
         ({"prompt": json.dumps(CHAT), "reward_model": '{"ground_truth": 2.0}'}, "1 + 1 =", "2", "file"),
         ({"prompt": str(CHAT), **GOLD}, "1 + 1 =", "2", "file"),
+        ({"prompt": json.dumps([LONG]), **GOLD}, LONG["content"], "2", "file"),
+        ({"prompt": str([LONG]), "reward_model": str(GOLD["reward_model"])}, LONG["content"], "2", "file"),
+        ({"problem": "Why?", "solution": "Clearly."}, "Why?", None, "file"),
         ({"prompt": CHAT[0], **GOLD}, "1 + 1 =", "2", "file"),
         ({"prompt": [{**CHAT[0], "name": None, "tool_calls": None}], **GOLD}, "1 + 1 =", "2", "file"),
         ({"prompt": [user([{"type": "text", "text": "1 + "}, {"text": "1 ="}])], **GOLD}, "1 + 1 =", "2", "file"),
@@ -80,7 +84,11 @@ def test_layouts(row, question, gold, source):
         ({"prompt": "x", "reward_model": "34"}, "reward_model is '34', not {ground_truth}"),
         ({"prompt": "x", "reward_model": ["34"]}, "reward_model is \"['34']\", not {ground_truth}"),
         ({"prompt": "x", "reward_model": {"ground_truth": {"a": 1}}}, "ground_truth is a dict"),
-        ({"prompt": "x", "solution": "It is two."}, "solution is text without #### NUMBER"),
+        ({"prompt": "x", "answer": "3\n#### x = 3"}, "does not end in a line #### NUMBER: '3\\n#### x = 3'; put"),
+        ({"prompt": "x", "answer": "so 12 #### 12"}, "does not end in a line #### NUMBER"),
+        ({"prompt": "x", "ground_truth": "['3' '4']"}, "a list made text that can't be read"),
+        ({"prompt": "x", "reward_model": "{'ground_truth': ['3' '4']}"}, "reward_model is"),
+        ({"prompt": "x", **GOLD, "extra_info": "{'a': 1"}, "extra_info is text, but neither JSON nor Python's"),
         ({"prompt": "x", **GOLD, "data_source": ["a"]}, "data_source is a list, not text"),
         ({"prompt": "x \ud83d", **GOLD}, r"it has '\ud83d', which is half of a character"),
         ({"prompt": "x", **GOLD, "extra_info": {"a": ["\udc00"]}}, "half of a character"),
@@ -106,6 +114,12 @@ def test_extra_info_is_plain():
     assert read({"prompt": "x", **GOLD, "extra_info": info}).extra_info == {
         "n": None, "tests": [{"x": 1, "y": None}], "raw": "ab", "3": True,
     }  # fmt: skip
+
+
+def test_extra_info_made_text():
+    for text in ('{"index": 3, "x": 0.5}', "{'index': 3, 'x': 0.5}"):
+        assert read({"prompt": "x", **GOLD, "extra_info": text}).extra_info == {"index": 3, "x": 0.5}
+    assert read({"prompt": "x", **GOLD, "extra_info": " "}).extra_info == {}
 
 
 def test_the_example_of_the_documentation(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def test_the_length_of_its_sockets(machine):
         ({"TMPDIR": "/proc/x"}, "/proc can't be written"),
         ({"TMPDIR": "/dev/null"}, "/dev/null is a file"),
         ({"RAY_ADDRESS": "auto"}, "no Ray runs on this machine"),
+        ({"RAY_ADDRESS": f"{'a' * 70}:1"}, "nobody answers there: "),
+        ({"RAY_ADDRESS": "node:²"}, "it is no HOST:PORT"),
         ({"RAY_ADDRESS": "127.0.0.1:9"}, "nobody answers there: Connection refused"),
         ({"RAY_ADDRESS": "no.such.host.invalid:6379"}, "nobody answers there: "),
         ({"RAY_ADDRESS": "node01"}, "it is no HOST:PORT"),
@@ -117,3 +120,10 @@ def test_a_run_ends_with_the_line(monkeypatch, name, value, words):
     with pytest.raises(ClusterError, match="Ray can't be used: ") as caught, placement.ray_cluster(config):
         pass
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_link_to_nothing(machine):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own are longer than Ray's sockets allow
+        (link := Path(folder) / "gone").symlink_to(f"{folder}/none")
+        found = finding(machine, RAY_TMPDIR=str(link))
+    assert (found.status, found.reason) == ("FAIL", f"{link} is a link to nothing")

@@ -94,7 +94,13 @@ def test_samples_of_another_evaluation_are_refused_and_stay(tmp_path, settings, 
     assert (tmp_path / "s.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ['{"prompt_id": "aime/9", "ans', "[]", "null", '{"other": 1}', "\xff"])
+ODD_ANSWERS = '{"prompt_id": "aime/9", "digest": "", "answers": [{"said": "34"}]}'
+ANOTHER_HEADER = '{"evaluation": {"model": "m"}}'
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt_id": "aime/9", "ans', "[]", "null", '{"other": 1}', "\xff", ODD_ANSWERS, ANOTHER_HEADER]
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     write(tmp_path / "s.jsonl", [1])
     with (tmp_path / "s.jsonl").open("a") as file:

@@ -183,3 +183,10 @@ def test_yarn_and_linear_reach_megatron(tmp_path):
     hf = read(tmp_path, rope_scaling={"type": "linear", "factor": 3})
     assert family_of(hf).gpt_arguments(hf)["seq_len_interpolation_factor"] == 3.0
     assert family_of(hf).config_attributes(hf) == {}
+
+
+def test_numbers_that_are_too_long_for_python(tmp_path):
+    text = json.dumps(DIMENSIONS | {"model_type": "qwen2"})
+    (tmp_path / "config.json").write_text(text.replace("{", '{"x": ' + "9" * 5000 + ", ", 1))
+    with pytest.raises(ModelFolderError, match="is not valid JSON: Exceeds the limit"):
+        read_hf_config(tmp_path)

@@ -154,6 +154,7 @@ def test_older_folders_name_their_frequencies(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 988\n", "not a whole safetensors file"),
         ((9).to_bytes(8, "little") + b'{"a": [1]' + b"0" * 8, "not a whole safetensors file"),
         ((2).to_bytes(8, "little") + b"[]", "not a whole safetensors file"),
+        ((59).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0,0]}} ', "not a whole"),
         ((2).to_bytes(8, "little") + b"{}" + b"rest", "its header says"),
     ],
 )
