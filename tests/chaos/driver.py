@@ -231,6 +231,7 @@ def drive(address: str, folder: Path, settings: Sequence[str], plan: Plan | None
 
         def run(config: Any, steps: Any, **more: Any) -> None:
             processes = join(address, config)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's, which a driver at this place hasn't met yet
             pids = {"rank": processes.actors.pid(), "engine": processes.engines.pid()}
             if disturbance:
                 disturbance.pids = pids
