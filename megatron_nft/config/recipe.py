@@ -23,6 +23,8 @@ from megatron_nft.families.weight_files import check_weights, has_weights
 
 PLACE = ("run.name", "run.dir", "run.overwrite")
 """Settings that say where a run's files are, and nothing of what it does."""
+SHOWN = 8
+"""Changed settings that are told."""
 NO_DATA = "data.train is missing or empty; the recipe must name the training prompts' files"
 
 
@@ -153,6 +155,12 @@ def changed_settings(before: str, now: str) -> list[str]:
     earlier, later = flat_settings(before), flat_settings(now)
     pairs = {name: (earlier.get(name), later.get(name)) for name in earlier | later if name not in PLACE}
     return [f"{name} {was} -> {now}" for name, (was, now) in pairs.items() if was != now]
+
+
+def changes_in_words(changes: Sequence[str]) -> str:
+    """The first of them, and how many there are besides."""
+    rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    return f"{'; '.join(changes[:SHOWN])}{rest}"
 
 
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:

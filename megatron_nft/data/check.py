@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from megatron_nft.data.errors import DataError
 from megatron_nft.data.prompts import no_answer
@@ -25,19 +25,19 @@ ROWS_MEASURED = 2000
 """Whose questions are tokenized, if there is a tokenizer."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class FileReport:
-    """What a file is."""
+    """What a file is, as far as it was read."""
 
     file: str
-    error: str  # "": none
-    rows: int  # looked at
-    is_whole: bool  # all of them
-    without_answer: int
-    measured: int  # rows whose length was looked at: the first ones
-    too_long: int  # of these; at least, as a chat template adds to them
-    sources: dict[str, int]  # data_source -> rows
-    example: str  # the first question, and what is right
+    error: str = ""  # "": none
+    rows: int = 0  # looked at
+    is_whole: bool = False  # all of them
+    without_answer: int = 0
+    measured: int = 0  # rows whose length was looked at: the first ones
+    too_long: int = 0  # of these; at least, as a chat template adds to them
+    sources: dict[str, int] = field(default_factory=dict)  # data_source -> rows
+    example: str = ""  # the first question, and what is right
 
 
 class Lengths:
@@ -75,44 +75,31 @@ def check_files(
 
 
 def _check_file(file: str, skips_missing: bool, until: float, lengths: Lengths) -> FileReport:
-    texts: list[str] = []
-    measured = too_long = 0
-    sources: dict[str, int] = {}
-    rows = without_answer = 0
-    error, example, is_whole = "", "", False
+    report, texts = FileReport(file), []
     try:
         for problem in read_problems(file):
-            rows += 1
-            example = example or _example(problem)
-            sources[problem.data_source] = sources.get(problem.data_source, 0) + 1
+            report.rows += 1
+            report.example = report.example or _example(problem)
+            report.sources[problem.data_source] = report.sources.get(problem.data_source, 0) + 1
             if problem.ground_truth is None:
-                without_answer += 1
+                report.without_answer += 1
                 if not skips_missing:
                     raise no_answer(file, problem)
             elif len(texts) < ROWS_MEASURED:
                 texts.append("".join(message["content"] for message in problem.messages))
-            if rows % ROWS_AT_ONCE == 0 and time.process_time() > until:
+            if report.rows % ROWS_AT_ONCE == 0 and time.process_time() > until:
                 break
         else:
-            is_whole = True
-        if is_whole and rows == without_answer:
-            error = f"{file}: none of its {rows} rows has a ground truth"
-        measured, too_long = lengths.too_long(texts)
-        if not error and is_whole and measured == too_long == rows - without_answer:
-            error = f"{file}: all of its {measured} prompts are longer than {lengths.max_prompt_tokens} tokens"
+            report.is_whole = True
+        report.measured, report.too_long = lengths.too_long(texts)
+        if report.is_whole and report.rows == report.without_answer:
+            report.error = f"{file}: none of its {report.rows} rows has a ground truth"
+        elif report.is_whole and report.measured == report.too_long == report.rows - report.without_answer:
+            longest = lengths.max_prompt_tokens
+            report.error = f"{file}: all of its {report.measured} prompts are longer than {longest} tokens"
     except DataError as found:
-        error = str(found)
-    return FileReport(
-        file=file,
-        error=error,
-        rows=rows,
-        is_whole=is_whole,
-        without_answer=without_answer,
-        measured=measured,
-        too_long=too_long,
-        sources=sources,
-        example=example,
-    )
+        report.error = str(found)
+    return report
 
 
 def _example(problem: Problem) -> str:

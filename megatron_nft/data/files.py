@@ -253,17 +253,13 @@ def _from_csv(stream: Iterable[bytes], file: str, delimiter: str) -> Iterator[tu
 def _json(content: bytes, where: str) -> Any:
     """Decimal fractions stay as they are written; a name that is there twice is refused: one value would be lost."""
     try:
-        return json.loads(content.decode("utf-8"), parse_float=_fraction, object_pairs_hook=_once_each)
+        return json.loads(content.decode("utf-8"), parse_float=Decimal, object_pairs_hook=_once_each)
     except RecursionError:
         raise DataError(f"{where}: it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: it is no UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except ValueError as error:
         raise DataError(f"{where}: it is no JSON: {in_a_line(error)}") from None
-
-
-def _fraction(digits: str) -> Decimal:
-    return Decimal(digits)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> Row:

@@ -17,7 +17,7 @@ from typing import Any
 from megatron_nft.actor.checkpoint_parts import write_driver_part
 from megatron_nft.actor.manifest import CheckpointError, damages, read_manifest, to_disk
 from megatron_nft.cluster.ranks import Actors
-from megatron_nft.config import Config, RecipeError, changed_settings, to_toml
+from megatron_nft.config import Config, RecipeError, changed_settings, changes_in_words, to_toml
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import Kept
@@ -236,8 +236,7 @@ class Checkpoints:
         self._newest_step = progress.step
         changes = changed_settings((folder / RECIPE).read_text(), to_toml(self._config))
         if changes:
-            rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-            self._announce(f"changed since the checkpoint: {'; '.join(changes[:SHOWN])}{rest}")
+            self._announce(f"changed since the checkpoint: {changes_in_words(changes)}")
         self._announce(f"resumed from {folder}: step {progress.step}, {progress.minutes:.1f} minutes in")
         return progress
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from megatron_nft.actor.manifest import MANIFEST
-from megatron_nft.config import Config, RecipeError, changed_settings, to_toml
+from megatron_nft.config import Config, RecipeError, changed_settings, changes_in_words, to_toml
 from megatron_nft.observe.owner import Owner
 from megatron_nft.observe.records import read_records, read_step_reports
 from megatron_nft.observe.report import FILES
@@ -110,15 +110,15 @@ def _go_on(config: Config, announce: Callable[[str], None]) -> None:
     if ending_of(config):
         return
     changes = _changes(config)
+    changed = f"changed since: {changes_in_words(changes)}" if changes else ""
     if (exported := _exported(folder)) and changes != []:
         raise RecipeError(
-            f"{folder} has {_listed(exported)}, no checkpoint to go on from, and "
-            f'{_said(changes) if changes else "no recipe.toml"}; set run.name to a new name, or run.overwrite="all" '
-            "to begin anew there"
+            f"{folder} has {_listed(exported)}, no checkpoint to go on from, and {changed or 'no recipe.toml'}; set "
+            'run.name to a new name, or run.overwrite="all" to begin anew there'
         )
     if num_steps:
-        changed = f"; {_said(changes)}" if changes else ""
-        announce(f"{folder} has {num_steps} steps, of which no checkpoint was saved: the run begins again{changed}")
+        again = f"; {changed}" if changed else ""
+        announce(f"{folder} has {num_steps} steps, of which no checkpoint was saved: the run begins again{again}")
     if changes != []:  # an evaluation at step 0 is another run's
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
@@ -151,11 +151,6 @@ def _changes(config: Config) -> list[str] | None:
         return changed_settings(recipe, to_toml(config)) if recipe else None
     except (OSError, ValueError):
         return None
-
-
-def _said(changes: list[str]) -> str:
-    rest = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-    return f"changed since: {'; '.join(changes[:SHOWN])}{rest}"
 
 
 def _exported(folder: Path) -> list[Path]:
