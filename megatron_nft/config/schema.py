@@ -53,11 +53,6 @@ class Config(Section):
         return self.cluster.placement == "colocated"
 
     @property
-    def evaluates_in_background(self) -> bool:
-        """Engines and actor don't wait for each other's memory, so that engines may work while the actor trains."""
-        return self.evaluate.in_background and not self.is_colocated
-
-    @property
     def carrier(self) -> str:
         """weights.carrier, with "auto" resolved."""
         if self.weights.carrier != "auto":
@@ -145,6 +140,11 @@ class Config(Section):
             yield (
                 f'cluster.placement = "colocated": rollout.engines x rollout.tp = {workers} workers don\'t fit on the '
                 f'actor\'s {self.actor.world_size} ranks; use fewer engines, or "split"'
+            )
+        if self.is_colocated and self.rollout.tail == "keep":
+            yield (
+                'rollout.tail = "keep" has answers go on while the actor trains, and with cluster.placement = '
+                '"colocated" it then has their GPUs; set rollout.tail = "drop" or "wait", or placement = "split"'
             )
         if self.carrier == "cuda_ipc" and not (self.is_colocated and self.cluster.device == "cuda"):
             yield (

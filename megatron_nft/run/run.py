@@ -85,7 +85,7 @@ class Run:
             data.held_out,
             report,
             refill=self.sync,
-            in_background=not max_staleness and config.evaluates_in_background,
+            in_background=not max_staleness and config.evaluate.in_background,
         )
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
@@ -111,6 +111,7 @@ class Run:
         """A step's groups, whatever becomes of engines on the way: one that died has been started again, and gets its
         weights here."""
         self._owner.check()
+        self.held_out.ask_due(self.source)
         self.source.resume(self.progress.policy_version)
         while (taken := self.source.take(step, self.report)) is None:
             self.sync()

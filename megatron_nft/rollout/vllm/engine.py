@@ -21,7 +21,7 @@ import numpy as np
 
 from megatron_nft.config import RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
-from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling
+from megatron_nft.rollout.api import CANARY, EngineError, Load, Request, Sampling
 from megatron_nft.rollout.vllm.environment import cpu_settings, model_settings
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
@@ -103,19 +103,36 @@ class VllmEngine:
 
     def advance(
         self, stream: str, requests: list[Request], dropped: list[int], seconds: float
-    ) -> tuple[list[tuple[int, RolloutGroup]], float]:
+    ) -> tuple[list[tuple[int, RolloutGroup]], Load]:
         """See rollout/api.py. Other streams' requests go on beside this one's, as long as it has any under way."""
         start = time.perf_counter()
         self._refuse_if_unusable()
         names = [_name(stream, request_id) for request_id in dropped]
-        self._llm.llm_engine.abort_request([name for name in names if self._under_way.pop(name, None)])
+        lengths = self._abort([name for name in names if self._under_way.pop(name, None)])
         finished = [(key, group) for key, group in self._finished.pop(stream, []) if key not in dropped]
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
             self._step()
             if time.perf_counter() - start >= seconds:
                 break
-        return finished + self._finished.pop(stream, []), time.perf_counter() - start
+        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
+        running, waiting = scheduler.get_request_counts()
+        return finished + self._finished.pop(stream, []), Load(
+            seconds=time.perf_counter() - start,
+            running=running,
+            waiting=waiting,
+            kv_use=scheduler.get_kv_cache_usage(),
+            dropped_tokens=lengths,
+        )
+
+    def _abort(self, names: list[str]) -> tuple[int, ...]:
+        """Ends requests; how long their unfinished answers were."""
+        vllm = self._llm.llm_engine
+        answers = [key for name in names for key in vllm.output_processor.external_req_ids.get(name, ())]
+        requests = vllm.engine_core.engine_core.scheduler.requests
+        lengths = tuple(requests[key].num_output_tokens for key in answers if key in requests)
+        vllm.abort_request(names)
+        return lengths
 
     def forget(self) -> None:
         """See rollout/api.py."""
