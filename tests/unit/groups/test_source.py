@@ -118,8 +118,8 @@ def test_whole_groups_are_graded_while_others_are_sampled():
 
 
 def held_back(source, engines):
-    """A step whose round is larger than it needs, and whose first two requests are not answered before the test says so:
-    their ids."""
+    """A step whose round is larger than it needs, and whose first two requests are not answered until the list that
+    is returned, of their ids, is empty."""
     wanted = []
     source.take(1, REPORT)
     source._queue.mixed_share, source._queue.share_of = 0.5, 100  # as if half of them had been mixed
@@ -169,15 +169,19 @@ def test_a_tail_that_is_waited_for_is_whole():
 
 
 def test_an_evaluation_beside_a_step_is_one_queue_with_it_and_the_step_waits_for_it():
-    evaluating = config_of("evaluate.samples=3", "evaluate.temperature=0.6")
-    held_out = prompts_of(3, 12)
-    engines, beside = Engines(count=1), requests_to(held_out, evaluating)
-    with closing(new_source(engines)) as source:
-        engines.may_end = lambda request: request.request_id != -1 or len(engines.ended) == GROUPS + 3
-        engines.ended = set()
-        answer = engines.answer
-        engines.answer = lambda request: engines.ended.add(request.request_id) or answer(request)
-        answers = source.ask_beside(beside)
+    """The first of its answers ends long after the rollouts have been graded."""
+    judge, looks = Judge(), []
+
+    def may_end(request):
+        if len(judge.seen) == GROUPS:
+            looks.append(request.request_id)
+        return request.request_id != -1 or len(looks) > 50
+
+    engines = Engines(may_end=may_end)
+    with closing(new_source(engines, judge=judge)) as source:
+        answers = source.ask_beside(
+            requests_to(prompts_of(3, 12), config_of("evaluate.samples=3", "evaluate.temperature=0.6"))
+        )
         source.resume(0)
         taken = source.take(1, REPORT)
     assert sorted(answers) == [-4, -3, -2, -1] and [len(answers[key].rollouts) for key in (-1, -4)] == [3, 1]
