@@ -33,7 +33,7 @@ OBJECT_STORE_BYTES = 4 << 30
 """As slurm/ gives a node's."""
 
 
-def scaled_recipe(folder: Path, gpus: int, overrides: Sequence[str] = ()) -> Config:
+def scaled_recipe(folder: Path, gpus: int, overrides: Sequence[str] = (), num_prompts: int = NUM_PROMPTS) -> Config:
     """The 32B recipe on so many GPUs: more replicas and engines of the same layout; the files that it names are made.
 
     Args:
@@ -43,7 +43,7 @@ def scaled_recipe(folder: Path, gpus: int, overrides: Sequence[str] = ()) -> Con
     model, prompts = folder / MODEL, folder / "prompts.jsonl"
     if not model.exists():
         make_model(model)
-        make_prompts(prompts, NUM_PROMPTS)
+        make_prompts(prompts, num_prompts)
         for name, count in HELD_OUT.items():
             make_prompts(folder / f"{name}.jsonl", count)
     held_out = [str(folder / f"{name}.jsonl") for name in HELD_OUT]

@@ -19,7 +19,7 @@ from megatron_nft.plan.hardware import Machine
 from megatron_nft.rollout.api import CANARY, Request
 from megatron_nft.types import RolloutGroup
 
-QUIET_S = 0.01
+QUIET_S = 0.3
 """Without a call for so long, the driver will not call the other engines: it pauses, or is done."""
 
 
@@ -168,7 +168,8 @@ class PlayedFleet:
         if stream == CANARY:
             return [(r.request_id, self._engines[index].answers.canary(r)) for r in requests], 0.0
         engine = self._engines[index]
-        engine.now = max(engine.now, self.clock)
+        if not engine.has_work:  # it has stood still
+            engine.now = max(engine.now, self.clock)
         answer = engine.advance(stream, requests, dropped, seconds)
         self.busy_s += answer[1]
         call = _Call(index, asyncio.get_running_loop().create_future(), answer)

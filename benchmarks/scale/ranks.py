@@ -66,6 +66,11 @@ class PlayedRanks:
         place = self._places[rank]
         return place.tp == place.cp == place.dp == 0
 
+    def _sends(self, rank: int) -> bool:
+        """It owns weights, or all take part."""
+        place = self._places[rank]
+        return place.dp == place.cp == 0 or self._config.carrier_traits.every_rank_sends
+
     def _score(self, rank: int, microbatches: Sequence[Any]) -> list | None:
         if not self._speaks(rank):
             return None
@@ -83,6 +88,8 @@ class PlayedRanks:
         return [name for bucket in self._buckets[self._places[rank].pp] for name in bucket]
 
     def _num_rounds(self, rank: int) -> int:
+        if not self._sends(rank):
+            return 0
         return self._config.carrier_traits.num_rounds([len(of_stage) for of_stage in self._buckets])
 
     def _send_bucket(self, rank: int, index: int, link: int) -> dict | None:
@@ -95,11 +102,11 @@ class PlayedRanks:
         for name, shape in buckets[number].items():
             tensors[name] = ["bfloat16", list(shape), offset]
             offset += _room(shape)
-        handles = {f"GPU-{r:032x}": HANDLE for r in range(len(self._places))} if takes_turns else {}
+        ranks = range(len(self._places)) if takes_turns and index < 2 else ()
         return {
             "carrier": self._config.carrier,
             "bucket": f"bucket {number} of stage {stage}",
-            "place": {"sender": "0" * 32, "handles": handles},
+            "place": {"sender": "0" * 32, "slot": index % 2, "handles": {f"GPU-{r:032x}": HANDLE for r in ranks}},
             "tensors": tensors,
             "checksum": None,
         }

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.cluster import ray_with, scaled_recipe
+from benchmarks.scale.cluster import NUM_PROMPTS, ray_with, scaled_recipe
 from benchmarks.scale.table import render
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.config import Config
@@ -44,16 +44,15 @@ def simulate(config: Config, plan: Plan) -> dict[str, Any]:
         stack.enter_context(ray_with(gpus=config.actor.world_size, cpus=2 * config.actor.world_size + 8))
         begun = time.perf_counter()
         placement = stack.enter_context(ray_cluster(config))
-        reserved = time.perf_counter()
-        processes = Processes(
-            actors=PlayedActors(config, placement),
-            engines=PlayedEngines(config, placement, plan, starts_empty=True),
-        )
+        reserve_s = time.perf_counter() - begun
+        actors, engines = PlayedActors(config, placement), PlayedEngines(config, placement, plan, starts_empty=True)
+        processes = Processes(actors=actors, engines=engines)
+        watch = Watch(actors.host, engines.host)  # they are up
+        stack.callback(watch.end)
+        begun = time.perf_counter()
         for pending in begin_build(processes, shared=config.is_colocated):
             pending.wait()
-        built = time.perf_counter()
-        watch = Watch(processes.actors.host, processes.engines.host)
-        stack.callback(watch.end)
+        build_s = time.perf_counter() - begun
 
         def steps(run: Any, stop: Any) -> None:
             watch.report(run.report)
@@ -65,8 +64,8 @@ def simulate(config: Config, plan: Plan) -> dict[str, Any]:
             "gpus": config.actor.world_size,
             "engines": config.rollout.engines,
             "steps": config.train.steps,
-            "reserve_s": reserved - begun,
-            "build_s": built - reserved,
+            "reserve_s": reserve_s,
+            "build_s": build_s,
             "planned_s": {stage.name: stage.seconds for stage in plan.stages},
             "driver_bytes": watch.private_bytes,
             "store_bytes": watch.store_bytes,
@@ -77,13 +76,13 @@ def simulate(config: Config, plan: Plan) -> dict[str, Any]:
         }
 
 
-def size_of(gpus: int, folder: Path, weak: bool, overrides: Sequence[str]) -> dict[str, Any]:
+def size_of(gpus: int, folder: Path, weak: bool, prompts: int, overrides: Sequence[str]) -> dict[str, Any]:
     """One size, in this process."""
     if weak:
         factor = gpus / WEAK_GPUS
         groups, longest = int(512 * factor), int(14_336 / factor)
         overrides = [f"train.groups_per_step={groups}", f"rollout.max_answer_tokens={longest}", *overrides]
-    config = scaled_recipe(folder, gpus, overrides)
+    config = scaled_recipe(folder, gpus, overrides, prompts)
     plan = make_plan(config, read_hf_config(config.model.path), load_machine("H100"), Assumptions())
     return simulate(config, plan)
 
@@ -95,23 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", default=",".join(map(str, SIZES)))
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--weak", action="store_true", help="groups grow with the GPUs, answers get shorter")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="rows of the training file")
+    parser.add_argument("--markdown", action="store_true", help="tables for a results page")
+    parser.add_argument("--json", metavar="FILE", help="all that was counted, into a file")
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # this process: the result into a file
     arguments = parser.parse_intermixed_args(argv)
     sizes = [int(size) for size in arguments.gpus.split(",")]
     settings = [f"train.steps={arguments.steps}", "checkpoint.every=1", *arguments.overrides]
     if arguments.one:
         folder = Path(arguments.one).parent
-        Path(arguments.one).write_text(json.dumps(size_of(sizes[0], folder, arguments.weak, settings)))
+        result = size_of(sizes[0], folder, arguments.weak, arguments.prompts, settings)
+        Path(arguments.one).write_text(json.dumps(result))
         return 0
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             file = Path(folder) / "result.json"
             command = [sys.executable, "-m", "benchmarks.scale.run", "--one", str(file), "--gpus", str(size)]
-            command += ["--weak"] * arguments.weak + ["--steps", str(arguments.steps), *arguments.overrides]
+            command += ["--steps", str(arguments.steps), "--prompts", str(arguments.prompts)]
+            command += ["--weak"] * arguments.weak + arguments.overrides
             subprocess.run(command, check=True, stdout=sys.stderr)
             results.append(json.loads(file.read_text()))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1))
     print(render(results, markdown=arguments.markdown))
     return 0
 

@@ -133,16 +133,13 @@ def without_tail(
     engine: Engine, machine: Machine, *, answers: int, prompts: float, prompt_tokens: float, lengths: tuple[float, ...],
     places: int,
 ) -> float:  # fmt: skip
-    """Seconds for so many answers among others that go on: an engine whose queue is never empty."""
-    enough = max(answers, 4 * places)  # so that the tails of both rounds are the same
-
-    def round_of(times: int) -> float:
-        return play_round(
-            engine, machine, answers=times * enough, prompts=times * prompts * enough / answers,
-            prompt_tokens=prompt_tokens, lengths=lengths, places=places,
-        ).seconds  # fmt: skip
-
-    return (round_of(2) - round_of(1)) * answers / enough
+    """Seconds for so many answers among others that go on: an engine of which no place is ever empty."""
+    mean = sum(lengths) / len(lengths)
+    # Whoever looks finds long answers more often than short ones, and each halfway.
+    context = prompt_tokens + sum(length**2 for length in lengths) / len(lengths) / mean / 2
+    step_s = sum(decode_step(engine, machine, places, places * context).values())
+    prefill = prompts * prompt_tokens * engine.flops_per_token / machine.matmul_flops()
+    return answers * mean / places * step_s + prefill
 
 
 def decode_step(engine: Engine, machine: Machine, batch: int, context: float) -> dict[str, float]:

@@ -68,7 +68,7 @@ def test_engines_that_go_on_have_no_tail():
     kind = {"prompts": 32.0, "prompt_tokens": 100.0, "lengths": lengths, "places": 8}
     whole = play_round(ENGINE, load_machine("H100"), answers=512, **kind)
     steady = without_tail(ENGINE, load_machine("H100"), answers=512, **kind)
-    assert whole.seconds - whole.tail_s < steady < whole.seconds
+    assert whole.seconds - whole.tail_s < steady < whole.seconds - 0.3 * whole.tail_s
 
 
 def test_evaluation_beside_rollouts_costs_its_tokens_and_no_tail(planned):
