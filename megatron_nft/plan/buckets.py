@@ -37,7 +37,7 @@ def _cut(hf: HFConfig, layers: int, is_first: bool, is_last: bool, element: int,
     if limit is None:
         sizes = [_laid_out(tensors) for tensors in parameters]
         limit = min(max(sum(sizes) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
-        limit = max(limit, *sizes)
+        limit = max([limit, *sizes])
     buckets: list[list[int]] = [[]]
     filled = 0
     for tensors in parameters:

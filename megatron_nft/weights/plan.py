@@ -113,7 +113,7 @@ def plan_weights(
     sizes = [max(spec.end for spec in _lay_out([shard], places, dtype).values()) for shard in shards]
     if bucket_bytes is None:
         bucket_bytes = min(max(sum(sizes) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
-        bucket_bytes = max(bucket_bytes, *sizes)
+        bucket_bytes = max([bucket_bytes, *sizes])
     buckets: list[list[Shard]] = [[]]
     filled = 0
     for shard, size in zip(shards, sizes, strict=True):
