@@ -38,10 +38,10 @@ def test_other_ranks_have_other_buffers(buffers):
     receiver.receive(manifest("a", 0))
     receiver.receive(manifest("b", 0))
     assert buffers == ["a0", "b0"]
-    with pytest.raises(WireError, match="handle of buffer 1 has not come; begin the sync again"):
+    with pytest.raises(WireError, match=r"handle of buffer 1 has not come; begin the sync again"):
         receiver.receive(manifest("b", 1, with_handles=False))
 
 
 def test_a_gpu_without_a_rank_is_named(buffers):
-    with pytest.raises(WireError, match="no actor rank is on this engine's GPU GPU-1, only on .'GPU-7'."):
+    with pytest.raises(WireError, match=r"no actor rank is on this engine's GPU GPU-1, only on .'GPU-7'."):
         cuda_ipc.CudaIpcReceiver().receive(manifest("a", 0, gpu="GPU-7"))
