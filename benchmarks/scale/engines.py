@@ -20,7 +20,7 @@ from megatron_nft.rollout.api import CANARY, Request
 from megatron_nft.types import RolloutGroup
 
 QUIET_S = 0.3
-"""Without a call for so long, the driver will not call the other engines: it pauses, or is done."""
+"""Without a call for so long, the driver calls no further engine."""
 
 
 @dataclass
@@ -148,6 +148,7 @@ class PlayedFleet:
         self._calls: list[tuple[float, int, _Call]] = []
         self._in_call: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_filling = False  # a round has begun: the driver gives all engines work, one after the other
         self._ties = 0
         self.clock = self.busy_s = 0.0
         self.verbs: Counter[str] = Counter()
@@ -168,6 +169,7 @@ class PlayedFleet:
         if stream == CANARY:
             return [(r.request_id, self._engines[index].answers.canary(r)) for r in requests], 0.0
         engine = self._engines[index]
+        self._is_filling |= not any(engine.has_work for engine in self._engines)
         if not engine.has_work:  # it has stood still
             engine.now = max(engine.now, self.clock)
         answer = engine.advance(stream, requests, dropped, seconds)
@@ -183,12 +185,22 @@ class PlayedFleet:
         """Answers what the clock has come to."""
         if self._timer is not None:
             self._timer.cancel()
-        while self._calls and all(
-            index in self._in_call for index, engine in enumerate(self._engines) if engine.has_work
-        ):
+        self._is_filling &= len(self._in_call) < len(self._engines)
+        while self._calls and not self._is_filling and self._all_are_in_calls():
             self._answer_first()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(QUIET_S, self._answer_all) if self._calls else None
+        self._timer = loop.call_later(QUIET_S, self._when_quiet) if self._calls else None
+
+    def _all_are_in_calls(self) -> bool:
+        return all(index in self._in_call for index, engine in enumerate(self._engines) if engine.has_work)
+
+    def _when_quiet(self) -> None:
+        """The driver calls no other engine: there is nothing for it, or it pauses."""
+        was_filling, self._is_filling = self._is_filling, False
+        if was_filling:
+            self._release()
+        while self._calls and not was_filling:
+            self._answer_first()
 
     def _answer_first(self) -> None:
         end, _, call = heapq.heappop(self._calls)
@@ -196,10 +208,6 @@ class PlayedFleet:
         self._in_call.discard(call.index)
         if not call.done.done():
             call.done.set_result(call.answer)
-
-    def _answer_all(self) -> None:
-        while self._calls:
-            self._answer_first()
 
     def counts(self) -> Mapping[str, float]:
         """Since the start: the clock, seconds that engines have worked, calls by verb."""

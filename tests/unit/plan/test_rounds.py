@@ -10,6 +10,7 @@ from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.groups import queue
 from megatron_nft.groups.queue import GroupQueue
 from megatron_nft.plan import rounds
+from megatron_nft.plan.__main__ import main
 from megatron_nft.plan.engine import play_round, without_tail
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import make_plan
@@ -126,3 +127,20 @@ def test_other_clusters_fit_and_are_what_they_say(planned, models):
         again = planned(*changes)
         assert again.fits and again.seconds == each.plan.seconds
     assert suggest_clusters(plan, ceil(0.5)) == [], "nothing fits on one device"
+
+
+def test_the_command_plans_the_recipe_on_other_devices(capsys, models):
+    seven = NFT_32B.with_name("nft_qwen2.5_math_7b_4x8h100.toml")
+    assert main([str(seven), "--model", str(models["math_7b"]), "--gpus", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "8 x H100, " in out and "engines and placement on 8 devices" in out and "(fastest" in out
+    for line in (
+        "tail: in the last ",
+        "evaluation every 5 steps: ",
+        "checkpoint every 10 steps: ",
+        "start: ",
+        "run of ",
+    ):
+        assert f"\n{line}" in out, line
+    assert main([str(NFT_32B), "--model", str(models["32b"]), "--gpus", "1"]) == 1
+    assert capsys.readouterr().out.startswith("\nnothing fits on 1 devices; ")
