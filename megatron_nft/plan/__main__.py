@@ -22,7 +22,7 @@ from typing import Any
 from megatron_nft.config import RecipeError, load_config
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.plan.hardware import HardwareError, Machine, load_machine
-from megatron_nft.plan.planner import make_plan
+from megatron_nft.plan.planner import Plan, make_plan
 from megatron_nft.plan.report import render, render_clusters, render_suggestions
 from megatron_nft.plan.suggestions import Suggestion, fastest, suggest, suggest_clusters
 from megatron_nft.plan.workload import Assumptions
@@ -37,27 +37,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         hf = read_hf_config(config.model.path)
         machine = _machine(arguments.hardware, config.cluster.device)
         plan = make_plan(config, hf, machine, _assumptions(arguments))
-        devices = arguments.gpus or plan.num_devices
-        asks_for_clusters = bool(arguments.gpus or (arguments.suggest and config.cluster.device == "cuda"))
-        clusters = suggest_clusters(plan, devices) if asks_for_clusters else []
-        if arguments.gpus and (best := fastest(clusters)) is not None:
+        devices = _devices(arguments, plan)
+        clusters = suggest_clusters(plan, devices) if devices else None
+        if arguments.gpus is not None and (best := fastest(clusters or [])) is not None:
             plan = best.plan
-        suggestions = suggest(plan) if arguments.suggest and not arguments.gpus else []
+        layouts = suggest(plan) if arguments.suggest and arguments.gpus is None else None
     except (RecipeError, ModelFolderError, HardwareError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    fits = plan.fits and (arguments.gpus is None or bool(clusters))
     if arguments.json:
-        found = {"suggestions": suggestions if arguments.suggest else None, "clusters": clusters or None}
+        found = {"suggestions": layouts, "clusters": clusters}
         lists = {name: [_plain(s) for s in those] for name, those in found.items() if those is not None}
-        print(json.dumps(plan.to_dict() | lists, indent=2))
-    else:
-        if clusters or not arguments.gpus:
-            print(render(plan))
-        if arguments.suggest and not arguments.gpus:
-            print("\n" + render_suggestions(suggestions))
-        if asks_for_clusters:
-            print("\n" + render_clusters(clusters, devices))
-    return 0 if plan.fits and (clusters or not arguments.gpus) else 1
+        print(json.dumps(plan.to_dict() | lists | {"fits": fits}, indent=2))
+        return 0 if fits else 1
+    pages = [render(plan)] if arguments.gpus is None or clusters else []
+    pages += [render_suggestions(layouts)] if layouts is not None else []
+    pages += [render_clusters(clusters, devices)] if clusters is not None else []
+    print("\n\n".join(pages))
+    return 0 if fits else 1
+
+
+def _devices(arguments: argparse.Namespace, plan: Plan) -> int:
+    """Devices for which engines and placements are tried; 0: for none. On a CPU both are processes of one machine."""
+    if arguments.gpus is None:
+        return plan.num_devices if arguments.suggest and plan.config.cluster.device == "cuda" else 0
+    if arguments.gpus < 1:
+        raise RecipeError(f"--gpus {arguments.gpus}; give at least 1 device")
+    return arguments.gpus
 
 
 def _plain(suggestion: Suggestion) -> dict[str, Any]:

@@ -44,9 +44,7 @@ def render_suggestions(suggestions: Sequence[Suggestion]) -> str:
 def render_clusters(suggestions: Sequence[Suggestion], devices: int) -> str:
     """Engines and placements that fit."""
     if not suggestions:
-        return (
-            f"nothing fits on {devices} devices; use more of them, shorter answers, or optimizer.optimizer_cpu_offload"
-        )
+        return f"nothing fits on {devices} device{'s' * (devices > 1)}; use more of them, or shorter answers"
     rows = [("placement", "actor", "recompute", "engines", "step s", "async step s", "overrides")]
     by_sync = fastest(suggestions)
     for each in suggestions[:MOST_SUGGESTIONS] + ([by_sync] if by_sync not in suggestions[:MOST_SUGGESTIONS] else []):

@@ -134,13 +134,9 @@ def test_the_command_plans_the_recipe_on_other_devices(capsys, models):
     assert main([str(seven), "--model", str(models["math_7b"]), "--gpus", "8"]) == 0
     out = capsys.readouterr().out
     assert "8 x H100, " in out and "engines and placement on 8 devices" in out and "(fastest" in out
-    for line in (
-        "tail: in the last ",
-        "evaluation every 5 steps: ",
-        "checkpoint every 10 steps: ",
-        "start: ",
-        "run of ",
-    ):
+    for line in ("tail: in the last ", "evaluation every ", "checkpoint every 10 steps: ", "start: ", "run of "):
         assert f"\n{line}" in out, line
     assert main([str(NFT_32B), "--model", str(models["32b"]), "--gpus", "1"]) == 1
-    assert capsys.readouterr().out.startswith("\nnothing fits on 1 devices; ")
+    assert capsys.readouterr().out.startswith("nothing fits on 1 device; ")
+    assert main([str(NFT_32B), "--model", str(models["32b"]), "--gpus", "0"]) == 2
+    assert "--gpus 0; give at least 1 device" in capsys.readouterr().err
