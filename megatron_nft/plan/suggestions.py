@@ -14,7 +14,7 @@ from megatron_nft.plan.planner import Plan, make_plan
 
 MOST_CONTEXT = 8
 """Largest actor.cp that is tried."""
-RECOMPUTATIONS = ("none", "selective", "full")
+AXES, RECOMPUTATIONS = ("tp", "pp", "cp", "dp"), ("none", "selective", "full")
 ACTOR_EIGHTHS = (2, 3, 4, 5, 6)
 """Of the devices, that the actor gets where engines have their own."""
 SPLIT_FRACTION, COLOCATED_FRACTIONS = 0.9, (0.7, 0.6, 0.5)
@@ -77,10 +77,14 @@ def _by_training_time(plan: Plan, config: Config, ranks: int) -> list[tuple[floa
     on_host = _changed(config, plan.hf, {"optimizer": {"optimizer_cpu_offload": True}})
     timed: list[tuple[float, Config, float]] = []
     for based in [config, *([on_host] if on_host is not None and config.cluster.device == "cuda" else [])]:
+        has_room: set[tuple[int, ...]] = set()  # layouts, with less recomputation
         for changed, distance in _layouts_of(plan, based, ranks):
+            if (axes := tuple(getattr(changed.actor, axis) for axis in AXES)) in has_room:
+                continue
             other = make_plan(changed, plan.hf, plan.machine, plan.assumptions)
             if not any(problem.startswith(("train", "log-prob", "actor", "host")) for problem in other.problems):
                 timed.append((other.seconds_of("hand-over", "log-prob", "train"), changed, distance))
+                has_room.add(axes)
         if timed:
             break
     return sorted(timed, key=lambda each: (each[0], each[2]))
@@ -116,7 +120,7 @@ def _layouts_of(plan: Plan, config: Config, ranks: int) -> Iterator[tuple[Config
         for recompute in RECOMPUTATIONS:
             changed = _changed(config, plan.hf, {"actor": _actor_of(config, {**axes, "recompute": recompute})})
             if changed is not None:
-                distance = sum(abs(log2(axes[a] / getattr(actor, a))) for a in ("tp", "pp", "cp", "dp"))
+                distance = sum(abs(log2(axes[axis] / getattr(actor, axis))) for axis in AXES)
                 yield changed, distance + 0.5 * (recompute != actor.recompute)
 
 
