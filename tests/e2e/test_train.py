@@ -33,7 +33,7 @@ pytestmark = pytest.mark.e2e
 
 def test_six_steps_leave_a_whole_run_folder(straight):
     out = (straight.parent / "out").read_text()
-    assert re.search(r"^step 6/6 \| .*loss .*gap .*sync", out, re.M)
+    assert re.search(r"^\d\d:\d\d:\d\d step 6/6 \| acc .*gap .*loss .*train", out, re.M)
     assert "greedy accuracy" in out and "given up" not in out
     assert order(straight) == [
         ("evaluation", 0), *(("step", step) for step in (1, 2, 3)), ("evaluation", 3),
@@ -117,7 +117,7 @@ def test_a_model_that_engines_and_actor_read_differently_never_trains(straight, 
     assert re.search(r"canary: engine 0's log-probs are \S+ nats per token from the actor's, weights.canary", ended.err)
     assert "config.json otherwise than the actor" in ended.err
     said = (straight.parent / "out").read_text()
-    (gap,) = re.findall(r"^canary: engines and actor are (\S+) nats a token apart \| [\d.]+s$", said, re.M)
+    (gap,) = re.findall(r"canary: engines and actor are (\S+) nats a token apart \| [\d.]+s$", said, re.M)
     assert float(gap) < 1e-5 and not any("weights/canary_gap" in record for record in steps(straight))
 
 

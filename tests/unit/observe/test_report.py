@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import time
 import tomllib
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
 from megatron_nft.observe.records import read_step_reports
 from megatron_nft.observe.report import Report
+from megatron_nft.observe.step_line import duration
 from megatron_nft.run.stop import StopRequested
 
 
@@ -43,18 +45,24 @@ def read_jsonl(path):
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-def test_the_step_line(opened, make_group):
+CLOCK = r"\d\d:\d\d:\d\d "
+"""Before every line of a log."""
+
+
+def test_the_step_line_of_a_log(opened, make_group):
     report, stream, _ = opened
     with report.step(12):
         with report.stage("rollout", total=3, unit="answers") as progress:
             progress.update(3)
+            time.sleep(0.02)
         report.add_rollouts([make_group("right", "wrong", "error")])
         report.add_rollouts([make_group("right", "right", "right")])  # a second sampling round
         report.add({"nft/loss": 0.01234, "rollout/logprob_gap_mean": 2.1e-6, "actor/grad_norm": 0.84})
         report.add({"actor/learning_rate": 2e-4})
     assert re.fullmatch(
-        r"step 12/40 \| update 12/40 \| 0\.\ds \| loss 0\.0123 \| correct 0\.80 \| right/wrong/other 4/1/1 "
-        r"\| mixed 1/2 \| gap 2\.1e-06 \| grad 0\.84 \| lr 2\.0e-04 \| rollout 0\.0s \| ETA \d+s\n",
+        CLOCK + r"step 12/40 \| right   80% \| length     20 \| cut   0% \| gap 2e-06 \| tok/s +\d+ \| time   0\.\ds "
+        r"\| ETA +\d+s \| ends  \d\d:\d\d \| loss   0\.0123 \| mixed     1/2 \| grad  0\.84 \| rate 2\.0e-04 "
+        r"\| update     12/40 \| rollout 0\.\ds\n",
         stream.getvalue(),
     )
 
@@ -63,7 +71,9 @@ def test_a_step_without_metrics_still_has_a_line(opened):
     report, stream, _ = opened
     with report.step(40):
         pass
-    assert re.fullmatch(r"step 40/40 \| update 40/40 \| 0\.0s \| ETA 0s\n", stream.getvalue())
+    assert re.fullmatch(
+        CLOCK + r"step 40/40 \| time   0\.0s \| ETA     0s \| ends  \d\d:\d\d \| update     40/40\n", stream.getvalue()
+    )
 
 
 def test_the_time_left_is_that_of_the_steps_left_at_the_latest_pace(make_config, monkeypatch):
@@ -75,7 +85,7 @@ def test_the_time_left_is_that_of_the_steps_left_at_the_latest_pace(make_config,
             now[0] += 100.0 if step == 1 else 2.0
         now[0] += 1.0  # an evaluation, say
     report.close("done")
-    left = re.findall(r"step (\d+)/40 .* ETA (\w+)\n", stream.getvalue())
+    left = re.findall(r"step (\d+)/40 .* ETA +(\w+) ", stream.getvalue())
     assert left[0] == ("1", "1h05m") and left[-1] == ("30", "30s")
 
 
@@ -142,7 +152,7 @@ def test_a_stop_leaves_a_record_of_a_step_that_was_trained(opened, make_group, i
             report.trained()
         raise StopRequested(signal.SIGUSR1)
     assert [record["step"] for record in read_jsonl(folder / "metrics.jsonl")] == [1] * is_trained
-    assert stream.getvalue().startswith("step 1/") == is_trained
+    assert bool(re.match(CLOCK + "step 1/", stream.getvalue())) == is_trained
     with pytest.raises(StopRequested), report.step(2):
         raise StopRequested(signal.SIGUSR1)
     assert len(read_jsonl(folder / "metrics.jsonl")) == is_trained
@@ -202,8 +212,8 @@ def test_evaluations_before_between_and_inside_steps(opened, make_group):
     assert [r["kind"] for r in (first, second, step)] == ["evaluation", "evaluation", "step"]
     assert "time/evaluate_s" in first and "time/evaluate_s" not in step
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "evaluation at step 0 | greedy 0.250 | 500 prompts | 0.0s"
-    assert lines[1] == "evaluation at step 1 | greedy 0.300 (+0.050) | avg@k 0.200"
+    assert re.fullmatch(CLOCK + r"evaluation at step 0 \| greedy 0\.250 \| 500 prompts \| 0\.0s", lines[0])
+    assert re.fullmatch(CLOCK + r"evaluation at step 1 \| greedy 0\.300 \(\+0\.050\) \| avg@k 0\.200", lines[1])
     assert read_jsonl(folder / "rollouts.jsonl")[0]["source"] == "evaluation"
 
 
@@ -334,9 +344,9 @@ def test_progress_is_live_on_a_terminal_and_silent_for_short_stages_elsewhere(mo
     assert live.getvalue() == "\r\x1b[K  rollout 7/512 answers, 0s\r\x1b[K" and log.getvalue() == ""
     monkeypatch.setattr(terminal, "LOG_LINE_S", 0.0)
     terminal.Progress(log, "train", None, "").update(3)
-    assert log.getvalue() == "  train 3, 0s\n"
+    assert re.fullmatch(CLOCK + "  train 3, 0s\n", log.getvalue())
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (192, "3m12s"), (7500, "2h05m")])
 def test_durations(seconds, text):
-    assert terminal.duration(seconds) == text
+    assert duration(seconds) == text
