@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_nft.config import path_argument
 from megatron_nft.observe.compare import RunFolderError, read_run, render_comparison
-from megatron_nft.observe.html import replace_text
+from megatron_nft.observe.whole_file import replace_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

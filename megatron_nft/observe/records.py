@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_nft.config import Config, RecipeError, to_toml
-from megatron_nft.observe.html import replace_text
+from megatron_nft.observe.whole_file import replace_text
 from megatron_nft.types import StepReport
 
 

@@ -15,16 +15,14 @@ Called by train and evaluate, on the driver only.
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import groupby
 from typing import Any, TextIO
 
 from megatron_nft.config import Config
-from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
+from megatron_nft.observe.answers import Source, add_strips, choose_answers
 from megatron_nft.observe.closing import closing_rows
-from megatron_nft.observe.html import write_page
 from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
 from megatron_nft.observe.records import (
     Lines,
@@ -32,18 +30,18 @@ from megatron_nft.observe.records import (
     open_folder,
     open_for_appending,
     plain_number,
-    read_records,
     read_step_reports,
     record_line,
 )
+from megatron_nft.observe.run_page import RunPage
 from megatron_nft.observe.step_line import StepView
 from megatron_nft.observe.terminal import Console, Progress, closing_table, latest_accuracy
 from megatron_nft.observe.throughput import throughput
-from megatron_nft.observe.timeline import Timeline, rows_to_draw, write_trace
+from megatron_nft.observe.timeline import Timeline
 from megatron_nft.observe.trackers import Trackers
-from megatron_nft.types import RolloutGroup, StepReport
+from megatron_nft.types import RolloutGroup, StepReport, TrainBatch
 
-FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
+FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html", "run.json")
 PAGE_EVERY_S = 120.0  # so that a run without evaluations has a page to look at, too
 ETA_STEPS = 20  # the ETA follows the latest steps: answers grow longer, and the first step is slow
 
@@ -53,6 +51,7 @@ class Report:
 
     Attributes:
         timeline: takes who works when.
+        token_text: says a token as text, for people; None: nobody knows.
     """
 
     def __init__(self, config: Config, stream: TextIO | None = None):
@@ -80,7 +79,9 @@ class Report:
         self._loose: dict[str, float] = {}  # stage times outside a step, for the next evaluation's record
         self._closed = False
         self.timeline = Timeline()
-        self._drawn: dict[str, Any] | None = None  # of the newest step's timeline
+        self.token_text: Callable[[int], str] | None = None
+        self._batch: TrainBatch | None = None  # of the open step
+        self._page = RunPage(config, self.announce)
         self._read_back()  # what an earlier attempt has recorded
 
     def announce(self, line: str) -> None:
@@ -107,9 +108,7 @@ class Report:
 
     def _read_back(self) -> None:
         self._records = read_step_reports(self._dir / "metrics.jsonl")
-        self._page_answers = PageAnswers()
-        for _, answers in groupby(read_records(self._dir / "rollouts.jsonl"), key=lambda r: (r["step"], r["source"])):
-            self._page_answers.add(list(answers))
+        self._page.read_back()
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the run has evaluated after this step, in this attempt or an earlier one."""
@@ -146,7 +145,7 @@ class Report:
         finally:
             # A step that failed is the one whose answers somebody will want to read.
             self._write_answers(step, "train", self._groups)
-            self._metrics, self._groups = None, []
+            self._metrics, self._groups, self._batch = None, [], None
         if time.perf_counter() - self._page_written > PAGE_EVERY_S:
             self._write_page("running")
 
@@ -177,12 +176,7 @@ class Report:
         self.add(throughput(self._metrics, self._config, self.minutes))
         rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
         self._write_record(step, "step", self._metrics, groups_by_correct_rate=rates)
-        spans = self.timeline.take(start, end)
-        self._drawn = rows_to_draw(step, spans)
-        try:
-            write_trace(self._dir, step, spans)
-        except OSError as error:  # no reason to lose a run
-            self.announce(f"the timeline of step {step} was not written: {error}")
+        self._page.add_timeline(step, self.timeline.take(start, end))
         self._console.step(self._view(step))
 
     def _view(self, step: int) -> StepView:
@@ -240,6 +234,10 @@ class Report:
         if self._metrics is None:
             raise RuntimeError("report.add_rollouts outside of `with report.step(...)`: there is no step to add to")
         self._groups += groups
+
+    def add_batch(self, batch: TrainBatch) -> None:
+        """Takes what the open step has trained on, for the log-probs of the answers that are kept."""
+        self._batch = batch
 
     def add_evaluation(
         self,
@@ -313,9 +311,10 @@ class Report:
     def _write_answers(self, step: int, source: Source, groups: Sequence[RolloutGroup]) -> None:
         count, seed = self._config.observe.rollouts_per_step, self._config.run.seed
         answers = choose_answers(groups, count, step=step, source=source, seed=seed)
+        add_strips(answers, groups, self._batch if source == "train" else None, self.token_text)
         for answer in answers:
             self._append(self._rollouts_file, answer)
-        self._page_answers.add(answers)
+        self._page.add_answers(answers)
 
     def _append(self, file: Lines, record: Mapping[str, object]) -> None:
         """A disk that is full is no reason to lose a run: what it has no room for is written once it has."""
@@ -325,14 +324,4 @@ class Report:
 
     def _write_page(self, verdict: str) -> None:
         self._page_written = time.perf_counter()
-        try:
-            write_page(
-                self._dir / "report.html",
-                config=self._config,
-                verdict=verdict,
-                minutes=self.minutes,
-                records=self._records,
-                answers=self._page_answers.records,
-            )
-        except OSError as error:  # metrics.jsonl has everything; a page is no reason to lose a run
-            self.announce(f"report.html was not written: {error}")
+        self._page.write(verdict, self.minutes, self._records)

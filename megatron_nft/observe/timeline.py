@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.observe.html import replace_text
+from megatron_nft.observe.whole_file import replace_text
 
 FOLDER = "timeline"
 KEPT = 20

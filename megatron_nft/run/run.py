@@ -72,7 +72,7 @@ class Run:
     ) -> None:
         self.config, self.report, self._owner = config, report, owner
         data: Data = read_data(config, report.announce)
-        self.hf, self.canary = data.hf, data.canary
+        self.hf, self.canary, report.token_text = data.hf, data.canary, data.token_text
         processes = start_processes(
             config, report.announce, stack, processes, beside=lambda: self._start_judge(data, stack)
         )
@@ -152,6 +152,7 @@ class Run:
 
     def measured(self, batch: TrainBatch) -> dict[str, float]:
         """What the open step, which has trained on this batch, has taken."""
+        self.report.add_batch(batch)
         ranks, engines = self.actors.usage(), self.engines.usage()
         note_spans(self.report.timeline, ranks | engines | {"graders": Usage(self.judge.take_spans())})
         device = next((usage.device for usage in ranks.values()), "")

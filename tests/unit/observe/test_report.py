@@ -177,6 +177,10 @@ def test_answers_are_written_with_what_a_reader_needs(opened, make_group):
         "policy_version": 3,
         "correct_rate": 0.5,
         "num_tokens": 20,
+        "place": 1,
+        "group": [["right", 10, "2"], ["wrong", 20, "2"]],
+        "tokens": ["0"] * 20,
+        "engine_logprobs": [0.0] * 20,
     }
     assert right["verdict"] == "right" and right["num_tokens"] == 10
 
@@ -194,7 +198,7 @@ def test_chosen_answers_are_seeded_and_half_right_where_possible(make_group):
 
 
 def test_page_answers_stay_bounded_and_keep_first_and_last(make_group):
-    answers = PageAnswers(max_chars=2000)
+    answers = PageAnswers(max_chars=6000)
     for step in range(100):
         answers.add(choose_answers([make_group("right", text="x" * 90)], 1, step=step, source="train", seed=1))
     steps = [record["step"] for record in answers.records]
@@ -331,7 +335,9 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run_and_leaves_the_last_
         report.add_evaluation(1, {"eval/greedy_accuracy": 0.75})
     assert "report.html was not written: No space left on device" in stream.getvalue()
     assert (folder / "report.html").read_bytes() == before
-    assert sorted(p.name for p in folder.iterdir()) == ["metrics.jsonl", "recipe.toml", "report.html", "rollouts.jsonl"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "metrics.jsonl", "recipe.toml", "report.html", "rollouts.jsonl", "run.json",
+    ]  # fmt: skip
 
 
 def test_progress_is_live_on_a_terminal_and_silent_for_short_stages_elsewhere(monkeypatch):
