@@ -23,13 +23,13 @@ STEPS = 120
 KINDS = ("right", "wrong", "unparsable", "timeout", "error")
 
 STICKS_OUT = "document.documentElement.scrollWidth - innerWidth"
-CHARTS = """[...document.querySelectorAll('.chart')].map(card => ({
+CHARTS = """[...document.querySelectorAll('.chart:not([hidden])')].map(card => ({
     title: card.querySelector('h3').textContent, empty: !!card.querySelector('.empty'),
     marks: [...card.querySelectorAll('svg > path, svg > rect, svg > circle, svg > polygon')]
         .filter(mark => { const box = mark.getBBox(); return box.width + box.height > 1; }).length}))"""
 EMPTY_LINES = """[...document.querySelectorAll('.chart svg > path')]
     .filter(path => path.getTotalLength() < 10).length"""
-OVERLAPS = """[...document.querySelectorAll('.chart')].flatMap(card => {
+OVERLAPS = """[...document.querySelectorAll('.chart:not([hidden])')].flatMap(card => {
     const labels = [...card.querySelectorAll('svg text')].map(node => [node.textContent, node.getBoundingClientRect()]);
     const frame = card.getBoundingClientRect(), found = [];
     labels.forEach(([text, box], i) => {
@@ -40,7 +40,7 @@ OVERLAPS = """[...document.querySelectorAll('.chart')].flatMap(card => {
     });
     return found;
 })"""
-BAR_GAPS = """(() => { const bars = [...document.querySelectorAll('.chart')].find(card =>
+BAR_GAPS = """(() => { const bars = [...document.querySelectorAll('.chart:not([hidden])')].find(card =>
         card.querySelector('h3').textContent === 'Time of a step').querySelectorAll('svg rect');
     const boxes = [...bars].map(bar => bar.getBoundingClientRect()).sort((a, b) => a.left - b.left);
     if (!boxes.length) return [];
@@ -67,6 +67,7 @@ def step_report(step, draw):
     metrics |= {"nft/loss": draw.gauss(-2e-4, 1e-3), "nft/correct_rate": right / 512, "actor/grad_norm": 0.3}
     metrics |= {"rollout/logprob_gap_mean": 3e-7 * draw.uniform(1, 9), "rollout/logprob_gap_max": 2e-3 * draw.random()}
     metrics |= {"rollout/answer_tokens_mean": 900 + 10 * step, "rollout/truncated_fraction": 0.1 * draw.random()}
+    metrics["rollout/answers"] = 512
     metrics |= {"verdict/right": right, "verdict/wrong": 500 - right, "verdict/unparsable": 9, "verdict/timeout": 2,
                 "verdict/error": 1}  # fmt: skip
     if step == 40:

@@ -15,18 +15,11 @@ import pytest
 
 from megatron_nft.config import Config, RecipeError
 from megatron_nft.observe import report as report_module
-from megatron_nft.observe import terminal
 from megatron_nft.observe.answers import PageAnswers, choose_answers
 from megatron_nft.observe.metrics import UnknownMetricError
 from megatron_nft.observe.records import read_step_reports
 from megatron_nft.observe.report import Report
-from megatron_nft.observe.step_line import duration
 from megatron_nft.run.stop import StopRequested
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.fixture
@@ -221,17 +214,6 @@ def test_evaluations_before_between_and_inside_steps(opened, make_group):
     assert read_jsonl(folder / "rollouts.jsonl")[0]["source"] == "evaluation"
 
 
-def test_closing_says_what_was_gained_and_where_the_files_are(opened):
-    report, stream, folder = opened
-    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25})
-    report.add_evaluation(40, {"eval/greedy_accuracy": 0.5})
-    report.close("done")
-    report.close("failed: closed twice")
-    text = stream.getvalue()
-    assert "test: done" in text and "0.250 -> 0.500 (+25.0 points)" in text and "closed twice" not in text
-    assert str(folder / "report.html") in text and "0 of 40" in text
-
-
 def test_the_recipe_is_written(opened):
     _, _, folder = opened
     recipe = tomllib.loads((folder / "recipe.toml").read_text())
@@ -338,21 +320,3 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run_and_leaves_the_last_
     assert sorted(p.name for p in folder.iterdir()) == [
         "metrics.jsonl", "recipe.toml", "report.html", "rollouts.jsonl", "run.json",
     ]  # fmt: skip
-
-
-def test_progress_is_live_on_a_terminal_and_silent_for_short_stages_elsewhere(monkeypatch):
-    monkeypatch.setattr(terminal, "TTY_REDRAW_S", 0.0)
-    live, log = Terminal(), io.StringIO()
-    for stream in (live, log):
-        progress = terminal.Progress(stream, "rollout", 512, "answers")
-        progress.update(7)
-        progress.clear()
-    assert live.getvalue() == "\r\x1b[K  rollout 7/512 answers, 0s\r\x1b[K" and log.getvalue() == ""
-    monkeypatch.setattr(terminal, "LOG_LINE_S", 0.0)
-    terminal.Progress(log, "train", None, "").update(3)
-    assert re.fullmatch(CLOCK + "  train 3, 0s\n", log.getvalue())
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (192, "3m12s"), (7500, "2h05m")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
