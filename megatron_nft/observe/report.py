@@ -82,6 +82,7 @@ class Report:
         self.token_text: Callable[[int], str] | None = None
         self._batch: TrainBatch | None = None  # of the open step
         self._page = RunPage(config, self.announce)
+        self._page.begin()
         self._read_back()  # what an earlier attempt has recorded
 
     def announce(self, line: str) -> None:

@@ -26,6 +26,13 @@ class RunPage:
         self._answers = PageAnswers()
         self._timeline: dict[str, Any] | None = None  # of the newest step
 
+    def begin(self) -> None:
+        """The run is under way, whatever the folder says."""
+        try:
+            write_state(self._folder, self._facts, "running", 0.0, None)
+        except OSError as error:
+            self._announce(f"run.json was not written: {error}")
+
     def read_back(self) -> None:
         """The answers that the folder has, and no others."""
         self._answers = answers_of(self._folder)
