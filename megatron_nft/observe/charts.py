@@ -150,13 +150,13 @@ SPEED = (
     ),
     Chart(
         title="Answers on an engine", unit="answers",
-        lines=(("decoding", "rollout/running_mean"), ("waiting", "rollout/waiting_mean")),
+        lines=(("decoding", "engine/running_mean"), ("waiting", "engine/waiting_mean")),
         good="Decoding should be near rollout.max_concurrent, and some should wait; few of both is an idle engine.",
         rest=FROM_0,
     ),
     Chart(
         title="KV cache in use", unit="%",
-        lines=(("mean", "rollout/kv_use_mean"), ("fullest", "rollout/kv_use_max")),
+        lines=(("mean", "engine/kv_use_mean"), ("fullest", "engine/kv_use_max")),
         good="Below 100% at its fullest; at 100% answers are thrown out and begun again.", factor=100, rest=SHARE,
     ),
     Chart(

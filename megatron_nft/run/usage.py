@@ -74,10 +74,10 @@ def engine_load(usages: Sequence[Usage]) -> dict[str, float]:
     if not (steps := sum(each.steps for each in found)):
         return {}
     return {
-        "rollout/running_mean": sum(each.running for each in found) / steps,
-        "rollout/waiting_mean": sum(each.waiting for each in found) / steps,
-        "rollout/kv_use_mean": sum(each.kv_use for each in found) / steps,
-        "rollout/kv_use_max": max(each.kv_use_max for each in found),
+        "engine/running_mean": sum(each.running for each in found) / steps,
+        "engine/waiting_mean": sum(each.waiting for each in found) / steps,
+        "engine/kv_use_mean": sum(each.kv_use for each in found) / steps,
+        "engine/kv_use_max": max(each.kv_use_max for each in found),
     }
 
 

@@ -169,7 +169,7 @@ def all_records(run):
 
 def records(run):
     """Of metrics.jsonl, without what a clock says."""
-    timed = ("time", "perf/", "weights/")
+    timed = ("time", "perf/", "weights/", "memory/", "engine/")
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in all_records(run)]
 
 

@@ -76,7 +76,7 @@ def test_a_steps_spans_are_the_step_and_its_speed_that_of_its_tokens(straight):
         for s in batch
     )  # fmt: skip
     assert last["perf/mfu"] == pytest.approx(flops / last["time/train_s"] / 2 / 0.165e12, rel=0.05)
-    assert last["rollout/running_mean"] > 1 and 0 < last["rollout/kv_use_mean"] <= last["rollout/kv_use_max"] <= 1
+    assert last["engine/running_mean"] > 1 and 0 < last["engine/kv_use_mean"] <= last["engine/kv_use_max"] <= 1
     assert all(0.1 < last[f"memory/host_{phase}_gib"] < 8 for phase in ("rollout", "score", "train", "sync", "driver"))
 
 

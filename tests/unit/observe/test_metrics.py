@@ -15,7 +15,7 @@ from megatron_nft.observe.metrics import (
     rollout_metrics,
 )
 
-AREAS = {"nft", "rollout", "train", "verdict", "actor", "async", "weights", "time", "perf", "memory", "eval"}
+AREAS = {"nft", "rollout", "train", "verdict", "actor", "async", "weights", "time", "perf", "memory", "engine", "eval"}
 
 
 def test_every_metric_is_in_a_known_area_and_explained():

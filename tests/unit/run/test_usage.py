@@ -78,8 +78,8 @@ def test_engine_load_counts_every_decode_step_once():
     other.add(9, 0, 0.9)
     load = engine_load([Usage(more={"rollouts": one, "evaluation": other}), Usage(more={"rollouts": other}), Usage()])
     assert load == {
-        "rollout/running_mean": 5.0, "rollout/waiting_mean": pytest.approx(2 / 3),
-        "rollout/kv_use_mean": pytest.approx(1.9 / 3), "rollout/kv_use_max": 0.9,
+        "engine/running_mean": 5.0, "engine/waiting_mean": pytest.approx(2 / 3),
+        "engine/kv_use_mean": pytest.approx(1.9 / 3), "engine/kv_use_max": 0.9,
     }  # fmt: skip
     assert engine_load([Usage()]) == {}
 
