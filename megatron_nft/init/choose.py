@@ -12,7 +12,8 @@ from megatron_nft.config import Config, RecipeError, check_layout
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.init.prompts import Prompts
 from megatron_nft.plan.hardware import Machine
-from megatron_nft.plan.planner import Plan, make_plan, suggest
+from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.suggestions import suggest
 
 Settings = dict[str, dict[str, Any]]
 SMALL = 100e6
