@@ -3,41 +3,34 @@
     python -m benchmarks.scale.sampling rounds            # by the share of mixed groups: rounds and prompts a step
     python -m benchmarks.scale.sampling steps [--steps 8] # seconds of a step, by how its sampling is arranged
 
-Queue, stream, places and expected lengths are the run's own (groups/, cluster/); engines are played (virtual.py). Answers
-are lognormal, those to one prompt alike; the longest allowed cuts 4% of them. What a prompt's own length says of its
-answers: nothing.
+Queue, stream, places and expected lengths are the run's own (groups/, cluster/); engines are played (virtual.py).
+Answers are lognormal, those to one prompt alike; the longest allowed cuts 4% of them. What a prompt's own length says
+of its answers: nothing.
 """
 
 import argparse
-import heapq
 import json
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from math import log, sqrt
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
 from benchmarks.planner.rows import COMMON, MODELS
 from benchmarks.scale.virtual import Answers, VirtualEngine, VirtualFleet, zeros
-from megatron_nft.cluster import stream as stream_module
 from megatron_nft.cluster.stream import RequestStream, stream_answers
 from megatron_nft.config import Config, load_config
 from megatron_nft.groups import queue as queue_module
 from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import GroupQueue
-from megatron_nft.plan import engine as plan_engine
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
-from megatron_nft.plan.workload import Assumptions, length_quantiles
-from megatron_nft.rollout.api import Load, Request, Sampling, requests_of
+from megatron_nft.plan.workload import Assumptions
+from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.run.held_out import requests_to
-from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
+from megatron_nft.types import Prompt
 
 RECIPE = "launch/recipes/nft_qwen2.5_32b_16x8h100.toml"
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.2)

@@ -17,7 +17,7 @@ import numpy as np
 
 from megatron_nft.cluster import stream as stream_module
 from megatron_nft.config import Config
-from megatron_nft.plan import engine as plan_engine
+from megatron_nft.plan.engine import decode_step
 from megatron_nft.plan.planner import Plan
 from megatron_nft.plan.workload import Assumptions, length_quantiles
 from megatron_nft.rollout.api import Load, Request
@@ -133,7 +133,7 @@ class VirtualEngine:
             heapq.heappop(self._ends)  # of an answer that was taken out
         batch = len(self._running)
         steps = min(self._ends[0][0] - self.step, max((kv - self.cached) / batch, 1.0))
-        one = sum(plan_engine.decode_step(self.plan.engine, self.plan.machine, batch, self.cached + batch * steps / 2).values())
+        one = sum(decode_step(self.plan.engine, self.plan.machine, batch, self.cached + batch * steps / 2).values())
         steps = min(steps, max((until - self.now) / one, 0.01))
         self.step += steps
         self.now += steps * one

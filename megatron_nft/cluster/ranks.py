@@ -17,6 +17,7 @@ from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.cluster.connections import connections, device_generation
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, log_of, watchdog
+from megatron_nft.cluster.usage import Usage, fetch
 from megatron_nft.config import Config
 from megatron_nft.types import TrainBatch
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
@@ -44,7 +45,7 @@ class _ActorRank(Process):
             self.worker = Worker(config, rank=rank, master=master)
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
-        with watchdog(timeout_s):
+        with watchdog(timeout_s), self.log.during(verb):
             return getattr(self.worker, verb)(*arguments)
 
 
@@ -105,7 +106,7 @@ class Actors:
 
     def _forget(self, config: Config) -> None:
         self._config = config
-        for known in ("weight_names", "num_rounds"):
+        for known in ("weight_names", "_rounds"):
             self.__dict__.pop(known, None)  # of the model before
 
     def kill(self) -> None:
@@ -117,6 +118,10 @@ class Actors:
         """Waits until every rank has done what it was at, and answers. Raises ProcessLost."""
         refs = {name: rank.ping.remote() for name, rank in self._ranks.items()}
         Pending("ping", refs, timeout_s, self._ranks, self._logs).wait()
+
+    def usage(self) -> dict[str, Usage]:
+        """Of each rank since the last call."""
+        return fetch(self._ranks)
 
     def begin_build(self) -> Pending:
         """Every rank joins the process groups, builds its part of the model and reads its weights."""
@@ -162,15 +167,22 @@ class Actors:
         """HF names of all weights that a sync sends."""
         return [name for names in self._call("weight_names") if names is not None for name in names]
 
-    @cached_property
+    @property
     def num_rounds(self) -> int:
         """`begin_send`s of a sync."""
-        return max(self._call("num_rounds"))
+        return max(self._rounds.values())
+
+    @cached_property
+    def _rounds(self) -> dict[str, int]:
+        """Of each rank: 0 of those that send nothing."""
+        return dict(zip(self._ranks, self._call("num_rounds"), strict=True))
 
     def begin_send(self, index: int, link: int) -> "PendingManifests":
-        """Puts one bucket of every stage on the wire."""
+        """Puts one bucket of every stage on the wire; ranks that send nothing hear nothing of it."""
         what, timeout_s = f"send bucket {index} of each stage", self._config.weights.timeout_s
-        return PendingManifests(self._begin("send_bucket", index, link, what=what, timeout_s=timeout_s))
+        senders = {name: self._ranks[name] for name, rounds in self._rounds.items() if rounds}
+        refs = {name: rank.call.remote("send_bucket", (index, link), timeout_s) for name, rank in senders.items()}
+        return PendingManifests(Pending(what, refs, timeout_s, self._ranks, self._logs))
 
     def offload(self) -> None:
         """Leaves the GPUs to the engines, where they are shared: see Worker.offload."""

@@ -53,6 +53,11 @@ class Config(Section):
         return self.cluster.placement == "colocated"
 
     @property
+    def evaluates_in_background(self) -> bool:
+        """While the actor trains. Where engines then sleep, it is beside the rollouts, if anywhere."""
+        return self.evaluate.in_background and not self.is_colocated
+
+    @property
     def carrier(self) -> str:
         """weights.carrier, with "auto" resolved."""
         if self.weights.carrier != "auto":

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED = Path(__file__).with_name("hardware.toml")
+SHIPPED_NAMES = ("H100", "H200", "A100", "B200")
+"""Of GPUs, as torch's names of devices have them in themselves."""
 GIB = 1 << 30
 
 
@@ -43,6 +45,12 @@ class Efficiency:
     engine_workspace_gib: float
     engine_asleep_gib: float
     process_gib: float
+    storage_gb_s: float
+    node_storage_gb_s: float
+    process_start_s: float
+    import_s: float
+    group_rank_ms: float
+    engine_start_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
