@@ -70,6 +70,46 @@ def updated(old, new, dtype):
     return before, greedy(engine)
 
 
+def quantized(old, new, quantization):
+    """What the model holds after updates (two, the second of other weights than the first), and answers, beside a fresh
+    engine's."""
+    found = {}
+    for name, model in (("updated", old), ("fresh", new)):
+        engine = make_engine(model, "bfloat16", vllm={"quantization": quantization})
+        if name == "updated":
+            found["before"] = tensors_of(engine), greedy(engine)
+            for version, weights in enumerate((new, old, new), 1):
+                send(engine, weights, version)
+        found[name] = tensors_of(engine), greedy(engine)
+        engine.shutdown()
+    return found
+
+
+def tensors_of(engine):
+    """Every parameter of vLLM's model as bytes, and its number format; in the engine's process."""
+    model = engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+    return {
+        name: (str(x.dtype), x.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        for name, x in model.named_parameters()
+    }
+
+
+def speculating(model, speculation):
+    """Answers of one seed with speculation and without, in several arrangements; how many tokens were guessed right."""
+    found = {}
+    for name, settings in (("plain", {}), ("speculating", {"vllm": {"speculative_config": speculation}})):
+        engine = make_engine(model, "float32", **settings)
+        for seed, temperature in ((7, 1.0), (8, 0.2)):
+            for arrangement in ("together", "again", "apart"):
+                prompts = make_prompts([5, 17, 40, 130, 200])
+                settings = Sampling(group_size=4, temperature=temperature, max_answer_tokens=24, seed=seed)
+                shares = [prompts] if arrangement != "apart" else [[prompt] for prompt in prompts]
+                found[name, temperature, arrangement] = [g for s in shares for g in answer_here(engine, s, settings)]
+        found[name, "greedy"] = greedy(engine)
+        engine.shutdown()
+    return found
+
+
 def broken_updates(old, new):
     """Every way to spoil an update to `old` in turn, then a whole one to `new`, which must not be tainted."""
     engine = make_engine(old, "float32")
