@@ -29,6 +29,10 @@ class _ActorRank(Process):
 
     worker: Any = None
 
+    def prepare(self) -> None:
+        """Imports what a rank is made of: all do so side by side, and none waits for the first one's address."""
+        import megatron_nft.actor.worker  # noqa: F401
+
     def address(self) -> str:
         """ "host:port" at which this process can be the meeting point of all ranks."""
         from megatron_nft.actor.topology import free_address
@@ -75,12 +79,15 @@ class Actors:
         config, placement = self._config, self._placement
         environment = {"OMP_NUM_THREADS": str(config.cluster.threads_per_process)}
         environment |= connections(tp=config.actor.tp, cp=config.actor.cp, generation=self._device_generation)
-        return {
+        ranks = {
             (name := f"actor rank {rank}"): ray.remote(_ActorRank)
             .options(**placement.actor_options(rank), runtime_env={"env_vars": environment})
             .remote(log_of(name, self._logs))
             for rank in range(config.actor.world_size)
         }
+        for rank in ranks.values():
+            rank.prepare.remote()  # what is wrong with it, `build` will say
+        return ranks
 
     @cached_property
     def _device_generation(self) -> int | None:

@@ -118,8 +118,9 @@ def start_processes(
 
 def begin_build(processes: Processes, *, shared: bool) -> list[Pending]:
     """Both load the model, side by side. On shared GPUs the actor comes first, and leaves: vLLM counts free memory."""
+    if not shared:
+        return [processes.engines.begin_build(), processes.actors.begin_build()]
     building = processes.actors.begin_build()
-    if shared:
-        building.wait()
-        processes.actors.offload()
+    building.wait()
+    processes.actors.offload()
     return [building, processes.engines.begin_build()]

@@ -1,5 +1,6 @@
 """What test_engine.py has engines do, each function in a process of its own (engine_server.py)."""
 
+import dataclasses
 import traceback
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from megatron_nft.config import RolloutConfig
+from megatron_nft.config import RolloutConfig, load_config
 from megatron_nft.rollout.api import EngineError, Sampling, answer_here, requests_of
+from megatron_nft.rollout.vllm.arguments import engine_arguments, why_not
 from megatron_nft.rollout.vllm.engine import VllmEngine
 from megatron_nft.types import Prompt
 from tests.buckets import Buckets
@@ -241,3 +243,20 @@ def answers_of(models):
         if engine is not None:
             engine.shutdown()
     return answers
+
+
+def asked_of_vllm(recipe, settings):
+    """What vLLM has against each of these settings; names of all its arguments, and of those that the program gives."""
+    words = [why_not(load_config(recipe, [f"rollout.vllm={given}", *more])) for given, *more in settings]
+    rollout = load_config(recipe).rollout
+    ours = {
+        name
+        for device in ("cpu", "cuda")
+        for name in engine_arguments(
+            "tests/assets/quickstart/model", rollout, device=device, max_model_len=192, seed=1, is_colocated=True,
+            starts_empty=True,
+        )
+    }  # fmt: skip
+    from vllm.engine.arg_utils import EngineArgs
+
+    return words, {field.name for field in dataclasses.fields(EngineArgs)}, ours

@@ -26,6 +26,13 @@ from megatron_nft.rollout.vllm.arguments import engine_arguments
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
+def import_vllm() -> None:
+    """Takes seconds, and no memory of a GPU; an engine's process may do it before its engine is asked for."""
+    from vllm import LLM  # noqa: F401
+
+    from megatron_nft.rollout.vllm import receive  # noqa: F401
+
+
 class VllmEngine:
     """One vLLM engine.
 
