@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,8 @@ from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
 
 CHECK_TIMEOUT_S = 300.0
+PROPOSERS = {"ngram": "vllm.v1.spec_decode.ngram_proposer", "suffix": "vllm.v1.spec_decode.suffix_decoding"}
+"""What guesses tokens without a model, and needs packages that vLLM doesn't bring."""
 
 
 def engine_arguments(
@@ -119,6 +122,8 @@ def why_not(config: Config) -> str | None:
         made = EngineArgs(**arguments)
         if current_platform.is_cpu() if config.cluster.device == "cpu" else current_platform.is_cuda():
             made.create_engine_config(UsageContext.LLM_CLASS)
+            if (method := (config.rollout.vllm.get("speculative_config") or {}).get("method")) in PROPOSERS:
+                import_module(PROPOSERS[method])
     except Exception as error:
         return f"rollout.vllm = {given}: vLLM refuses it: {_words(error)}"
     return None
