@@ -47,6 +47,7 @@ from megatron_nft.families.weight_files import check_weights
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
 from megatron_nft.rollout.api import EngineError, Request, requests_of
+from megatron_nft.rollout.vllm.arguments import check_arguments
 from megatron_nft.run.held_out import evaluation_sampling
 from megatron_nft.types import Prompt
 from megatron_nft.verdict.graders import mode_of
@@ -66,6 +67,7 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     hf = read_hf_config(config.model.path)
     check_weights(config.model.path, hf)
     check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
+    check_arguments(config)
     tokenizer = load_tokenizer(config.model.path)
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     num_samples = samples_of(config, benchmarks)

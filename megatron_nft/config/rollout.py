@@ -1,10 +1,12 @@
 """The vLLM engines and how they sample."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 
 from megatron_nft.config.section import Section
+from megatron_nft.config.vllm_settings import OWN, refused
 
 Tail = Literal["wait", "drop", "keep"]
 """What becomes of answers under way once enough groups are mixed: groups/queue.py."""
@@ -56,3 +58,11 @@ class RolloutConfig(Section):
     on_sync: Literal["keep", "recompute", "restart"] = "keep"
     """`megatron_nft.train_async`: what a weight sync means for answers under way. "keep": they go on with the new
     weights and the old KV cache; "recompute": and with a new one; "restart": they begin again from their prompt."""
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """Any other of vLLM's engine arguments by name, such as {quantization = "fp8_per_channel"} or {speculative_config =
+    {method = "ngram", num_speculative_tokens = 3}}: handed on as they are, once vLLM's own class has taken them. What
+    the program sets itself is refused. See megatron_nft/rollout/vllm/README.md."""
+
+    def problems(self) -> Iterator[str]:
+        """What its settings can't be together."""
+        yield from sorted(refused(self.vllm, OWN))

@@ -19,6 +19,7 @@ from megatron_nft.config.run import RunConfig
 from megatron_nft.config.section import Section
 from megatron_nft.config.train import TrainConfig
 from megatron_nft.config.verdict import VerdictConfig
+from megatron_nft.config.vllm_settings import OWN_ON_A_CPU, refused
 from megatron_nft.config.weights import WeightsConfig
 
 
@@ -138,6 +139,7 @@ class Config(Section):
             section, _, key = setting.partition(".")
             if getattr(getattr(self, section), key):
                 yield (f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
+        yield from sorted(refused(self.rollout.vllm, OWN_ON_A_CPU))
 
     def _check_placement(self) -> Iterator[str]:
         workers = self.rollout.engines * self.rollout.tp

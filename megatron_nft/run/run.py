@@ -120,8 +120,9 @@ class Run:
             self.source.resume(self.progress.policy_version)
         return taken
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """All updates of a step; until `trained`, the actor holds no step's weights that could be saved."""
+    def train_step(self, batch: TrainBatch) -> tuple[dict[str, float], TrainBatch]:
+        """All updates of a step: their metrics, and the batch with all old log-probs. Until `trained`, the actor holds
+        no step's weights that could be saved."""
         self._owner.check()
         self._is_whole = False
         return self.actors.train_step(batch)

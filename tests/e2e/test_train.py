@@ -171,6 +171,8 @@ def test_a_prompt_that_comes_again_is_sampled_anew(straight, shared, tmp_path):
         f'data.train=["{tmp_path}/six.parquet"]', "optimizer.learning_rate=1e-20", "checkpoint.every=0",
     )  # fmt: skip
     assert ended.status == 0, ended.err
+    for step in steps(tmp_path / "quickstart"):  # of the old log-probs, which no other pass has found
+        assert step["nft/ratio_mean"] == step["nft/ratio_max"] == 1 and 0 < step["rollout/logprob_gap_max"] < 1e-4
     answers = {}
     for path in (tmp_path / "quickstart" / "batches").iterdir():
         of_step = {}

@@ -22,8 +22,15 @@ import numpy as np
 from megatron_nft.config import RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
 from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
-from megatron_nft.rollout.vllm.environment import cpu_settings, model_settings
+from megatron_nft.rollout.vllm.arguments import engine_arguments
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
+
+
+def import_vllm() -> None:
+    """Takes seconds, and no memory of a GPU; an engine's process may do it before its engine is asked for."""
+    from vllm import LLM  # noqa: F401
+
+    from megatron_nft.rollout.vllm import receive  # noqa: F401
 
 
 class VllmEngine:
@@ -55,10 +62,7 @@ class VllmEngine:
         starts_empty: bool = False,
     ):
         from vllm import LLM
-        from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
-
-        from megatron_nft.rollout.vllm import receive
 
         if device == "cpu" and not current_platform.is_cpu():
             raise EngineError(
@@ -66,24 +70,17 @@ class VllmEngine:
                 "environment of launch/install.sh"
             )
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}
         try:
-            self._llm = LLM(
-                model=model_path,
-                dtype=config.dtype,
-                seed=seed,
-                tensor_parallel_size=config.tp,
-                distributed_executor_backend="uni" if config.tp == 1 else "mp",
+            arguments = engine_arguments(
+                model_path,
+                config,
+                device=device,
                 max_model_len=max_model_len,
-                max_num_seqs=config.max_concurrent,
-                logprobs_mode="processed_logprobs",
-                weight_transfer_config=WeightTransferConfig(backend=receive.BACKEND),
-                worker_extension_cls=receive.EXTENSION,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **model_settings(model_path, max_model_len, device, starts_empty),
-                **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
+                seed=seed,
+                is_colocated=is_colocated,
+                starts_empty=starts_empty,
             )
+            self._llm = LLM(**arguments)
         except Exception as error:
             raise EngineError(
                 f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
