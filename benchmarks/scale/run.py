@@ -25,6 +25,7 @@ from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.rollouts import steady_rollout_s
 from megatron_nft.plan.workload import Assumptions
 
 SIZES = (16, 128, 512, 2048)
@@ -67,6 +68,7 @@ def simulate(config: Config, plan: Plan) -> dict[str, Any]:
             "reserve_s": reserve_s,
             "build_s": build_s,
             "planned_s": {stage.name: stage.seconds for stage in plan.stages},
+            "ideal_rollout_s": steady_rollout_s(config, plan.workload, plan.engine, plan.machine, plan.memory.places),
             "driver_bytes": watch.private_bytes,
             "store_bytes": watch.store_bytes,
             "spent": {
