@@ -16,6 +16,7 @@ from benchmarks.scale.cluster import RECIPE, make_model
 from benchmarks.scale.ranks import PlayedRanks, stage_buckets
 from megatron_nft.cluster import fleet, processes, ranks, stream
 from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.processes import Pending
 from megatron_nft.cluster.ranks import Actors
 from megatron_nft.cluster.stream import RequestStream
 from megatron_nft.cluster.turns import Turns
@@ -196,3 +197,17 @@ def seconds_of_a_turn(count, monkeypatch):
 def test_a_turn_of_the_stream_costs_as_much_as_there_are_engines(monkeypatch):
     few, many = (min(seconds_of_a_turn(count, monkeypatch) for _ in range(3)) for count in (32, 512))
     assert many < 16 * 2 * few, "16 times as many engines; with the square of them it is 100 times as much"
+
+
+def test_answers_that_are_there_are_taken_at_once(monkeypatch):
+    """Not one look for each, which are as many looks at as many answers."""
+    looks = []
+
+    def wait(refs, num_returns=1, timeout=None):
+        looks.append(len(refs))
+        return refs[:num_returns], refs[num_returns:]
+
+    monkeypatch.setattr(processes, "ray", SimpleNamespace(wait=wait, get=lambda refs: [ref.value for ref in refs]))
+    refs = {f"actor rank {rank}": Put(rank) for rank in range(500)}
+    assert Pending("ping", refs, 60.0, {}).wait() == list(range(500))
+    assert looks == [500, 499]
