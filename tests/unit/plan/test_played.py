@@ -33,7 +33,7 @@ async def play(fleet, waiting):
     async def drive(index):
         under_way = 0
         while True:
-            given = [waiting.pop(0) for _ in range(min(len(waiting), PLACES // GROUP + 1 - under_way))]
+            given = [waiting.pop(0) for _ in range(min(len(waiting), PLACES - under_way))]
             under_way += len(given)
             if not under_way:
                 return
