@@ -117,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command += ["--weak"] * arguments.weak + arguments.overrides
             subprocess.run(command, check=True, stdout=sys.stderr)
             results.append(json.loads(file.read_text()))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=1))
+            if arguments.json:
+                Path(arguments.json).write_text(json.dumps(results, indent=1))
     print(render(results, markdown=arguments.markdown))
     return 0
 
