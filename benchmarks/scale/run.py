@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # this process: the result into a file
     arguments = parser.parse_intermixed_args(argv)
     sizes = [int(size) for size in arguments.gpus.split(",")]
+    if wrong := [size for size in sizes if size < 16 or size % 16]:
+        parser.error(f"--gpus {wrong[0]}: a replica of the recipe has 16 ranks; give multiples of 16")
     settings = [f"train.steps={arguments.steps}", "checkpoint.every=1", *arguments.overrides]
     if arguments.one:
         folder = Path(arguments.one).parent
