@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.processes import cause_of
 from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
@@ -165,6 +166,8 @@ class RequestStream:
             except RayActorError as error:
                 self._replace(name, f"generate: {name} died: {error}")
                 continue
+            except RayTaskError as error:
+                raise cause_of(error) from error
             self.busy_s += seconds
             for request_id, group in groups:
                 if (request := self._asked[name].pop(request_id, None)) is not None:  # else it was dropped meanwhile
