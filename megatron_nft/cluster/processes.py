@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.usage import Usage, UsageLog
@@ -151,7 +151,7 @@ class Pending:
             # A death may first be seen as an error of those that were connected with the dead.
             if dead := dead_of(self.processes):
                 raise self._lost(dead, error) from error
-            raise
+            raise cause_of(error) from error
 
     def _lost(self, dead: list[str], error: Exception) -> ProcessLost:
         return ProcessLost(f"{self.what}: {', '.join(dead)} died: {error}{self._see('what they said', dead)}")
@@ -160,6 +160,13 @@ class Pending:
         if self.logs is None:
             return ""
         return f"\n{what} is in {self.logs}/{{{','.join(log_of(name, self.logs).name for name in names)}}}"
+
+
+def cause_of(error: Exception) -> Exception:
+    """What a process raised there, without its traceback in the message: a refusal is one line. The error that brought
+    it here has it all."""
+    cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, Exception) else error
 
 
 def dead_of(processes: dict[str, Any]) -> list[str]:

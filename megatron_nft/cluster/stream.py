@@ -17,10 +17,11 @@ from itertools import takewhile
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.places import Places
+from megatron_nft.cluster.processes import cause_of
 from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
@@ -180,6 +181,8 @@ class RequestStream:
             except RayActorError as error:
                 self._replace(name, f"generate: {name} died: {error}")
                 continue
+            except RayTaskError as error:
+                raise cause_of(error) from error
             self.busy_s += load.seconds
             self.dropped_tokens += load.dropped_tokens
             self._places[name].heard(load)
