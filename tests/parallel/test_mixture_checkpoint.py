@@ -1,8 +1,8 @@
 """Checkpoints of mixtures: the same run to the last bit in the same layout, to rounding in any other of the experts.
 
-With ep > 1 there are two optimizers, the experts' beside the rest's, else one; a checkpoint has the tensors of both. Two
-updates, a save, the third; then ranks of every layout take the third from their own save and from others'. And the way
-through checkpoint_tools: HF -> Megatron -> HF, and what a run saved against what it exported.
+With ep > 1 there are two optimizers, the experts' beside the rest's, else one; a checkpoint has the tensors of both.
+Two updates, a save, the third; then ranks of every layout take the third from their own save and from others'. And the
+way through checkpoint_tools: HF -> Megatron -> HF, and what a run saved against what it exported.
 """
 
 from pathlib import Path
