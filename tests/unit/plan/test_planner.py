@@ -49,7 +49,7 @@ def test_recipes_of_a_mixture_fit_their_nodes(nodes, planned):
     assert plan.fits, plan.problems
     assert plan.num_devices == 8 * nodes
     assert sum(rank.stage_elements for rank in plan.ranks) == pytest.approx(30.53e9, rel=1e-3)
-    (train,) = [stage for stage in plan.times if stage.name == "train"]
+    (train,) = [stage for stage in plan.stages if stage.name == "train"]
     assert any(name.startswith("expert-parallel") and seconds > 1 for name, seconds in train.parts.items())
 
 
