@@ -315,7 +315,7 @@ ROWS = [
 NOT_PLANNED = [
     "NeMo-RL 0.7, Qwen3-32B on 16 and 32 GB200, 295 and 140 s a step: no layout published, nodes of 4 devices",
     "NeMo-RL FP8, Llama3.1-8B, 53.0 s: engines with FP8 weights; rollout.dtype has no FP8",
-    "NeMo-RL Qwen3-235B, DeepSeek V3, refits of 30B-A3B and 235B: no layout published, a family that is not supported, or "
-    "another mechanism",
+    "NeMo-RL Qwen3-235B, DeepSeek V3, refits of 30B-A3B and 235B: no layout published, a family that is not supported, "
+    "or another mechanism",
     "miles 27B on 8 H200, 2.5 s a sync; verl's 72B and delta syncs: no layout published, or another mechanism",
 ]
