@@ -5,7 +5,7 @@ nft_loss averaged over the update's answer tokens, and the optimizer is torch's 
 float64, so that the differences measured are the layout's own; transformers computes its norms in float32 even then.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ class Outcome:
     metrics: list[dict[str, float]]  # of each update
     gradients: list[dict[str, np.ndarray]]  # of each update, before clipping
     weights: dict[str, np.ndarray]  # after the last update
+    of_own_pass: dict[str, float] = field(default_factory=dict)  # see own_pass.py; not of the oracle
 
 
 def make_model(folder: Path, *, tied: bool, num_layers: int = NUM_LAYERS) -> Path:
