@@ -12,13 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from itertools import takewhile
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.places import Places
+from megatron_nft.cluster.processes import cause_of
 from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
@@ -110,8 +113,9 @@ class RequestStream:
             EngineError: an engine refuses a request.
         """
         self.take_back_lost()
-        given = self._hand_out()
-        for name in self._asked:
+        free = self._free()
+        given = self._hand_out(free)
+        for name in free:
             self._call(name, given[name])
         return self._collect(wait_s)
 
@@ -132,27 +136,31 @@ class RequestStream:
                 self._calls = {ref: call for ref, call in self._calls.items() if call.engine != name}
                 self._handles[name] = self._fleet.handle(name)
 
-    def _hand_out(self) -> dict[str, list[Request]]:
+    def _free(self) -> list[str]:
+        """Engines that may be called. Asked once a turn: a cluster has hundreds, and as many turns each."""
+        in_a_call = {call.engine for call in self._calls.values()}
+        return [name for name in self._asked if name not in in_a_call and self._fleet.is_ready(name)]
+
+    def _hand_out(self, names: Sequence[str]) -> dict[str, list[Request]]:
         """Gives requests that wait to the engines that have least to do: to idle ones in turn."""
-        given: dict[str, list[Request]] = {name: [] for name in self._asked}
-        names = [name for name in self._asked if self._may_be_called(name)]
-        while self._waiting and names:
+        given: dict[str, list[Request]] = {name: [] for name in names}
+        loads = [(self._places[name].taken, turn, name) for turn, name in enumerate(names)] if self._waiting else []
+        heapify(loads)
+        while self._waiting and loads:
             answers = self._waiting[0].sampling.group_size
-            name = min(names, key=lambda name: self._places[name].taken)
-            if self._at_once is not None and self._asked[name] and not self._places[name].has_room(answers):
-                names.remove(name)
+            _, turn, name = heappop(loads)
+            places = self._places[name]
+            if self._at_once is not None and self._asked[name] and not places.has_room(answers):
                 continue
             request = self._waiting.popleft()
             self._asked[name][request.request_id] = request
-            self._places[name].give(answers)
+            places.give(answers)
             given[name].append(request)
+            heappush(loads, (places.taken, turn, name))
         return given
 
-    def _may_be_called(self, name: str) -> bool:
-        return self._fleet.is_ready(name) and all(call.engine != name for call in self._calls.values())
-
     def _call(self, name: str, given: list[Request]) -> None:
-        if not self._may_be_called(name) or not (self._asked[name] or self._dropped[name]):
+        if not (self._asked[name] or self._dropped[name]):
             return
         sent = [replace(request, prompt=replace(request.prompt, extra_info={})) for request in given]  # graders' alone
         arguments = (self._name, sent, self._dropped[name], self._call_s)
@@ -173,16 +181,22 @@ class RequestStream:
             except RayActorError as error:
                 self._replace(name, f"generate: {name} died: {error}")
                 continue
+            except RayTaskError as error:
+                raise cause_of(error) from error
             self.busy_s += load.seconds
             self.dropped_tokens += load.dropped_tokens
             self._places[name].heard(load)
             for request_id, group in groups:
                 if (request := self._asked[name].pop(request_id, None)) is not None:  # else it was dropped meanwhile
                     finished.append((request_id, replace(group, prompt=request.prompt)))
-        for call in list(self._calls.values()):
-            if time.monotonic() > call.deadline:
-                self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")
+        for call in self._late():
+            self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")
         return finished
+
+    def _late(self) -> list[_Call]:
+        """Calls whose time is over: the oldest, as all have the same."""
+        now = time.monotonic()
+        return list(takewhile(lambda call: now > call.deadline, self._calls.values()))
 
     def _replace(self, name: str, why: str) -> None:
         if self._fleet.handle(name) is self._handles[name]:  # else somebody else has noticed

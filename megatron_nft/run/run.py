@@ -26,6 +26,7 @@ from megatron_nft.run.canary import check_canary
 from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
 from megatron_nft.run.folder import ending_of, run_folder
 from megatron_nft.run.held_out import HeldOutEvaluation
+from megatron_nft.run.libraries import libraries_into
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
 from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.run.usage import engine_load, memory, note_spans, training_speed
@@ -295,6 +296,7 @@ def run_recipe(
         with closing(Stop()) as stop:  # until the report is closed: a signal that comes later cuts no end short
             try:
                 with ExitStack() as stack:
+                    stack.enter_context(libraries_into(config.run_dir / "logs" / "driver.log"))
                     with stop.interruptible():
                         run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
                     run.survive(steps, stop)
