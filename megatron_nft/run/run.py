@@ -88,7 +88,7 @@ class Run:
             data.held_out,
             report,
             refill=self.sync,
-            in_background=not max_staleness and config.evaluates_in_background,
+            in_background=not max_staleness and config.evaluate.in_background,
         )
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
@@ -114,14 +114,16 @@ class Run:
         """A step's groups, whatever becomes of engines on the way: one that died has been started again, and gets its
         weights here."""
         self._owner.check()
+        self.held_out.ask_due(self.source)
         self.source.resume(self.progress.policy_version)
         while (taken := self.source.take(step, self.report)) is None:
             self.sync()
             self.source.resume(self.progress.policy_version)
         return taken
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """All updates of a step; until `trained`, the actor holds no step's weights that could be saved."""
+    def train_step(self, batch: TrainBatch) -> tuple[dict[str, float], TrainBatch]:
+        """All updates of a step: their metrics, and the batch with all old log-probs. Until `trained`, the actor holds
+        no step's weights that could be saved."""
         self._owner.check()
         self._is_whole = False
         return self.actors.train_step(batch)

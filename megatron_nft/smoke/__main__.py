@@ -3,6 +3,7 @@
     megatron-nft smoke                                  one process: does it work at all?
     megatron-nft smoke --ranks 4 --tp 2 --pp 2          a layout, a process a rank
     megatron-nft smoke --ranks 8 --tp 4 --precision fp8-blockwise --model DIR
+    megatron-nft smoke --ranks 8 --tp 2 --ep 4          a mixture of experts, of its own unless --model
     torchrun --nproc-per-node 4 -m megatron_nft.smoke --tp 2 --pp 2       the same, started by torchrun
 
 Data parallelism takes the ranks that remain. Without --model a small one is taken that fits any tp and
@@ -23,11 +24,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from megatron_nft.cluster.connections import connections, device_generation
 from megatron_nft.config import Config, RecipeError
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.smoke.inputs import MODEL, check_ranks, make_config, make_sequences
+from megatron_nft.smoke.mixture import make_mixture
 from megatron_nft.smoke.model import default_model
 from megatron_nft.smoke.ranks import run_ranks
 from megatron_nft.smoke.screen import FOLDER, Screen
@@ -44,11 +47,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pp", type=int, default=1, help="pipeline-parallel size")
     made.add_argument("--vpp", type=int, default=1, help="virtual pipeline stages per rank")
     made.add_argument("--cp", type=int, default=1, help="context-parallel size")
+    made.add_argument("--ep", type=int, default=1, help="expert-parallel size, out of the ranks of tp, cp and dp")
+    made.add_argument(
+        "--etp", type=int, help="tensor-parallel size of experts (default: 1 with --ep, else that of --tp)"
+    )
     made.add_argument("--precision", help="fp32, bf16, fp8-blockwise ... (default: bf16 on CUDA, fp32 on a CPU)")
     made.add_argument(
         "--deterministic", action="store_true", help="actor.deterministic: kernels that repeat themselves"
     )
-    made.add_argument("--model", help=f"HF folder (default: {MODEL}, or one made for the layout)")
+    made.add_argument("--model", help=f"HF folder (default: {MODEL}, or one made for the layout or for --ep)")
     made.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return made
 
@@ -61,24 +68,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     starts_ranks = arguments.ranks is not None and "RANK" not in os.environ
     if starts_ranks:
         world_size = arguments.ranks
-    try:
-        check_ranks(arguments, world_size, starts=starts_ranks)
-        config, sequences = _inputs(arguments, rank, world_size)
-    except (RecipeError, ModelFolderError) as error:
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    if starts_ranks:
-        from megatron_nft.actor.topology import free_address
+    with TemporaryDirectory(prefix="smoke-") as scratch:
+        try:
+            check_ranks(arguments, world_size, starts=starts_ranks)
+            config, sequences = _inputs(arguments, rank, world_size, Path(scratch))
+        except (RecipeError, ModelFolderError) as error:
+            if rank == 0:
+                print(f"error: {error}", file=sys.stderr)
+            return 2
+        if starts_ranks:
+            from megatron_nft.actor.topology import free_address
 
-        given = list(sys.argv[1:] if argv is None else argv)
-        return run_ranks(world_size, given, free_address())
-    return _check(config, sequences, arguments.measure, rank)
+            given = list(sys.argv[1:] if argv is None else argv)
+            return run_ranks(world_size, given, free_address())
+        return _check(config, sequences, arguments.measure, rank)
 
 
-def _inputs(arguments: argparse.Namespace, rank: int, world_size: int) -> tuple[Config, list[TrainSequence]]:
+def _inputs(
+    arguments: argparse.Namespace, rank: int, world_size: int, scratch: Path
+) -> tuple[Config, list[TrainSequence]]:
     import torch  # not for --help
 
+    if arguments.model is None and (arguments.ep > 1 or arguments.etp is not None):
+        arguments.model = str(make_mixture(scratch / "mixture"))
     if arguments.model is None:
         arguments.model = str(default_model(arguments.tp, arguments.pp * arguments.vpp, rank=rank))
     config = make_config(arguments, world_size, "cuda" if torch.cuda.is_available() else "cpu")
