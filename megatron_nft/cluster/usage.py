@@ -82,6 +82,8 @@ def fetch(processes: Mapping[str, Any]) -> dict[str, Usage]:
     """By name, of Ray actors with a method `usage`; without those that don't answer, and of very many every so many."""
     asked = list(processes)[:: -(-len(processes) // MOST_ASKED) or 1]
     refs = {processes[name].usage.remote(): name for name in asked}
+    if not refs:  # all are being started
+        return {}
     answered, _ = ray.wait(list(refs), num_returns=len(refs), timeout=ANSWER_S)
     found = {}
     for ref in answered:
