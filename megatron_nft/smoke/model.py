@@ -44,7 +44,9 @@ def _make(folder: Path, tp: int, stages: int) -> None:
     """Random weights, and the quickstart's tokenizer. It has its name once it is whole."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     heads = tp * -(-4 // tp)
     shape = json.loads((QUICKSTART / "config.json").read_text()) | {
         "hidden_size": heads * HEAD_DIM,
