@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megatron_nft.actor.topology import Topology
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.lora import is_adapter
 from megatron_nft.families.registry import table_of
 from megatron_nft.families.weight_files import check_weights
 from megatron_nft.weights.hf_tensors import HFTensors
@@ -21,10 +22,12 @@ from megatron_nft.weights.layouts import to_shard
 
 
 def _parameters(model: Sequence[nn.Module]) -> Iterator[tuple[GPTModel, str, nn.Parameter]]:
+    """Of the model itself, without adapters."""
     for chunk in model:
         gpt: GPTModel = unwrap_model(chunk)
         for name, parameter in gpt.named_parameters():
-            yield gpt, name, parameter
+            if not is_adapter(name):
+                yield gpt, name, parameter
 
 
 def named_shards(model: Sequence[nn.Module], hf: HFConfig) -> Iterator[tuple[str, Tensor]]:
@@ -32,7 +35,7 @@ def named_shards(model: Sequence[nn.Module], hf: HFConfig) -> Iterator[tuple[str
     for gpt, name, parameter in _parameters(model):
         if name == "output_layer.weight" and hf.tie_word_embeddings:
             continue
-        yield _with_global_layer(name, gpt), parameter
+        yield with_global_layer(name, gpt), parameter
 
 
 def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig, topology: Topology) -> None:
@@ -47,7 +50,7 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
         for gpt, name, parameter in _parameters(model):
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 name = "embedding.word_embeddings.weight"  # the last stage's copy
-            rule, numbers = table.find(_with_global_layer(name, gpt))
+            rule, numbers = table.find(with_global_layer(name, gpt))
             sources = [tensors[hf_name] for hf_name in rule.hf_shapes(numbers, topology.place)]
             shard = to_shard(rule, sources, topology.place)
             assert shard.shape == parameter.shape, f"{name}: {tuple(shard.shape)}, Megatron's {tuple(parameter.shape)}"
@@ -56,9 +59,10 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
                 parameter.get_high_precision_init_val().copy_(shard)
 
 
-def _with_global_layer(name: str, gpt: GPTModel) -> str:
+def with_global_layer(name: str, gpt: GPTModel) -> str:
+    """The name of a chunk's parameter or module, as it is in the whole model."""
     parts = name.split(".")
-    if parts[:2] != ["decoder", "layers"]:
+    if parts[:2] != ["decoder", "layers"] or len(parts) == 2:
         return name
     parts[2] = str(gpt.decoder.layers[int(parts[2])].layer_number - 1)  # Megatron counts layers from 1
     return ".".join(parts)

@@ -5,8 +5,9 @@ of the stage. Which ranks' shards are sent is asked of each tensor's rule. Made 
 each sync.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,19 +25,25 @@ benchmarks/weight_sync: from 16 to 256 MiB the size made no difference."""
 
 @dataclass(frozen=True)
 class Shard:
-    """One parameter of this rank, its rule, and the numbers in its name, counted over the whole model."""
+    """One parameter of this rank, its rule, and the numbers in its name, counted over the whole model.
+
+    delta: what an adapter adds to it, in fp32.
+    """
 
     name: str
     tensor: Tensor
     rule: Rule
     numbers: Numbers
+    delta: Callable[[], Tensor] | None = None
 
     @property
     def values(self) -> Tensor:
         """The parameter, without gradient. Of one that is held in FP8 a copy in bf16: FP8 tensors with a scale a block
         can't be viewed in other shapes."""
         tensor = self.tensor.detach()
-        return tensor if type(tensor) is Tensor else tensor.dequantize()
+        if type(tensor) is not Tensor:
+            tensor = tensor.dequantize()
+        return tensor if self.delta is None else (tensor.float() + self.delta()).to(tensor.dtype)
 
     def hf_shapes(self, place: Place) -> dict[str, tuple[int, ...]]:
         """HF name -> shape of the tensors that a rank at `place` has a part of, by this parameter."""
@@ -99,6 +106,7 @@ def plan_weights(
     places: Sequence[Place],
     dtype: torch.dtype,
     bucket_bytes: int | None,
+    deltas: Mapping[str, Callable[[], Tensor]] = MappingProxyType({}),
 ) -> WeightPlan:
     """Cuts a stage's parameters into buckets of at most `bucket_bytes` of HF tensors (a larger one stands alone).
 
@@ -108,8 +116,9 @@ def plan_weights(
         places: see WeightPlan.
         dtype: number format in which they are sent.
         bucket_bytes: None for a sensible size.
+        deltas: Megatron name -> what is added to the parameter whenever it is sent.
     """
-    shards = [Shard(name, tensor, *table.find(name)) for name, tensor in parameters]
+    shards = [Shard(name, tensor, *table.find(name), deltas.get(name)) for name, tensor in parameters]
     sizes = [max(spec.end for spec in _lay_out([shard], places, dtype).values()) for shard in shards]
     if bucket_bytes is None:
         bucket_bytes = min(max(sum(sizes) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
