@@ -7,8 +7,9 @@ the ranks that have something to say return it, the others None. cluster/ranks.p
 import gc
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 
+from megatron_nft.actor.adapter_record import adapter_record
 from megatron_nft.actor.checkpoint import Save, begin_save, load_checkpoint, load_weights
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
 from megatron_nft.actor.lora import base_alone, deltas, named_adapters
@@ -32,6 +34,7 @@ from megatron_nft.families.lora import adapter_table
 from megatron_nft.families.registry import table_of
 from megatron_nft.observe.metrics import reduce_metrics
 from megatron_nft.types import MicroBatch
+from megatron_nft.weights.base_digest import digests, whole_digest
 from megatron_nft.weights.carriers import make_sender
 from megatron_nft.weights.gather import gather_bucket
 from megatron_nft.weights.plan import Bucket, WeightPlan, plan_weights
@@ -200,6 +203,7 @@ class Worker:
             self.topology,
             step=step,
             policy_version=policy_version,
+            adapter=self._adapter_record,
         )
 
     def save_state(self) -> tuple[bool, str | None]:
@@ -219,7 +223,7 @@ class Worker:
 
     def load(self, folder: str) -> None:
         """Goes on from a save, made in this layout or another. Raises CheckpointError."""
-        load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule, self.topology)
+        load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule, self.topology, self._adapter_record)
 
     def damages(self, folder: str, names: Sequence[str]) -> list[str]:
         """What is wrong with these files of a checkpoint. No collective."""
@@ -247,6 +251,15 @@ class Worker:
         if self._sender is not None:
             self._sender.close()
         destroy_topology()
+
+    @cached_property
+    def _adapter_record(self) -> dict[str, Any] | None:
+        """What a checkpoint says of its adapters; None: the whole model is trained. A collective of all ranks, once."""
+        if (adapters := self.config.lora.adapters) is None:
+            return None
+        folder, parts = Path(self.config.model.path), [{}] * dist.get_world_size()
+        dist.all_gather_object(parts, digests(folder, dist.get_rank(), len(parts)))
+        return adapter_record(adapters, base=str(folder), base_digest=whole_digest(folder, parts))
 
     @property
     def _leads(self) -> bool:

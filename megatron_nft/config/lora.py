@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.paths import PathText
 from megatron_nft.config.section import Section
 from megatron_nft.families.lora import TARGETS, Adapters
 
 NOT_PLAIN = (
-    "dora", "use_dora", "pissa", "olora", "vera", "adalora", "loha", "lokr", "qalora", "use_qalora", "lora_bias", "bias",
-    "init_lora_weights", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "experts",
+    "dora", "use_dora", "pissa", "olora", "vera", "adalora", "loha", "lokr", "qalora", "use_qalora", "lora_bias",
+    "bias", "init_lora_weights", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "experts",
 )  # fmt: skip
 """What PEFT has besides, by its names."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -47,7 +48,7 @@ class LoraConfig(Section):
     def _refuse_others(cls, given: Any) -> Any:
         found = [key for key in NOT_PLAIN if key in given] if isinstance(given, dict) else []
         if found:
-            raise ValueError(f"lora.{found[0]} is not supported: adapters are plain LoRA (or rslora) of whole modules")
+            raise RecipeError(f"lora.{found[0]} is not supported: adapters are plain LoRA (or rslora) of whole modules")
         return given
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_nft.families.config_json import read_json
 from megatron_nft.families.family import HFConfig, ModelFolderError
-from megatron_nft.families.lora import Adapters, adapter_table
+from megatron_nft.families.lora import Adapters, adapter_shapes
 from megatron_nft.families.weight_files import check_format, read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -40,12 +40,7 @@ def check_adapter(folder: str | Path, hf: HFConfig, adapters: Adapters) -> None:
         if (value := given.get(key, False if key == "use_rslora" else None)) != wanted:
             raise ModelFolderError(f"{folder / CONFIG}: {key} = {value!r}, and lora.{setting} = {wanted!r}; set it so")
     tensors = read_tensors(folder, WEIGHTS)
-    expected = {
-        name: shape
-        for rule in adapter_table(hf, adapters)
-        for layer in range(hf.num_hidden_layers)
-        for name, shape in rule.hf_shapes({"layer": layer}).items()
-    }
+    expected = adapter_shapes(hf, adapters)
     if wrong := sorted(expected.keys() ^ tensors.keys()):
         where = "missing" if wrong[0] in expected else "left over"
         raise ModelFolderError(

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from megatron_nft.families.family import HFConfig
+from megatron_nft.families.parameters import Parameter
 from megatron_nft.families.registry import table_of
 from megatron_nft.families.rules import Layout, Rule, Table
 
@@ -44,6 +45,20 @@ def adapter_table(hf: HFConfig, adapters: Adapters) -> Table:
     wanted = {f"{target}.weight" for target in adapters.targets}
     bases = [rule for rule in table_of(hf) if ".".join(rule.megatron.rsplit(".", 2)[-2:]) in wanted]
     return Table(hf.model_type, [rule for base in bases for rule in _rules(base, adapters.rank)])
+
+
+def adapter_parameters(hf: HFConfig, adapters: Adapters) -> list[Parameter]:
+    """All of a model's, layer by layer, as a checkpoint has them."""
+    return [
+        Parameter(rule.megatron.replace("{layer}.", ""), layer, rule)
+        for layer in range(hf.num_hidden_layers)
+        for rule in adapter_table(hf, adapters)
+    ]
+
+
+def adapter_shapes(hf: HFConfig, adapters: Adapters) -> dict[str, tuple[int, ...]]:
+    """PEFT's name -> shape of every tensor."""
+    return {n: shape for parameter in adapter_parameters(hf, adapters) for n, shape in parameter.hf_shapes.items()}
 
 
 def is_adapter(name: str) -> bool:

@@ -47,7 +47,7 @@ class Parameter:
     @property
     def is_plain(self) -> bool:
         """Whether its rows are the rows of a single HF tensor."""
-        return self.is_table or not self.rule.axes
+        return self.is_table or (not self.rule.axes and len(self.rule.hf) == 1)
 
     @property
     def numel(self) -> int:
