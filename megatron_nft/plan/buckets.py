@@ -8,6 +8,8 @@ from math import prod
 
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.lora import Adapters, adapter_shapes, adapter_table
+from megatron_nft.families.rules import Rule
 from megatron_nft.plan.parameters import chunk_rules, layers_of_rank
 
 AUTOMATIC_BUCKETS = 16
@@ -23,7 +25,12 @@ def bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> tuple[int, ...]:
     limit = (mib << 20) // config.actor.pp if mib else None
     actor, element = config.actor, 4 if config.rollout.dtype == "float32" else 2
     layers = layers_of_rank(actor, hf.num_hidden_layers, pp_rank)
-    return _cut(hf, layers, pp_rank == 0, pp_rank == actor.pp - 1, element, limit)
+    return _cut(hf, layers, pp_rank == 0, pp_rank == actor.pp - 1, element, limit, sent_adapters(config))
+
+
+def sent_adapters(config: Config) -> Adapters | None:
+    """What a sync sends in place of the model."""
+    return config.lora.adapters if config.syncs_adapter else None
 
 
 def largest_bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> int:
@@ -32,8 +39,19 @@ def largest_bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _cut(hf: HFConfig, layers: int, is_first: bool, is_last: bool, element: int, limit: int | None) -> tuple[int, ...]:
-    parameters = [[element * n for n in tensors] for tensors in _hf_tensors(hf, layers, is_first, is_last)]
+def _cut(
+    hf: HFConfig,
+    layers: int,
+    is_first: bool,
+    is_last: bool,
+    element: int,
+    limit: int | None,
+    adapters: Adapters | None,
+) -> tuple[int, ...]:
+    rules = chunk_rules(hf, layers, first=is_first, last=is_last)
+    if adapters is not None:
+        rules = list(adapter_table(hf, adapters)) * layers
+    parameters = [[element * n for n in tensors] for tensors in _hf_tensors(rules)]
     if limit is None:
         total = sum(_laid_out(tensors) for tensors in parameters)
         limit = min(max(total // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
@@ -49,14 +67,15 @@ def _cut(hf: HFConfig, layers: int, is_first: bool, is_last: bool, element: int,
     return tuple(_laid_out(tensors) for tensors in buckets if tensors)
 
 
-def num_tensors(hf: HFConfig) -> int:
-    """HF tensors of the whole model."""
+def num_tensors(hf: HFConfig, adapters: Adapters | None = None) -> int:
+    """HF tensors of the whole model, or of all adapters."""
+    if adapters is not None:
+        return len(adapter_shapes(hf, adapters))
     return sum(len(rule.hf) for rule in chunk_rules(hf, hf.num_hidden_layers, first=True, last=True))
 
 
-def _hf_tensors(hf: HFConfig, layers: int, is_first: bool, is_last: bool) -> list[list[int]]:
+def _hf_tensors(rules: list[Rule]) -> list[list[int]]:
     """Per Megatron parameter, in order: elements of each HF tensor that it makes."""
-    rules = chunk_rules(hf, layers, first=is_first, last=is_last)
     return [[prod(shape) for shape in rule.hf_shapes({"layer": 0}).values()] for rule in rules]
 
 

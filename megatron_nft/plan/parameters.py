@@ -15,6 +15,7 @@ from math import lcm
 
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.lora import Adapters, adapter_table
 from megatron_nft.families.registry import table_of
 from megatron_nft.families.rules import TRANSFORMER_ENGINE, Place, Rule, along
 
@@ -153,13 +154,14 @@ def shard_elements(buckets: Sequence[Bucket], ranks: int) -> list[int]:
 class RankParameters:
     """What a pipeline rank's parameters take, in elements: the same on all of its ranks, but for the shards."""
 
-    elements: int  # without padding
+    elements: int  # of the model, without padding
     linear_elements: int  # of linear modules
     buffer_elements: int  # of the parameter buffers, and of the gradient buffers
     shards: tuple[int, ...]  # of the optimizer's state, by rank of the data- and context-parallel group
+    frozen_elements: int = 0  # in no buffer: the model's, where adapters are trained
 
     def weight_bytes(self, element_bytes: int) -> int:
-        return self.buffer_elements * element_bytes
+        return (self.buffer_elements + self.frozen_elements) * element_bytes
 
     @property
     def gradient_bytes(self) -> int:
@@ -174,8 +176,14 @@ class RankParameters:
         return elements * (MOMENT_BYTES + (MASTER_BYTES if element_bytes < 4 else 0))
 
 
-def parameters_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> RankParameters:
-    """All virtual stages of a pipeline rank."""
+def parameters_of_rank(
+    hf: HFConfig, actor: ActorConfig, pp_rank: int, adapters: Adapters | None = None
+) -> RankParameters:
+    """All virtual stages of a pipeline rank.
+
+    Args:
+        adapters: that are trained in place of the model.
+    """
     bucket_size = None
     if actor.overlap_grad_reduce and pp_rank == 0:  # Megatron cuts the first rank's first stage only
         bucket_size = actor.ddp_bucket_size or max(SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK * actor.dp)
@@ -188,21 +196,31 @@ def parameters_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> RankPa
         pp_rank == actor.pp - 1,
         actor.dp * actor.cp,
         bucket_size,
+        adapters,
     )
 
 
 @lru_cache(maxsize=4096)
 def _rank_parameters(
-    hf: HFConfig, tp: int, layers: int, vpp: int, first: bool, last: bool, ranks: int, bucket_size: int | None
+    hf: HFConfig,
+    tp: int,
+    layers: int,
+    vpp: int,
+    first: bool,
+    last: bool,
+    ranks: int,
+    bucket_size: int | None,
+    adapters: Adapters | None,
 ) -> RankParameters:
     tied = hf.tie_word_embeddings and not (first and last)
     chunks = [
         chunk_parameters(hf, tp, layers, first=first and stage == 0, last=last and stage == vpp - 1, tied=tied)
         for stage in range(vpp)
     ]
+    trained = chunks if adapters is None else [_adapter_parameters(hf, tp, adapters) * layers for _ in chunks]
     buffers = [
         lay_out_buffer(chunk, ranks=ranks, bucket_size=bucket_size if stage == 0 else None)
-        for stage, chunk in enumerate(chunks)
+        for stage, chunk in enumerate(trained)
     ]
     everything = [parameter for chunk in chunks for parameter in chunk]
     return RankParameters(
@@ -210,7 +228,16 @@ def _rank_parameters(
         linear_elements=sum(p.elements for p in everything if p.is_linear),
         buffer_elements=sum(b.elements for buckets in buffers for b in buckets),
         shards=tuple(sum(s) for s in zip(*(shard_elements(buckets, ranks) for buckets in buffers), strict=True)),
+        frozen_elements=0 if adapters is None else sum(p.elements for p in everything),
     )
+
+
+def _adapter_parameters(hf: HFConfig, tp: int, adapters: Adapters) -> list[Parameter]:
+    """Of one layer, in the order in which its modules are registered: A and B of each."""
+    place, table = along("tp", tp)[0], adapter_table(hf, adapters)
+    modules = [f"{LAYER}{module}" for module in ORDER]
+    rules = sorted(table, key=lambda rule: modules.index(rule.megatron.rpartition(".")[0]))
+    return [_parameter(rule, place, is_tied=False) for rule in rules]
 
 
 def _round_up(number: int, multiple: int) -> int:

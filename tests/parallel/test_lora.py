@@ -4,12 +4,15 @@ What is compared, and how, is test_parity.py's; the oracle is peft_oracle.py. Se
 """
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from tests.parallel.covering import at_night
 from tests.parallel.layouts import Layout
-from tests.parallel.oracle import make_model, make_updates
+from tests.parallel.oracle import answer_logprobs, load_model, make_model, make_updates
 from tests.parallel.peft_oracle import ALL, ALPHA, RANK, make_adapter, train_adapter
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_parity import differences, outcome_of_rank
@@ -61,3 +64,52 @@ def test_parity_with_peft(cases, layout):
     found = differences(ranks, expected)
     print(f"\n  {layout}: " + ", ".join(f"{kind} {size:.1e}" for kind, (size, _) in found.items()))
     assert not {kind: worst for kind, worst in found.items() if not worst[0] <= BOUNDS[kind]}
+
+
+# --- The model without its adapters, and dropout ---------------------------------------------------------------------
+
+
+def scored(rank, master, lines, updates):
+    """Log-probs with and without adapters, before and after an update, each twice."""
+    from megatron_nft.actor.worker import Worker
+    from megatron_nft.config import load_config
+    from megatron_nft.data.packing import pack
+
+    torch.set_num_threads(1)
+    config = load_config("launch/recipes/quickstart.toml", lines)
+    worker = Worker(config, rank=rank, master=master)
+    assert worker.reference is None
+    (batch,) = pack(updates[0], num_updates=1, dp=1, tokens_per_microbatch=200).updates
+    found = []
+    for _ in range(2):
+        found += [(worker.score(batch[0]), worker.score_reference(batch[0])) for _ in range(2)]
+        batch = [[replace(m, sequences=with_reference(m.sequences)) for m in share] for share in batch]
+        worker.train_step([batch[0]])
+    worker.shutdown()
+    sequences = [s.token_ids_T.tobytes() for m in batch[0] for s in m.sequences]
+    return [[dict(zip(sequences, scores, strict=True)) for scores in pair] for pair in found if pair[0] is not None]
+
+
+def with_reference(sequences):
+    return tuple(replace(s, reference_logprobs_A=s.old_logprobs_A) for s in sequences)
+
+
+def test_the_reference_is_the_model_without_adapters_and_scores_have_no_dropout(cases):
+    """Whatever has been trained, and at a dropout that would change every score."""
+    model, adapter, updates, expected = cases["untied"]
+    limits = ["data.max_prompt_tokens=40", "rollout.max_answer_tokens=80"]
+    lines = [f"model.path={model}", *limits, "actor.tp=2", "algorithm.kl_weight=0.1", "optimizer.learning_rate=1e-2",
+             "optimizer.warmup_updates=0", "lora.dropout=0.5", *overrides(adapter)]  # fmt: skip
+    (found,) = [rank for rank in run_ranks(2, scored, lines, updates) if rank]
+    base = load_model(model)
+    with torch.no_grad():
+        alone = {s.token_ids_T.tobytes(): answer_logprobs(base, s).numpy() for group in updates[0] for s in group}
+
+    def apart(one, other):
+        return max(np.abs(one[tokens] - other[tokens]).max() for tokens in alone)
+
+    (first, again, trained, trained_again) = found
+    assert all(apart(reference, alone) < 1e-5 for _, reference in found)
+    assert apart(first[0], expected.logprobs) < 1e-5 and apart(first[0], again[0]) == 0
+    assert apart(trained[0], trained_again[0]) == 0 and apart(trained[0], first[0]) > 1e-3
+    assert apart(first[0], alone) > 0.1
