@@ -212,6 +212,8 @@ class VllmEngine:
         """
         self._receive("end of a weight update", None)
         self._call("finish of a weight update", self._llm.finish_weight_update, str(policy_version))
+        if self._adapters:
+            self._call("adapters of a weight update", self._llm.collective_rpc, "install_adapters")
         self._update_open = False
         self.policy_version = policy_version
         if self._on_sync == "restart":

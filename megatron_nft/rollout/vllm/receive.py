@@ -111,10 +111,13 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         if self.adapters:
-            adapter.install(self.model, read_hf_config(self.model_config.model), self.adapters, self.tensors)
             return
         finalize_layerwise_reload(self.model, self.model_config)
         self._refresh_tied_lm_head()
+
+    def install_adapters(self) -> None:
+        """Puts the adapters that an update has brought in place. After it: vLLM's worker forgets its own at the end."""
+        adapter.install(self.model, read_hf_config(self.model_config.model), self.adapters, self.tensors)
 
     def shutdown(self) -> None:
         for receiver in self.receivers.values():
@@ -158,7 +161,11 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
 
 
 class RegisterBackend:
-    """A vLLM worker extension (`EXTENSION`) without methods: naming it makes every worker import this module."""
+    """A vLLM worker extension (`EXTENSION`): naming it makes every worker import this module."""
+
+    def install_adapters(self) -> None:
+        """Of this worker's `BucketReceiver`."""
+        self.weight_transfer_engine.install_adapters()
 
 
 def _check_names(what: str, names: list[str], expected: set[str], optional: Set[str] = frozenset()) -> None:
