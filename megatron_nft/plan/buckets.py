@@ -53,8 +53,9 @@ def _cut(
         rules = list(adapter_table(hf, adapters)) * layers
     parameters = [[element * n for n in tensors] for tensors in _hf_tensors(rules)]
     if limit is None:
-        total = sum(_laid_out(tensors) for tensors in parameters)
-        limit = min(max(total // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        sizes = [_laid_out(tensors) for tensors in parameters]
+        limit = min(max(sum(sizes) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        limit = max([limit, *sizes])
     buckets: list[list[int]] = [[]]
     filled = 0
     for tensors in parameters:
