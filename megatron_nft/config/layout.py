@@ -6,6 +6,7 @@ from megatron_nft.config.actor import ActorConfig
 from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.schema import Config
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.registry import table_of
 
 
 def check_layout(config: Config, hf: HFConfig) -> None:
@@ -28,6 +29,11 @@ def layout_problems(config: Config, hf: HFConfig) -> Iterator[str]:
     if hf.intermediate_size % config.actor.tp:
         yield (f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}")
     yield from _stage_problems(config.actor, hf.num_hidden_layers)
+    if config.lora.rank and any(".experts." in rule.megatron for rule in table_of(hf)):
+        yield (
+            f"lora.rank = {config.lora.rank}: {hf.model_type} has experts, and there are no adapters for models with "
+            "experts; leave [lora] out"
+        )
     if config.max_sequence_tokens > hf.max_position_embeddings:
         yield (
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "

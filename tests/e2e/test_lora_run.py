@@ -14,7 +14,7 @@ from tests.conftest import RUN
 from tests.e2e.driver import bytes_of_weights, kill, last_pid, records, same_bits, start, steps, wait_for
 
 pytestmark = pytest.mark.e2e
-LORA = [*RUN, "lora.rank=8", "optimizer.learning_rate=2e-3", "checkpoint.every=2", "algorithm.kl_weight=0.01"]
+LORA = [*RUN, "lora.rank=8", "optimizer.learning_rate=5e-4", "checkpoint.every=2", "algorithm.kl_weight=0.01"]
 ALONE = [*LORA, "lora.sync=adapter"]
 
 
