@@ -56,7 +56,10 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
             assert shard.shape == parameter.shape, f"{name}: {tuple(shard.shape)}, Megatron's {tuple(parameter.shape)}"
             parameter.copy_(shard)
             if hasattr(parameter, "get_high_precision_init_val"):  # fp8_param: master weights start from this
-                parameter.get_high_precision_init_val().copy_(shard)
+                if parameter.requires_grad:
+                    parameter.get_high_precision_init_val().copy_(shard)
+                else:  # none do: a copy of the model on the host for nobody
+                    parameter.clear_high_precision_init_val()
 
 
 def with_global_layer(name: str, gpt: GPTModel) -> str:

@@ -7,7 +7,7 @@ the ranks that have something to say return it, the others None. cluster/ranks.p
 import gc
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from megatron_nft.actor.precision import PRECISIONS, check_device
 from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
-from megatron_nft.families.lora import adapter_table
+from megatron_nft.families.lora import Adapters, adapter_table
 from megatron_nft.families.registry import table_of
 from megatron_nft.observe.metrics import reduce_metrics
 from megatron_nft.types import MicroBatch
@@ -84,8 +84,10 @@ class Worker:
         )
         self.plan = plan(list(named_shards(self.model, self.hf)), table_of(self.hf), deltas=deltas(self.model))
         self.adapter_plan: WeightPlan | None = None
+        self._adapter_record: dict[str, Any] | None = None
         if (adapters := config.lora.adapters) is not None:
             self.adapter_plan = plan(list(named_adapters(self.model)), adapter_table(self.hf, adapters))
+            self._adapter_record = self._read_adapter_record(adapters)
         self._sent = self.adapter_plan if self.adapter_plan and config.syncs_adapter else self.plan
         self._owns_weights = self.plan.has_owned_at(self.topology.place)
         self._stage_group = parallel_state.get_tensor_model_parallel_group()  # at plan.places
@@ -252,11 +254,9 @@ class Worker:
             self._sender.close()
         destroy_topology()
 
-    @cached_property
-    def _adapter_record(self) -> dict[str, Any] | None:
-        """What a checkpoint says of its adapters; None: the whole model is trained. A collective of all ranks, once."""
-        if (adapters := self.config.lora.adapters) is None:
-            return None
+    def _read_adapter_record(self, adapters: Adapters) -> dict[str, Any]:
+        """What a checkpoint says of its adapters. A collective of all ranks, which read a share each of the model's
+        files: as they have just done."""
         folder, parts = Path(self.config.model.path), [{}] * dist.get_world_size()
         dist.all_gather_object(parts, digests(folder, dist.get_rank(), len(parts)))
         return adapter_record(adapters, base=str(folder), base_digest=whole_digest(folder, parts))
