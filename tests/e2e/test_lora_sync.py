@@ -12,7 +12,7 @@ from megatron_nft.families.lora import peft_config
 from megatron_nft.rollout.api import Sampling
 from megatron_nft.weights.export import finish_adapter_folder, finish_hf_folder
 from megatron_nft.weights.sync import sync_weights
-from tests.e2e.test_resharding import GAP, MAX_TOKENS, PRECISIONS, Running, gap_of
+from tests.e2e.test_resharding import MAX_TOKENS, PRECISIONS, Running, gap_of
 from tests.parallel.families import make_folder
 from tests.parallel.trainer import trainer
 
@@ -28,6 +28,8 @@ AT_NIGHT = [
     ("qwen2", "bfloat16", 1, "tp=2 pp=2", "adapter", ["linear_qkv", "linear_fc2"]),
     ("qwen2", "float32", 2, "tp=2", "merged", ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]),
 ]
+GAP = {"float32": 1e-5, "bfloat16": 0.1}
+"""Nats, in the mean, of what engine and actor say."""
 LORA = {"rank": 6, "alpha": 9.0, "rslora": True}
 """A rank that vLLM has no room of its own for."""
 

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_nft.config import load_config
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.lora import peft_config
+from megatron_nft.weights.export import finish_adapter_folder
 from tests.parallel.covering import at_night
 from tests.parallel.layouts import Layout
 from tests.parallel.oracle import answer_logprobs, load_model, make_model, make_updates
-from tests.parallel.peft_oracle import ALL, ALPHA, RANK, make_adapter, train_adapter
+from tests.parallel.peft_oracle import ALL, ALPHA, RANK, make_adapter, peft_model, train_adapter
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_parity import differences, outcome_of_rank
 
@@ -72,7 +76,6 @@ def test_parity_with_peft(cases, layout):
 def scored(rank, master, lines, updates):
     """Log-probs with and without adapters, before and after an update, each twice."""
     from megatron_nft.actor.worker import Worker
-    from megatron_nft.config import load_config
     from megatron_nft.data.packing import pack
 
     torch.set_num_threads(1)
@@ -113,3 +116,45 @@ def test_the_reference_is_the_model_without_adapters_and_scores_have_no_dropout(
     assert apart(first[0], expected.logprobs) < 1e-5 and apart(first[0], again[0]) == 0
     assert apart(trained[0], trained_again[0]) == 0 and apart(trained[0], first[0]) > 1e-3
     assert apart(first[0], alone) > 0.1
+
+
+# --- What is exported ------------------------------------------------------------------------------------------------
+
+
+def trained_and_saved(rank, master, lines, updates, folder):
+    """Trains, writes this stage's adapters into the folder; then log-probs, by tokens, and the files' map."""
+    from megatron_nft.actor.worker import Worker
+    from megatron_nft.data.packing import pack
+
+    torch.set_num_threads(1)
+    worker = Worker(load_config("launch/recipes/quickstart.toml", lines), rank=rank, master=master)
+    batches = [pack(update, num_updates=1, dp=1, tokens_per_microbatch=200).updates[0] for update in updates]
+    worker.train_step([batch[0] for batch in batches])
+    flat = [microbatch for batch in batches for microbatch in batch[0]]
+    scores, files = worker.score(flat), worker.save_adapter(folder)
+    worker.shutdown()
+    tokens = [s.token_ids_T.tobytes() for microbatch in flat for s in microbatch.sequences]
+    return {} if scores is None else dict(zip(tokens, scores, strict=True)), files
+
+
+def test_a_trained_adapter_is_exported_as_peft_reads_it(cases, tmp_path):
+    model, adapter, updates, _ = cases["tied"]
+    limits = ["data.max_prompt_tokens=40", "rollout.max_answer_tokens=80"]
+    lines = [f"model.path={model}", *limits, "actor.tp=2", "actor.pp=2", "actor.sequence_parallel=true",
+             "optimizer.learning_rate=1e-2", *overrides(adapter)]  # fmt: skip
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    ranks = run_ranks(4, trained_and_saved, lines, updates, str(folder))
+    adapters, hf = load_config("launch/recipes/quickstart.toml", lines).lora.adapters, read_hf_config(model)
+    about = peft_config(hf, adapters, base=str(model))
+    finish_adapter_folder(folder, about, [files for _, files in ranks if files is not None])
+    said = {tokens: scores for scores, _ in ranks for tokens, scores in scores.items()}
+    assert furthest(peft_model(model, folder), updates, said) < 1e-5
+    assert furthest(peft_model(model, adapter), updates, said) > 1e-2, "training moved nothing"
+
+
+@torch.no_grad()
+def furthest(model, updates, said):
+    """Largest distance of its log-probs from those that were said."""
+    sequences = [s for update in updates for group in update for s in group]
+    return max(np.abs(answer_logprobs(model, s).numpy() - said[s.token_ids_T.tobytes()]).max() for s in sequences)

@@ -15,8 +15,9 @@ from checkpoint_tools.megatron_folder import MegatronFolder
 from checkpoint_tools.show import as_text, describe
 from megatron_nft.families.adapter_folder import CONFIG, WEIGHTS
 from tests.parallel.families import make_folder
+from tests.parallel.oracle import save_random
 from tests.parallel.ranks import run_ranks
-from tests.parallel.test_checkpoint import HALF, build, name_of, same_bits, whole
+from tests.parallel.test_checkpoint import HALF, SETTINGS, build, name_of, same_bits, six_updates, whole
 from tests.parallel.test_parity import hf_tensors
 
 pytestmark = pytest.mark.parallel
@@ -173,3 +174,47 @@ def test_a_peft_folder_and_a_whole_model_of_it(saves, tmp_path):
         plain = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
         assert (whole_model(tokens).logits - said).abs().max() < 1e-4
         assert (plain(tokens).logits - said).abs().max() > 1e-2
+
+
+# --- A real model's size ---------------------------------------------------------------------------------------------
+
+HALF_BILLION = {
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+    "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True, "max_position_embeddings": 32768,
+}  # fmt: skip
+
+
+def saved_once(rank, master, folder):
+    """One update of adapters of a model in bf16, and a save."""
+    from megatron_nft.actor.worker import Worker
+    from megatron_nft.config import load_config
+    from megatron_nft.data.packing import pack
+
+    model = f"model.path={json.dumps(f'{folder}/model')}"
+    lines = [model, *SETTINGS, "actor.tp=1", "actor.precision=bf16", "lora.rank=8"]
+    worker = Worker(load_config("launch/recipes/quickstart.toml", lines), rank=rank, master=master)
+    (update,) = pack([six_updates()[0][:1]], num_updates=1, dp=1, tokens_per_microbatch=600).updates
+    worker.train_step([update[0]])
+    worker.save(f"{folder}/saved")
+    worker.shutdown()
+
+
+@pytest.mark.night(
+    "the bytes of a model of half a billion parameters: a minute, for a figure that follows from the shapes"
+)
+def test_two_percent_of_a_whole_models_bytes(tmp_path):
+    from transformers import Qwen2Config
+
+    from megatron_nft.config import load_config
+    from megatron_nft.families.hf_config import read_hf_config
+    from megatron_nft.plan.disk import plan_disk
+
+    save_random(Qwen2Config(**HALF_BILLION), tmp_path / "model", dtype="bfloat16")
+    (tmp_path / "saved").mkdir()
+    run_ranks(1, saved_once, str(tmp_path), timeout_s=600.0)
+    written = sum(file.stat().st_size for file in (tmp_path / "saved").rglob("*") if file.is_file())
+    lines = [f"model.path={tmp_path / 'model'}", "actor.precision=bf16"]
+    config, hf = load_config("launch/recipes/quickstart.toml", lines), read_hf_config(tmp_path / "model")
+    whole = plan_disk(config, hf).checkpoint
+    print(f"\n  adapters {written:,} bytes, the whole model {whole:,}: {written / whole:.2%}")
+    assert written < 0.02 * whole
