@@ -17,6 +17,7 @@ import ray
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, ProcessLost, dead_of, log_of, lost_of, watchdog
 from megatron_nft.cluster.restarts import Restarts
+from megatron_nft.cluster.usage import Usage, fetch
 from megatron_nft.config import Config
 from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.weights.wire import BucketManifest
@@ -46,8 +47,13 @@ class _EngineProcess(Process):
             )
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
-        with watchdog(timeout_s):
+        with watchdog(timeout_s), self.log.during(verb):
             return getattr(self.engine, verb)(*arguments)
+
+    def usage(self) -> Usage:
+        usage = super().usage()
+        usage.more = self.engine.decode_steps()
+        return usage
 
 
 class Fleet:
@@ -221,6 +227,11 @@ class Fleet:
             ray.kill(engine)
 
     # --- verbs of all engines
+
+    def usage(self) -> dict[str, Usage]:
+        """Of each engine that has started, since the last call."""
+        with self._lock:
+            return fetch({name: engine for name, engine in self._engines.items() if name not in self._starting})
 
     def sleep(self) -> None:
         """Leaves the GPUs to the actor: see rollout/api.py."""
