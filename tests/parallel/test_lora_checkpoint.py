@@ -120,8 +120,8 @@ def refusals(rank, master, folder, wrong):
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (["lora.rank=8"], r"its adapters have lora.rank = 4, the run has 8"),
-        (["lora.rank=4", "lora.alpha=4"], r"lora.alpha = 8.0, the run has 4.0"),
+        (["lora.rank=8"], r"has adapters with lora.rank = 4, now it is 8"),
+        (["lora.rank=4", "lora.alpha=4"], r"lora.alpha = 8.0, now it is 4.0"),
         ([], r"has adapters of .*model only, and lora.rank is 0"),
     ],
 )
