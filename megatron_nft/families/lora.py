@@ -50,7 +50,7 @@ def adapter_table(hf: HFConfig, adapters: Adapters) -> Table:
 def adapter_parameters(hf: HFConfig, adapters: Adapters) -> list[Parameter]:
     """All of a model's, layer by layer, as a checkpoint has them."""
     return [
-        Parameter(rule.megatron.replace("{layer}.", ""), layer, rule)
+        Parameter(rule.megatron.replace("{layer}.", ""), rule, {"layer": layer}, ((layer, hf.num_hidden_layers),))
         for layer in range(hf.num_hidden_layers)
         for rule in adapter_table(hf, adapters)
     ]
