@@ -152,7 +152,10 @@ class Actors:
         return self.score_reference(self._scored(batch, "score", "old_logprobs_A"))
 
     def score_later(self, batch: TrainBatch) -> TrainBatch:
-        """As `score`, but for the first update's old_logprobs, which `train_step` finds by itself."""
+        """As `score`, but for the first update's old_logprobs, which `train_step` finds by itself: unless it leaves out
+        inputs that scoring has."""
+        if self._config.lora.dropout:
+            return self.score(batch)
         first, later = TrainBatch(updates=batch.updates[:1]), TrainBatch(updates=batch.updates[1:])
         if later.updates:
             later = self._scored(later, "score", "old_logprobs_A")
