@@ -113,6 +113,7 @@ class Worker:
         reports, num_tokens = [], []
         for microbatches in updates:
             self.schedule.step(1)
+            self.pipeline.step = (self.schedule.num_steps - 1) // self.config.train.updates_per_step + 1
             metrics, answer_tokens = self.pipeline.forward_backward(microbatches)
             metrics["actor/learning_rate"] = self.optimizer.param_groups[0]["lr"]
             is_finite = self._is_finite(metrics.get("nft/loss", 0.0))

@@ -117,6 +117,7 @@ class Config(Section):
             for setting, is_set in (
                 ('old_logprobs = "engine"', algorithm.old_logprobs == "engine"),
                 (f"importance_cap = {algorithm.importance_cap:g}", algorithm.importance_cap > 0),
+                (f"corrections = {list(algorithm.corrections)}", bool(algorithm.corrections)),
             )
             if is_set
         ]
@@ -124,7 +125,12 @@ class Config(Section):
             yield (
                 f"rollout.top_p = {top_p:g} makes the engine's log-probs those of a part of the vocabulary, and "
                 f"{' and '.join(reads)} compares them with the actor's, which are of all of it; set rollout.top_p = 1, "
-                'or algorithm.old_logprobs = "actor" and importance_cap = 0'
+                'or algorithm.old_logprobs = "actor" and importance_cap = 0, and no corrections'
+            )
+        if algorithm.score_centering and not self.rollout.top_logprobs:
+            yield (
+                "algorithm.score_centering is over the engine's likeliest tokens, and rollout.top_logprobs = 0 has it "
+                "say none; set rollout.top_logprobs (128 in the paper)"
             )
 
     def _check_nothing_needs_cuda(self) -> Iterator[str]:

@@ -46,6 +46,17 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
         "mean",
         "share of answer tokens whose ratio earns nothing more (GRPO and kin)",
     ),
+    ("nft/clipped_right_fraction", "fraction", "mean", "the same share of right answers' tokens"),
+    ("nft/clipped_wrong_fraction", "fraction", "mean", "the same share of wrong answers' tokens"),
+    ("nft/mass_up", "1", "mean", "sum of the loss's slopes that push answer tokens up, as reduced: advantage by sign"),
+    ("nft/mass_down", "1", "mean", "sum of those that push answer tokens down"),
+    ("nft/logprob_right", "nats/token", "last", "mean log-prob of right answers' tokens, at the step's last update"),
+    ("nft/logprob_wrong", "nats/token", "last", "mean log-prob of wrong answers' tokens, at the step's last update"),
+    ("nft/moved_right", "nats/token", "last", "that of right answers, less that before the step; falls: displacement"),
+    ("nft/moved_wrong", "nats/token", "last", "that of wrong answers, less that before the step"),
+    ("nft/truncated_fraction", "fraction", "mean", "share of answer tokens whose weight a correction's cap has cut"),
+    ("nft/masked_fraction", "fraction", "mean", "share of answer tokens whose weight a correction's mask made 0"),
+    ("nft/rejected_fraction", "fraction", "mean", "share of answer tokens that a correction left out of the mean"),
     ("nft/kl", "nats/token", "mean", "estimate of KL(policy || reference), with algorithm.kl_weight"),
     ("nft/entropy", "nats/token", "mean", "entropy of the policy at answer tokens, with observe.entropy"),
     ("nft/correct_rate", "fraction", "mean", "share of right answers among all graded ones, unmixed groups included"),
@@ -58,8 +69,11 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("actor/tokens", "tokens", "sum", "prompt and answer tokens trained on"),
     ("rollout/answers", "answers", "sum", "answers sampled, unmixed groups included"),
     ("rollout/answer_tokens_mean", "tokens", "mean", "mean length of an answer"),
+    ("rollout/right_tokens_mean", "tokens", "mean", "mean length of a right answer"),
+    ("rollout/wrong_tokens_mean", "tokens", "mean", "mean length of a wrong answer"),
     ("rollout/truncated_fraction", "fraction", "mean", "share of answers cut at rollout.max_answer_tokens"),
     ("rollout/groups_mixed", "groups", "sum", "groups with right and wrong answers; only these are trained on"),
+    ("rollout/mixed_correct_rate", "fraction", "mean", "mean correct rate of the mixed groups"),
     ("rollout/groups_all_right", "groups", "sum", "groups without a wrong answer, dropped"),
     ("rollout/groups_all_wrong", "groups", "sum", "groups without a right answer, dropped"),
     ("rollout/groups_surplus", "groups", "sum", "mixed groups beyond train.groups_per_step"),
@@ -73,6 +87,21 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
         "mean",
         "share of answer tokens cut at algorithm.importance_cap",
     ),
+    (
+        "rollout/gap_signed",
+        "nats/token",
+        "mean",
+        "actor log-prob - engine log-prob, mean: minus k1 of KL(engine || actor)",
+    ),
+    ("rollout/gap_kl", "nats/token", "mean", "KL(engine || actor), the k3 estimate: what observe.gap_bound bounds"),
+    ("rollout/gap_ess_tokens", "fraction", "mean", "effective sample size of tokens' importance weights, by tokens"),
+    ("rollout/gap_ess_answers", "fraction", "mean", "effective sample size of answers' importance weights, by answers"),
+    ("rollout/gap_quarter_1", "nats/token", "mean", "logprob_gap_mean in the first quarter of the longest answer"),
+    ("rollout/gap_quarter_2", "nats/token", "mean", "logprob_gap_mean in its second quarter"),
+    ("rollout/gap_quarter_3", "nats/token", "mean", "logprob_gap_mean in its third quarter"),
+    ("rollout/gap_quarter_4", "nats/token", "mean", "logprob_gap_mean in its last quarter"),
+    ("rollout/gap_alarms", "steps", "sum", "1 where rollout/gap_kl was beyond observe.gap_bound"),
+    ("rollout/top_mass", "fraction", "mean", "probability that the engine's rollout.top_logprobs tokens have together"),
     ("rollout/policy_version", "syncs", "min", "weight syncs behind the oldest sampled answer"),
     ("async/staleness_mean", "syncs", "mean", "weight syncs between the policy that sampled and the one that trains"),
     (
@@ -245,10 +274,25 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         metrics |= {
             "nft/correct_rate": num_right / (num_graded or 1),
             "rollout/answer_tokens_mean": sum(len(r.token_ids_A) for r in rollouts) / len(rollouts),
+            **_by_verdict(graded),
             "rollout/truncated_fraction": sum(r.truncated for r in rollouts) / len(rollouts),
             "rollout/policy_version": min(r.policy_version for r in rollouts),
         }
     return metrics
+
+
+def _by_verdict(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """What right and wrong answers, and mixed groups, are like, where there are any."""
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for group in groups:
+        for right, rollout in zip(group.rights, group.rollouts, strict=True):
+            lengths[right].append(len(rollout.token_ids_A))
+    values = {
+        "rollout/right_tokens_mean": lengths[True],
+        "rollout/wrong_tokens_mean": lengths[False],
+        "rollout/mixed_correct_rate": [group.correct_rate for group in groups if group.is_mixed],
+    }
+    return {name: sum(each) / len(each) for name, each in values.items() if each}
 
 
 def count_by_correct_rate(groups: Sequence[RolloutGroup]) -> list[int]:

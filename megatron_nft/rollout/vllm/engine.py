@@ -25,6 +25,9 @@ from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling
 from megatron_nft.rollout.vllm.environment import cpu_settings, model_settings
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens that an engine may be asked for whatever its recipe says: vLLM's own limit."""
+
 
 class VllmEngine:
     """One vLLM engine.
@@ -77,6 +80,7 @@ class VllmEngine:
                 max_model_len=max_model_len,
                 max_num_seqs=config.max_concurrent,
                 logprobs_mode="processed_logprobs",
+                max_logprobs=max(config.top_logprobs, MAX_LOGPROBS),
                 weight_transfer_config=WeightTransferConfig(backend=receive.BACKEND),
                 worker_extension_cls=receive.EXTENSION,
                 disable_log_stats=True,
@@ -278,7 +282,7 @@ def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:
         top_p=sampling.top_p,
         max_tokens=sampling.max_answer_tokens,
         seed=_prompt_seed(sampling.seed, prompt_id),  # vLLM adds the answer's place in the group
-        logprobs=0,  # the sampled token's only
+        logprobs=sampling.top_logprobs,  # 0: the sampled token's only
         flat_logprobs=True,
         detokenize=False,  # one batched decode per group is cheaper than one per token
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -300,11 +304,19 @@ def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
             f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
         )
     spans = [(span.start, int(span.version)) for span in answer.weight_versions]
+    # At each place the sampled token, and after it the likeliest ones, whether it is one of them or not.
+    num_tokens = len(answer.token_ids)
+    logprobs_AK = np.array(answer.logprobs.logprobs, dtype=np.float32).reshape(num_tokens, -1)
+    columns = {}
+    if logprobs_AK.shape[1] > 1:
+        ids_AK = np.array(answer.logprobs.token_ids, dtype=np.int32).reshape(num_tokens, -1)
+        columns = {"top_ids": ids_AK[:, 1:], "top_logprobs": logprobs_AK[:, 1:]}
     return Rollout(
         text=text,
         token_ids_A=np.array(answer.token_ids, dtype=np.int32),
-        engine_logprobs_A=np.array(answer.logprobs.logprobs, dtype=np.float32),
+        engine_logprobs_A=logprobs_AK[:, 0],
         truncated=answer.finish_reason == "length",
         policy_version=spans[0][1],
         newer_versions=tuple(spans[1:]),
+        columns=columns,
     )

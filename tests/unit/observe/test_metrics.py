@@ -93,6 +93,9 @@ def test_rollout_metrics_by_hand(make_group):
         "verdict/by_omission": 0,
         "nft/correct_rate": 3 / 6,
         "rollout/answer_tokens_mean": (60 + 30 + 100) / 9,
+        "rollout/right_tokens_mean": 40 / 3,
+        "rollout/wrong_tokens_mean": 80 / 3,
+        "rollout/mixed_correct_rate": 1 / 3,
         "rollout/truncated_fraction": 1 / 9,
         "rollout/policy_version": 2,
     }
