@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from megatron_nft.data.packing import pack
 from megatron_nft.nft.groups import to_sequences
-from megatron_nft.observe.batches import logprob_gap, save_batch
+from megatron_nft.observe.batches import save_batch
 from megatron_nft.run import command_line
 from megatron_nft.run.nonfinite import keep_nonfinite
 from megatron_nft.run.run import Run
@@ -42,6 +42,8 @@ def train(run: Run, stop: Stop) -> None:
             run.turns.actor_turn()
             with report.stage("score"), stop.interruptible():
                 batch = score(run, batch)
+            if config.algorithm.old_logprobs == "actor":
+                run.gap_alarm.look(step, batch)
             if config.observe.save_batches:
                 save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
             with report.stage("train"):
@@ -58,6 +60,7 @@ def train(run: Run, stop: Stop) -> None:
             with report.stage("sync"):
                 report.add(run.sync())  # resharded weights -> engines
         run.checkpoints.poll()
+        run.gap_alarm.stop_if_told()
         with stop.interruptible():
             evaluate_and_export_if_due(run, step)
     run.checkpoints.finish()
@@ -83,9 +86,7 @@ def score(run: Run, batch: TrainBatch) -> TrainBatch:
     if algorithm.old_logprobs == "engine":
         batch = batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=s.engine_logprobs_A))
         return run.actors.score_reference(batch)
-    batch = run.actors.score(batch)
-    run.report.add(logprob_gap(batch, algorithm.importance_cap))
-    return batch
+    return run.actors.score(batch)
 
 
 def evaluate_and_export_if_due(run: Run, step: int) -> None:

@@ -69,8 +69,23 @@ class Config(Section):
     @property
     def canary_gap(self) -> float:
         """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
-        is_exact = self.actor.precision == "fp32" and self.rollout.dtype == "float32"
-        return self.weights.canary_gap or (1e-3 if is_exact else 0.1)
+        return self.weights.canary_gap or (1e-3 if self._is_exact else 0.1)
+
+    def gap_bound(self, *, is_ahead: bool) -> float:
+        """observe.gap_bound, with its default resolved; 0: none.
+
+        Args:
+            is_ahead: answers are older than the policy that trains.
+        """
+        if self.observe.gap_bound is not None:
+            return self.observe.gap_bound
+        if is_ahead or self.rollout.top_p < 1:
+            return 0.0
+        return 1e-6 if self._is_exact else 0.01
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.actor.precision == "fp32" and self.rollout.dtype == "float32"
 
     @property
     def carrier_traits(self) -> CarrierTraits:

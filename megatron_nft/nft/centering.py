@@ -20,7 +20,7 @@ that loss itself: NFT's are w(q) for right answers, and for wrong ones, with R =
 can be centred.
 
 The engine says q of its k likeliest tokens only. The others are taken together as one more token, of probability
-q_rest = 1 - sum q and p_rest = 1 - sum p. With s(rest) = dlog p_rest = -sum_head p(u) s(u) / p_rest, that is the paper's
+q_rest = 1 - sum q, and p_rest likewise. With s(rest) = dlog p_rest = -sum_head p(u) s(u) / p_rest, that is the paper's
 tail, proportional to p; it is exact for k = all, and 0 for q = p whatever k is, since then
 sum_head p s + p_rest s(rest) = d(1) = 0.
 

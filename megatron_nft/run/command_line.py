@@ -17,6 +17,7 @@ from megatron_nft.observe.batches import BatchError
 from megatron_nft.observe.owner import OwnerLost
 from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.canary import CanaryError
+from megatron_nft.run.gap_alarm import GapTooLarge
 from megatron_nft.run.nonfinite import NonFiniteUpdate
 from megatron_nft.run.private import keep_private
 from megatron_nft.run.replay import replay_step
@@ -94,6 +95,7 @@ def main(
         CheckpointError,
         NoMixedGroups,
         NonFiniteUpdate,
+        GapTooLarge,
         OwnerLost,
     ) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -43,14 +43,11 @@ class Actors:
     ("setting", "expected", "verbs"), [("actor", ACTOR_A, ["score"]), ("engine", ENGINE_A, ["score_reference"])]
 )
 def test_old_log_probs_are_whose_the_recipe_says(setting, expected, verbs):
-    metrics = {}
     run = SimpleNamespace(
         config=SimpleNamespace(algorithm=AlgorithmConfig(old_logprobs=setting)),
         actors=Actors(),
-        report=SimpleNamespace(add=metrics.update),
     )
     (scored,) = score(run, batch()).sequences
     np.testing.assert_array_equal(scored.old_logprobs_A, expected)
     np.testing.assert_array_equal(scored.engine_logprobs_A, ENGINE_A)
     assert run.actors.called == verbs
-    assert metrics.get("rollout/logprob_gap_mean", 0.5) == 0.5 and bool(metrics) == (setting == "actor")
