@@ -52,7 +52,11 @@ class Worker:
             load_hf_weights(self.model, config.model.path, self.hf, self.topology)
         hold_back_reductions(self.model)
         self.optimizer, self.schedule = build_optimizer(
-            self.model, config.optimizer, config.actor, config.train.updates_per_step
+            self.model,
+            config.optimizer,
+            config.actor,
+            config.train.updates_per_step,
+            num_updates=config.train.steps * config.train.updates_per_step,
         )
         self.pipeline = Pipeline(
             self.model,

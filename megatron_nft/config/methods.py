@@ -84,6 +84,10 @@ METHODS: dict[str, MethodRow] = {
     ),
 }
 
+SFT = "sft"
+"""No method of a run that samples: it learns given answers."""
+METHODS[SFT] = MethodRow(module=f"{_FILES}.sft", unread=("neg_weight", *_OWN))
+
 CLIPPED = tuple(name for name, row in METHODS.items() if row.preset.get("neg_weight") == -1)
 """The methods that learn from clipped advantages, those of neg_weight = -1."""
 NFT_LOSS = tuple(name for name, row in METHODS.items() if row.module == _NFT)

@@ -17,6 +17,7 @@ from megatron_nft.config.optimizer import OptimizerConfig
 from megatron_nft.config.rollout import RolloutConfig
 from megatron_nft.config.run import RunConfig
 from megatron_nft.config.section import Section
+from megatron_nft.config.sft import SftConfig
 from megatron_nft.config.train import TrainConfig
 from megatron_nft.config.verdict import VerdictConfig
 from megatron_nft.config.weights import WeightsConfig
@@ -36,6 +37,7 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     observe: ObserveConfig = ObserveConfig()

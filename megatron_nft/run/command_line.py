@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.config.methods import SFT
 from megatron_nft.data.prompts import DataError
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.groups.queue import NoMixedGroups
@@ -71,12 +72,24 @@ def main(
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     arguments = parser.parse_intermixed_args(argv)
-    try:
+
+    def act() -> bool:
         config = load_config(arguments.recipe, arguments.overrides)
+        if config.algorithm.name == SFT:
+            raise RecipeError(f'algorithm.name = "{SFT}" learns given answers, and samples none: megatron-nft sft')
         keep_private(config)
         if arguments.replay is not None:
-            return 0 if replay_step(config, arguments.replay) else 1
+            return replay_step(config, arguments.replay)
         run_recipe(config, steps, max_staleness=max_staleness(config) if is_ahead else 0)
+        return True
+
+    return exit_status(act)
+
+
+def exit_status(act: Callable[[], bool]) -> int:
+    """Of a command: what it does, with its errors as one line; false: it has failed, and said so."""
+    try:
+        return 0 if act() else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -108,7 +121,6 @@ def main(
             raise
         print(f"error: {error}; make room, and give the same command again", file=sys.stderr)
         return 1
-    return 0
 
 
 def max_staleness(config: Config) -> int:

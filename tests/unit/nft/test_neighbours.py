@@ -116,6 +116,7 @@ def test_at_a_ratio_of_one_a_methods_gradient_is_its_weight(name):
         "nft": (0.75, -0.25),
         "topr": (1.0, -1.0),
         "w_reinforce": (0.1, -1.0),
+        "sft": (1.0, 1.0),
     }.get(name, (2.0, -1.0))
     assert gradients.tolist() == pytest.approx([-right] * 2 + [-wrong] * 3, abs=1e-6)
 
