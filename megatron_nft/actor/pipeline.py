@@ -266,7 +266,7 @@ def _num_kept(sequence: TrainSequence, algorithm: AlgorithmConfig) -> int:
     """Its answer tokens that no correction rejects."""
     if not algorithm.rejects:
         return sequence.num_answer_tokens
-    old_A, engine_A = (torch.from_numpy(x) for x in (sequence.old_logprobs_A, sequence.engine_logprobs_A))
+    old_A, engine_A = torch.tensor(sequence.old_logprobs_A), torch.tensor(sequence.engine_logprobs_A)
     _, kept_A = correction(old_A, engine_A, torch.zeros(len(old_A), dtype=torch.int64), algorithm.all_corrections)
     return int(kept_A.sum())
 

@@ -289,6 +289,22 @@ def test_kl_and_entropy_equal_those_of_transformers(oracle, reference):
     assert oracle["dapo, kl"]["nft/loss"] == pytest.approx(weighted, rel=1e-5)
 
 
+def weights_by_the_step(rank, master):
+    """Losses of wrong answers in each of three steps of two updates, and those at the weights that are to hold."""
+    schedule = ["algorithm.neg_weight_end=0.5", "algorithm.schedule_steps=2"]
+    worker, microbatches = build(rank, master, schedule, [_moved(s) for s in sequences()])
+    found = [worker.train_step([microbatches] * 2)["nft/loss_wrong"] for _ in range(3)]
+    worker.pipeline.algorithm = AlgorithmConfig()
+    whole = worker.train_step([microbatches])["nft/loss_wrong"]
+    worker.shutdown()
+    return found, [weight * whole for weight in (1.0, 0.75, 0.5)]
+
+
+def test_weights_go_by_the_step():
+    found, expected = run_ranks(1, weights_by_the_step)[0]
+    assert found == pytest.approx(expected, rel=1e-5) and abs(found[0]) > 1e-4
+
+
 # --- Updates that are not finite -------------------------------------------------------------------------------------
 
 
