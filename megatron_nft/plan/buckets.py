@@ -35,8 +35,9 @@ def largest_bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> int:
 def _cut(hf: HFConfig, layers: int, is_first: bool, is_last: bool, element: int, limit: int | None) -> tuple[int, ...]:
     parameters = [[element * n for n in tensors] for tensors in _hf_tensors(hf, layers, is_first, is_last)]
     if limit is None:
-        total = sum(_laid_out(tensors) for tensors in parameters)
-        limit = min(max(total // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        sizes = [_laid_out(tensors) for tensors in parameters]
+        limit = min(max(sum(sizes) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        limit = max([limit, *sizes])
     buckets: list[list[int]] = [[]]
     filled = 0
     for tensors in parameters:
