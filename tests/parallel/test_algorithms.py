@@ -119,7 +119,7 @@ def metrics_of_all(rank, master, overrides, reference):
     reference_logprobs = worker._by_sequence(microbatches, worker.pipeline.score(microbatches, worker.reference))
     if reference_logprobs is None:  # only the rank that speaks has them, as in a run, where the driver hands them out
         reference_logprobs = [np.zeros(s.num_answer_tokens) for m in microbatches for s in m.sequences]
-    if worker.topology.tp_size > 1:  # in a run the driver hands the log-probs to all ranks
+    if worker.topology.tp_size * worker.topology.cp_size > 1:  # in a run the driver hands the log-probs to all ranks
         box = [reference_logprobs]
         group = worker_group(worker)
         torch.distributed.broadcast_object_list(box, group=group, group_src=0)
@@ -138,9 +138,11 @@ def metrics_of_all(rank, master, overrides, reference):
 
 
 def worker_group(worker):
+    """Of a replica's ranks, which are laid out along one axis here."""
     from megatron.core import parallel_state
 
-    return parallel_state.get_tensor_model_parallel_group()
+    along_context = worker.topology.cp_size > 1
+    return getattr(parallel_state, f"get_{'context' if along_context else 'tensor_model'}_parallel_group")()
 
 
 @pytest.fixture(scope="module")
