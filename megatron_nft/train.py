@@ -42,13 +42,13 @@ def train(run: Run, stop: Stop) -> None:
             run.turns.actor_turn()
             with report.stage("score"), stop.interruptible():
                 batch = score(run, batch)
+            with report.stage("train"):
+                trained, batch = run.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
+            report.add(trained)
             if config.algorithm.old_logprobs == "actor":
                 run.gap_alarm.look(step, batch)
             if config.observe.save_batches:
                 save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
-            with report.stage("train"):
-                trained = run.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
-            report.add(trained)
             if trained["actor/nonfinite_updates"]:
                 keep_nonfinite(step, batch, config, run.actors, report)
             run.trained(step)
@@ -59,6 +59,7 @@ def train(run: Run, stop: Stop) -> None:
                     run.checkpoints.begin(run.progress)  # written while the run goes on
             with report.stage("sync"):
                 report.add(run.sync())  # resharded weights -> engines
+            report.add(run.measured(batch))
         run.checkpoints.poll()
         run.gap_alarm.stop_if_told()
         with stop.interruptible():
@@ -81,12 +82,13 @@ def batch_of(run: Run, groups: Sequence[RolloutGroup]) -> TrainBatch:
 
 
 def score(run: Run, batch: TrainBatch) -> TrainBatch:
-    """Sets old_logprobs, which the loss holds its ratio to."""
-    algorithm = run.config.algorithm
-    if algorithm.old_logprobs == "engine":
+    """Sets old_logprobs, which the loss holds its ratio to; the actor's of the first update come of its training."""
+    if run.config.algorithm.old_logprobs == "engine":
         batch = batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=s.engine_logprobs_A))
         return run.actors.score_reference(batch)
-    return run.actors.score(batch)
+    if run.config.algorithm.rejects:  # what is left of the update's denominator is asked before it
+        return run.actors.score(batch)
+    return run.actors.score_later(batch)
 
 
 def evaluate_and_export_if_due(run: Run, step: int) -> None:

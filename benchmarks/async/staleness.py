@@ -1,7 +1,7 @@
 """The staleness study: does NFT with older answers learn as well, and which correction helps? Trains every cell, then
 writes the page.
 
-    python benchmarks/async/staleness.py --out runs/staleness            (160 runs of about 2 minutes on a core each)
+    python -m benchmarks.async.staleness --out runs/staleness            (160 runs of about 2 minutes on a core each)
 
 neg_weight 0.5 and 1, staleness 1, 2 and 4, five corrections, 5 seeds, and the synchronous runs that all are compared
 with: on the longest of the quickstart's stories (benchmarks/algorithms), of which the base model gets one in nine
@@ -18,17 +18,17 @@ import sys
 import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; a lane has one core
-sys.path.append(str(Path(__file__).resolve().parents[1] / "algorithms"))
 
-from staleness_page import write_page
-from task import write_problems
-
+from benchmarks.algorithms.task import write_problems
 from megatron_nft.config import Config, load_config
 from megatron_nft.run.run import run_recipe
 from megatron_nft.train import train
+
+write_page = import_module("benchmarks.async.staleness_page").write_page  # "async" is a word of Python's own
 
 RECIPE = Path(__file__).resolve().parents[1] / "algorithms" / "recipe.toml"
 CORRECTIONS: dict[str, tuple[str, ...]] = {
@@ -140,7 +140,7 @@ def main() -> None:
     write_problems(out / "data")
     print(f"{len(chosen)} cells, {len(missing)} to train", flush=True)
     lanes = [
-        subprocess.Popen([sys.executable, *sys.argv, "--lane", str(lane)])
+        subprocess.Popen([sys.executable, "-m", "benchmarks.async.staleness", *sys.argv[1:], "--lane", str(lane)])
         for lane in range(arguments.lanes if missing else 0)
     ]
     if sum(abs(lane.wait()) for lane in lanes):

@@ -1,6 +1,6 @@
 """The staleness study's table (Markdown) and curves (SVG), from the cells that are there. Called by staleness.py; or
 
-python benchmarks/async/staleness_page.py runs/staleness [--page FOLDER]
+python -m benchmarks.async.staleness_page runs/staleness [--page FOLDER]
 """
 
 import argparse

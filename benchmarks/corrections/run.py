@@ -1,6 +1,6 @@
 """How far each correction's expected gradient is from the exact one, on policies small enough to enumerate.
 
-    python benchmarks/corrections/run.py [--seeds 20]
+    python -m benchmarks.corrections.run [--seeds 20]
 
 A policy over 5 tokens has a logit for each token after each beginning; answers have 4 tokens, so there are 625, and
 an answer is right by a rule that the policy knows nothing of. The sampler is that policy with a drift: a temperature,

@@ -51,6 +51,8 @@ SHARED_METRICS = {
     "rollout/top_mass": ("top_mass", "tokens"),
 }
 """Of all methods, where there are such sums, as `Method.metrics` are."""
+LOGPROBS = "logprobs_A"
+"""What each microbatch's sums have besides sums."""
 PUBLISHED_DIVISOR = 1000.0
 """What the NFT authors' code divides the sum of token losses by, on each of its data-parallel ranks."""
 
@@ -69,11 +71,12 @@ class Pipeline:
         measures_entropy: bool,
         token_multiple: int,
         logits_bytes: int,
+        moe_aux_loss_coeff: float = 0.0,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
         self.algorithm, self.rollout = algorithm, rollout
         self.measures_entropy, self.token_multiple = measures_entropy, token_multiple
-        self.logits_bytes = logits_bytes
+        self.logits_bytes, self.moe_aux_loss_coeff = logits_bytes, moe_aux_loss_coeff
         self.step = 1
         """The rollout step, by which the algorithm's schedules go; set by who trains."""
         self._schedule = get_forward_backward_func()
@@ -97,18 +100,24 @@ class Pipeline:
             chunk.train()
         return logprobs[: len(microbatches)]
 
-    def forward_backward(self, microbatches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:
+    def forward_backward(self, microbatches: Sequence[MicroBatch]) -> tuple[dict[str, float], float, list[Tensor]]:
         """Leaves the gradient of one update in the model's buffers.
 
+        Microbatches without old log-probs have those of this very pass: the weights that they are to be of are those
+        of a step's first update.
+
         Returns:
-            Metrics over the whole update on the last stage, equal on all its ranks (empty elsewhere), and the number
-            of answer tokens behind them.
+            Metrics over the whole update on the last stage, equal on all its ranks (empty elsewhere), the number of
+            answer tokens behind them, and the log-probs of this pass, as `score` gives them.
         """
         for chunk in self.model:
             chunk.zero_grad_buffer()
         totals = self._totals(microbatches)
+        if self.moe_aux_loss_coeff:  # Megatron multiplies a microbatch's by its tokens, and nothing divides by them
+            self.model[0].config.moe_aux_loss_coeff = self.moe_aux_loss_coeff / totals["all_tokens"]
         sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
-        return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"]
+        logprobs = [of_microbatch.pop(LOGPROBS) for of_microbatch in sums][: len(microbatches)]
+        return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"], logprobs
 
     def _denominator(self, totals: dict[str, float]) -> float:
         """What the sum of all token losses of the update is divided by."""
@@ -170,7 +179,9 @@ class Pipeline:
                 logprobs_A, top_AK = logprobs_A[:, 0], logprobs_A[:, 1:]
             if non_loss_data:
                 return logprobs_A
-            loss, sums = self._loss(logprobs_A, top_AK, pack, denominator)
+            scored = pack if pack.is_scored else pack.with_old_logprobs(logprobs_A)
+            loss, sums = self._loss(logprobs_A, top_AK, scored, denominator)
+            sums[LOGPROBS] = logprobs_A.detach()
             if entropies_O is not None:
                 sums["entropy"] = (pack.weights_A * self._all_answers(entropies_O, pack)).sum()
             # Megatron wants a number of tokens. It is of no use: the loss is normalised already.

@@ -22,7 +22,7 @@ from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.performance import finish_param_gather, hold_back_reductions, tokens_of_a_pass
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
-from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
+from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology, stage_group
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.registry import table_of
@@ -67,6 +67,7 @@ class Worker:
             measures_entropy=config.observe.entropy,
             token_multiple=tokens_of_a_pass(config.actor),
             logits_bytes=config.actor.logits_mib << 20,
+            moe_aux_loss_coeff=config.actor.moe_aux_loss_coeff,
         )
         self.reference: list[torch.nn.Module] | None = None
         if config.algorithm.kl_weight and config.model.reference is not None:
@@ -80,11 +81,12 @@ class Worker:
             dtype=getattr(torch, config.rollout.dtype),
             bucket_bytes=mib and (mib << 20) // self.topology.pp_size,
         )
-        self._owns_weights = self.plan.has_owned_at(self.topology.place)
-        self._stage_group = parallel_state.get_tensor_model_parallel_group()  # at plan.places
+        self._owns_weights = self.topology.holds_stage
+        self._stage_group = stage_group()  # at plan.places
         self._host = address_toward(master)
         self._sender: Sender | None = None
         self._save: Save | None = None
+        self._first_logprobs: list[np.ndarray] | None = None
         # Collections look at what training makes, not at half a million objects of the imports: Megatron-Core calls
         # for one, of 0.2 s, in every save.
         gc.collect()
@@ -111,14 +113,21 @@ class Worker:
     def train_step(self, updates: Sequence[Sequence[MicroBatch]]) -> dict[str, float] | None:
         """One optimizer update per element; the updates' metrics reduced to one dict, from the rank that speaks.
 
+        The first update's sequences need no old log-probs: they are those of its forward pass, see `first_logprobs`.
+        The later ones' have to be `score`'s, of before the step.
+
         An update whose gradient is not finite never reaches the weights: it is left out if optimizer.skip_nonfinite,
         else it is the last. "actor/nonfinite_updates" counts them.
         """
+        if any(s.old_logprobs_A is None for update in updates[1:] for m in update for s in m.sequences):
+            raise ValueError("old_logprobs of a later update are not known; score all but the first before the step")
         reports, num_tokens = [], []
         for microbatches in updates:
             self.schedule.step(1)
             self.pipeline.step = (self.schedule.num_steps - 1) // self.config.train.updates_per_step + 1
-            metrics, answer_tokens = self.pipeline.forward_backward(microbatches)
+            metrics, answer_tokens, logprobs = self.pipeline.forward_backward(microbatches)
+            if not reports:
+                self._first_logprobs = self._by_sequence(microbatches, logprobs)
             metrics["actor/learning_rate"] = self.optimizer.param_groups[0]["lr"]
             is_finite = self._is_finite(metrics.get("nft/loss", 0.0))
             metrics["actor/nonfinite_updates"] = float(not is_finite)
@@ -134,6 +143,10 @@ class Worker:
         if not self.topology.speaks or self.topology.dp_rank != 0:
             return None
         return reduce_metrics(reports, num_tokens)
+
+    def first_logprobs(self) -> list[np.ndarray] | None:
+        """As `score` would have said of the last step's first update, before it: the log-probs of its forward pass."""
+        return self._first_logprobs
 
     def _is_finite(self, loss: float) -> bool:
         """Whether the loss and every rank's gradient are: the same answer on all ranks.

@@ -17,6 +17,7 @@ import ray
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, ProcessLost, dead_of, log_of, lost_of, watchdog
 from megatron_nft.cluster.restarts import Restarts
+from megatron_nft.cluster.usage import Usage, fetch
 from megatron_nft.config import Config
 from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.weights.wire import BucketManifest
@@ -28,6 +29,12 @@ object store once."""
 
 class _EngineProcess(Process):
     """Runs in the engine's own process."""
+
+    def prepare(self) -> None:
+        """Imports what an engine is made of, whatever has its GPU: that takes none of its memory."""
+        from megatron_nft.rollout.vllm.engine import import_vllm
+
+        import_vllm()
 
     def build(self, config: Config, index: int, starts_empty: bool) -> None:
         from megatron_nft.rollout.vllm.engine import VllmEngine
@@ -45,8 +52,13 @@ class _EngineProcess(Process):
             )
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
-        with watchdog(timeout_s):
+        with watchdog(timeout_s), self.log.during(verb):
             return getattr(self.engine, verb)(*arguments)
+
+    def usage(self) -> Usage:
+        usage = super().usage()
+        usage.more = self.engine.decode_steps()
+        return usage
 
 
 class Fleet:
@@ -78,8 +90,10 @@ class Fleet:
         environment = engine_environment(cluster.device, cluster.threads_per_process, rollout.tp, index)
         environment |= self._placement.engine_environment(index)
         options = self._placement.engine_options(index)
-        process = ray.remote(_EngineProcess).options(**options, runtime_env={"env_vars": environment})
-        return process.remote(log_of(name, self._logs))
+        options |= {"runtime_env": {"env_vars": environment}}
+        process = ray.remote(_EngineProcess).options(**options).remote(log_of(name, self._logs))
+        process.prepare.remote()  # goes on beside the other processes' starts; what is wrong with it, `build` will say
+        return process
 
     # --- members
 
@@ -220,6 +234,11 @@ class Fleet:
             ray.kill(engine)
 
     # --- verbs of all engines
+
+    def usage(self) -> dict[str, Usage]:
+        """Of each engine that has started, since the last call."""
+        with self._lock:
+            return fetch({name: engine for name, engine in self._engines.items() if name not in self._starting})
 
     def sleep(self) -> None:
         """Leaves the GPUs to the actor: see rollout/api.py."""

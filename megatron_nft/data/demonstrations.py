@@ -44,7 +44,8 @@ class Demonstrations:
             num_prompt_tokens=num_given,
             verdict=1.0,
             correct_rate=0.5,  # of no group
-            engine_logprobs_A=np.zeros(len(tokens) - num_given, np.float32),
+            engine_logprobs_A=(nothing_A := np.zeros(len(tokens) - num_given, np.float32)),
+            old_logprobs_A=nothing_A,  # nothing asks for them
         )
 
 

@@ -9,6 +9,9 @@ from megatron_nft.families.family import HFConfig, ModelFolderError
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """For which vLLM 0.32's CPU attention has kernels; with others it dies at the first token."""
 
+CPU_EXPERT_MULTIPLE = 32
+"""Of the hidden size, that its CPU kernels for experts take."""
+
 
 def check_served(hf: HFConfig, folder: object, *, max_tokens: int, device: str) -> None:
     """
@@ -21,15 +24,20 @@ def check_served(hf: HFConfig, folder: object, *, max_tokens: int, device: str) 
         ModelFolderError: vLLM would run another model, or none.
     """
     derived = hf.hidden_size // hf.num_attention_heads
-    if hf.model_type == "qwen2" and hf.head_dim != derived:
+    if hf.model_type in ("qwen2", "qwen2_moe") and hf.head_dim != derived:
         raise ModelFolderError(
             f"{folder}: head_dim = {hf.head_dim}, but vLLM takes hidden_size / num_attention_heads = {derived} for a "
-            "qwen2 model, whatever config.json says; take a model where they are equal"
+            f"{hf.model_type} model, whatever config.json says; take a model where they are equal"
         )
     if device == "cpu" and hf.head_dim not in CPU_HEAD_DIMS:
         raise ModelFolderError(
             f"{folder}: vLLM's CPU engine has no kernel for head_dim = {hf.head_dim}; it has them for "
             f"{', '.join(map(str, CPU_HEAD_DIMS))}"
+        )
+    if device == "cpu" and hf.mixture is not None and hf.hidden_size % CPU_EXPERT_MULTIPLE:
+        raise ModelFolderError(
+            f"{folder}: vLLM's CPU engine has no kernel for experts of hidden_size = {hf.hidden_size}; it must be a "
+            f"multiple of {CPU_EXPERT_MULTIPLE}"
         )
     if hf.yarn is not None and max_tokens > (reach := int(hf.yarn.factor * hf.yarn.original_max_position_embeddings)):
         raise ModelFolderError(

@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_nft.observe.diagnosis import DIAGNOSIS
+from megatron_nft.observe.throughput import length_metrics
 from megatron_nft.types import RolloutGroup
 
 Reduction = Literal["mean", "sum", "max", "min", "last"]
@@ -33,6 +35,27 @@ class UnknownMetricError(ValueError):
     """A metric was recorded under a name that is not in METRICS."""
 
 
+_QUANTILES = {"p10": "10th percentile", "p50": "median", "p90": "90th percentile", "p99": "99th percentile"}
+_WHOSE = {"answer": "all answers", "right": "right answers", "wrong": "answers graded wrong, or cut"}
+_LENGTHS: tuple[tuple[str, str, Reduction, str], ...] = tuple(
+    (f"rollout/{whose}_tokens_{quantile}", "tokens", "mean", f"{words} of the lengths of {of}")
+    for whose, of in _WHOSE.items()
+    for quantile, words in _QUANTILES.items()
+    if whose == "answer" or quantile != "p99"
+)
+_PLACES = {"gpu": "torch's allocations on the fullest GPU", "host": "the largest process's host memory"}
+_PHASES = {
+    "rollout": "while engines sample",
+    "score": "while the actor scores",
+    "train": "while the actor trains",
+    "checkpoint": "while the actor's state is copied for a checkpoint",
+    "sync": "while weights are sent and loaded, by actor and engines",
+}
+_MEMORY: tuple[tuple[str, str, Reduction, str], ...] = tuple(
+    (f"memory/{place}_{phase}_gib", "GiB", "max", f"peak of {of} {when}")
+    for place, of in _PLACES.items()
+    for phase, when in _PHASES.items()
+)
 _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("nft/loss", "nats/token", "mean", "the minimised loss, as reduced over the optimizer mini-batch"),
     ("nft/loss_right", "nats/token", "mean", "the part of nft/loss that comes from right answers"),
@@ -46,17 +69,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
         "mean",
         "share of answer tokens whose ratio earns nothing more (GRPO and kin)",
     ),
-    ("nft/clipped_right_fraction", "fraction", "mean", "the same share of right answers' tokens"),
-    ("nft/clipped_wrong_fraction", "fraction", "mean", "the same share of wrong answers' tokens"),
-    ("nft/mass_up", "1", "mean", "sum of the loss's slopes that push answer tokens up, as reduced: advantage by sign"),
-    ("nft/mass_down", "1", "mean", "sum of those that push answer tokens down"),
-    ("nft/logprob_right", "nats/token", "last", "mean log-prob of right answers' tokens, at the step's last update"),
-    ("nft/logprob_wrong", "nats/token", "last", "mean log-prob of wrong answers' tokens, at the step's last update"),
-    ("nft/moved_right", "nats/token", "last", "that of right answers, less that before the step; falls: displacement"),
-    ("nft/moved_wrong", "nats/token", "last", "that of wrong answers, less that before the step"),
-    ("nft/truncated_fraction", "fraction", "mean", "share of answer tokens whose weight a correction's cap has cut"),
-    ("nft/masked_fraction", "fraction", "mean", "share of answer tokens whose weight a correction's mask made 0"),
-    ("nft/rejected_fraction", "fraction", "mean", "share of answer tokens that a correction left out of the mean"),
+    *DIAGNOSIS,
     ("nft/kl", "nats/token", "mean", "estimate of KL(policy || reference), with algorithm.kl_weight"),
     ("nft/entropy", "nats/token", "mean", "entropy of the policy at answer tokens, with observe.entropy"),
     ("nft/correct_rate", "fraction", "mean", "share of right answers among all graded ones, unmixed groups included"),
@@ -69,14 +82,24 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("actor/tokens", "tokens", "sum", "prompt and answer tokens trained on"),
     ("rollout/answers", "answers", "sum", "answers sampled, unmixed groups included"),
     ("rollout/answer_tokens_mean", "tokens", "mean", "mean length of an answer"),
-    ("rollout/right_tokens_mean", "tokens", "mean", "mean length of a right answer"),
-    ("rollout/wrong_tokens_mean", "tokens", "mean", "mean length of a wrong answer"),
+    *_LENGTHS,
     ("rollout/truncated_fraction", "fraction", "mean", "share of answers cut at rollout.max_answer_tokens"),
     ("rollout/groups_mixed", "groups", "sum", "groups with right and wrong answers; only these are trained on"),
-    ("rollout/mixed_correct_rate", "fraction", "mean", "mean correct rate of the mixed groups"),
     ("rollout/groups_all_right", "groups", "sum", "groups without a wrong answer, dropped"),
     ("rollout/groups_all_wrong", "groups", "sum", "groups without a right answer, dropped"),
     ("rollout/groups_surplus", "groups", "sum", "mixed groups beyond train.groups_per_step"),
+    (
+        "rollout/groups_cut",
+        "groups",
+        "sum",
+        "groups under way when enough were mixed, with rollout.tail: dropped or kept",
+    ),
+    (
+        "rollout/cut_tokens_mean",
+        "tokens",
+        "mean",
+        "mean length so far of the unfinished answers that were dropped then",
+    ),
     ("rollout/rounds", "rounds", "sum", "sampling rounds until enough groups were mixed"),
     ("rollout/logprob_gap_mean", "nats/token", "mean", "|engine log-prob - actor log-prob|, mean over answer tokens"),
     ("rollout/logprob_gap_max", "nats/token", "max", "|engine log-prob - actor log-prob|, largest of any answer token"),
@@ -87,21 +110,15 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
         "mean",
         "share of answer tokens cut at algorithm.importance_cap",
     ),
+    ("engine/running_mean", "answers", "mean", "answers that an engine decodes at a time, mean over decode steps"),
     (
-        "rollout/gap_signed",
-        "nats/token",
+        "engine/waiting_mean",
+        "answers",
         "mean",
-        "actor log-prob - engine log-prob, mean: minus k1 of KL(engine || actor)",
+        "answers that an engine has but hasn't begun, mean over decode steps",
     ),
-    ("rollout/gap_kl", "nats/token", "mean", "KL(engine || actor), the k3 estimate: what observe.gap_bound bounds"),
-    ("rollout/gap_ess_tokens", "fraction", "mean", "effective sample size of tokens' importance weights, by tokens"),
-    ("rollout/gap_ess_answers", "fraction", "mean", "effective sample size of answers' importance weights, by answers"),
-    ("rollout/gap_quarter_1", "nats/token", "mean", "logprob_gap_mean in the first quarter of the longest answer"),
-    ("rollout/gap_quarter_2", "nats/token", "mean", "logprob_gap_mean in its second quarter"),
-    ("rollout/gap_quarter_3", "nats/token", "mean", "logprob_gap_mean in its third quarter"),
-    ("rollout/gap_quarter_4", "nats/token", "mean", "logprob_gap_mean in its last quarter"),
-    ("rollout/gap_alarms", "steps", "sum", "1 where rollout/gap_kl was beyond observe.gap_bound"),
-    ("rollout/top_mass", "fraction", "mean", "probability that the engine's rollout.top_logprobs tokens have together"),
+    ("engine/kv_use_mean", "fraction", "mean", "share of an engine's KV cache in use, mean over decode steps"),
+    ("engine/kv_use_max", "fraction", "max", "the same at its fullest, of any engine"),
     ("rollout/policy_version", "syncs", "min", "weight syncs behind the oldest sampled answer"),
     ("async/staleness_mean", "syncs", "mean", "weight syncs between the policy that sampled and the one that trains"),
     (
@@ -148,8 +165,30 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("time/wait_s", "s", "max", "asynchronous rollouts: the trainer waited for groups"),
     ("time/evaluate_s", "s", "max", "held-out evaluation"),
     ("time/step_s", "s", "max", "the whole step, stages and what lies between them"),
-    ("perf/rollout_tokens_per_s", "tokens/s", "sum", "answer tokens sampled per second of time/rollout_s"),
+    (
+        "perf/rollout_tokens_per_s",
+        "tokens/s",
+        "sum",
+        "answer tokens sampled per second of time/rollout_s; of the step, where engines are ahead",
+    ),
+    ("perf/rollout_tokens_per_s_per_gpu", "tokens/s", "mean", "that per GPU of the engines (on a CPU: process)"),
     ("perf/train_tokens_per_s", "tokens/s", "sum", "actor/tokens per second of time/train_s"),
+    ("perf/train_tokens_per_s_per_gpu", "tokens/s", "mean", "that per GPU of the actor (on a CPU: process)"),
+    ("perf/train_tflops_per_gpu", "TFLOP/s", "mean", "model operations of the updates, per second and GPU"),
+    (
+        "perf/mfu",
+        "fraction",
+        "mean",
+        "that as a share of the peak in plan/hardware.toml (bf16; on a CPU, of cores)",
+    ),
+    (
+        "perf/gpu_hours",
+        "hours",
+        "last",
+        "of all GPUs so far, starts and earlier attempts too (on a CPU: of processes)",
+    ),
+    *_MEMORY,
+    ("memory/host_driver_gib", "GiB", "max", "host memory of the driver at the step's end"),
     ("eval/greedy_accuracy", "fraction", "mean", "share of held-out prompts answered right at temperature 0"),
     ("eval/greedy_accuracy_low", "fraction", "mean", "lower end of its 95% interval (Wilson), over prompts"),
     ("eval/greedy_accuracy_high", "fraction", "mean", "upper end of its 95% interval (Wilson)"),
@@ -271,28 +310,15 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "verdict/by_omission": sum(count for rule, count in rules.items() if rule.endswith((" left out", " added"))),
     }
     if rollouts:
-        metrics |= {
+        metrics |= length_metrics(groups) | {
             "nft/correct_rate": num_right / (num_graded or 1),
             "rollout/answer_tokens_mean": sum(len(r.token_ids_A) for r in rollouts) / len(rollouts),
-            **_by_verdict(graded),
             "rollout/truncated_fraction": sum(r.truncated for r in rollouts) / len(rollouts),
             "rollout/policy_version": min(r.policy_version for r in rollouts),
         }
+    if mixed := [group.correct_rate for group in graded if group.is_mixed]:
+        metrics["rollout/mixed_correct_rate"] = sum(mixed) / len(mixed)
     return metrics
-
-
-def _by_verdict(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """What right and wrong answers, and mixed groups, are like, where there are any."""
-    lengths: dict[bool, list[int]] = {True: [], False: []}
-    for group in groups:
-        for right, rollout in zip(group.rights, group.rollouts, strict=True):
-            lengths[right].append(len(rollout.token_ids_A))
-    values = {
-        "rollout/right_tokens_mean": lengths[True],
-        "rollout/wrong_tokens_mean": lengths[False],
-        "rollout/mixed_correct_rate": [group.correct_rate for group in groups if group.is_mixed],
-    }
-    return {name: sum(each) / len(each) for name, each in values.items() if each}
 
 
 def count_by_correct_rate(groups: Sequence[RolloutGroup]) -> list[int]:

@@ -68,7 +68,7 @@ def render_clusters(suggestions: Sequence[Suggestion], devices: int) -> str:
 
 def _head(plan: Plan) -> list[str]:
     config, work, actor = plan.config, plan.workload, plan.config.actor
-    elements = sum(rank.elements for rank in plan.ranks) * actor.tp / 1e9
+    elements = sum(rank.stage_elements for rank in plan.ranks) / 1e9
     split = "" if config.is_colocated else f" + {config.rollout.engines * config.rollout.tp} of engines"
     return [
         f"{config.model.path}: {plan.hf.num_hidden_layers} layers, {elements:.2f} B parameters with padding | "

@@ -64,4 +64,4 @@ def _stages_by_node(config: Config, machine: Machine) -> list[set[int]]:
 
 
 def _stage_bytes(config: Config, ranks: list[RankParameters], stages: set[int]) -> float:
-    return sum(weight_element_bytes(config) * ranks[stage].elements * config.actor.tp for stage in stages)
+    return sum(weight_element_bytes(config) * ranks[stage].stage_elements for stage in stages)

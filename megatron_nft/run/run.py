@@ -15,6 +15,7 @@ from megatron_nft.cluster.placement import refuse_unfit_machine
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
+from megatron_nft.cluster.usage import Usage
 from megatron_nft.config import Config
 from megatron_nft.groups.queue import Taken
 from megatron_nft.groups.source import GroupSource
@@ -26,8 +27,10 @@ from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_r
 from megatron_nft.run.folder import ending_of, run_folder
 from megatron_nft.run.gap_alarm import GapAlarm
 from megatron_nft.run.held_out import HeldOutEvaluation
+from megatron_nft.run.libraries import libraries_into
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
 from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.run.usage import engine_load, memory, note_spans, training_speed
 from megatron_nft.types import TrainBatch
 from megatron_nft.verdict.judge import Judge, JudgeError
 from megatron_nft.weights.sync import sync_weights
@@ -71,7 +74,7 @@ class Run:
     ) -> None:
         self.config, self.report, self._owner = config, report, owner
         data: Data = read_data(config, report.announce)
-        self.hf, self.canary = data.hf, data.canary
+        self.hf, self.canary, report.token_text = data.hf, data.canary, data.token_text
         processes = start_processes(
             config, report.announce, stack, processes, beside=lambda: self._start_judge(data, stack)
         )
@@ -86,7 +89,7 @@ class Run:
             data.held_out,
             report,
             refill=self.sync,
-            in_background=not max_staleness and config.evaluates_in_background,
+            in_background=not max_staleness and config.evaluate.in_background,
         )
         self.gap_alarm = GapAlarm(config, report, is_ahead=max_staleness > 0)
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
@@ -113,14 +116,16 @@ class Run:
         """A step's groups, whatever becomes of engines on the way: one that died has been started again, and gets its
         weights here."""
         self._owner.check()
+        self.held_out.ask_due(self.source)
         self.source.resume(self.progress.policy_version)
         while (taken := self.source.take(step, self.report)) is None:
             self.sync()
             self.source.resume(self.progress.policy_version)
         return taken
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """All updates of a step; until `trained`, the actor holds no step's weights that could be saved."""
+    def train_step(self, batch: TrainBatch) -> tuple[dict[str, float], TrainBatch]:
+        """All updates of a step: their metrics, and the batch with all old log-probs. Until `trained`, the actor holds
+        no step's weights that could be saved."""
         self._owner.check()
         self._is_whole = False
         return self.actors.train_step(batch)
@@ -149,6 +154,16 @@ class Run:
                 self.report.announce(f"canary: engines and actor are {gap:.1e} nats a token apart | {seconds:.1f}s")
             self._is_proven = True
         return metrics
+
+    def measured(self, batch: TrainBatch) -> dict[str, float]:
+        """What the open step, which has trained on this batch, has taken."""
+        self.report.add_batch(batch)
+        ranks, engines = self.actors.usage(), self.engines.usage()
+        note_spans(self.report.timeline, ranks | engines | {"graders": Usage(self.judge.take_spans())})
+        device = next((usage.device for usage in ranks.values()), "")
+        usages = [*ranks.values(), *engines.values()]
+        speed = training_speed(batch, self.hf, self.config, self.report.seconds("train"), device)
+        return speed | memory(usages) | engine_load(usages)
 
     def _progress_of(self, step: int) -> Progress:
         """What a checkpoint of this step must hold."""
@@ -283,6 +298,7 @@ def run_recipe(
         with closing(Stop()) as stop:  # until the report is closed: a signal that comes later cuts no end short
             try:
                 with ExitStack() as stack:
+                    stack.enter_context(libraries_into(config.run_dir / "logs" / "driver.log"))
                     with stop.interruptible():
                         run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
                     run.survive(steps, stop)

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
-import numpy as np
-
 from megatron_nft.cluster.placement import ray_cluster, refuse_unfit_machine
 from megatron_nft.cluster.processes import ProcessLost, new_attempt
 from megatron_nft.cluster.ranks import Actors
@@ -89,10 +87,10 @@ class SupervisedRun:
                     batch = self._batch()
                 with report.stage("train"):
                     self._is_whole = False
-                    trained = self.actors.train_step(batch)
+                    trained, batch = self.actors.train_step(batch)
                 report.add({name: x for name, x in trained.items() if not name.startswith(OF_SAMPLES)})
                 if trained["actor/nonfinite_updates"]:
-                    keep_nonfinite(step, _as_scored(batch), config, self.actors, report)
+                    keep_nonfinite(step, batch, config, self.actors, report)
                 self.progress, self._is_whole = self._progress_of(step), True
                 report.trained()
                 if self.checkpoints.is_due(step):
@@ -174,11 +172,6 @@ class SupervisedRun:
                 self.checkpoints.finish()
         except Exception as error:
             self.report.announce(f"saving step {self.progress.step} failed: {error}")
-
-
-def _as_scored(batch: TrainBatch) -> TrainBatch:
-    """With old log-probs, which a batch's file has: zeros, since none are asked for."""
-    return batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=np.zeros(s.num_answer_tokens, np.float32)))
 
 
 def run_supervised(
