@@ -3,7 +3,7 @@
     rollout    slowest engine, of a round and now and then a second one; plan/engine.py, plan/rounds.py
     verdict    grading beside the rollouts, by verdict.workers processes: what is left of it after the last answer
     hand-over  colocated: the optimizer's state to the host and back
-    log-prob   forward pass of all answers (twice with a reference model)
+    log-prob   forward pass of the answers of all updates but the first (and of all of them by a reference model)
     train      updates: forward and backward pass through the pipeline, reductions, optimizer
     sync       gather, broadcast and load of the weights
 
@@ -103,8 +103,11 @@ class ActorTimes:
         self.pairs = sequences * work.mean_square_tokens / 2 / self.actor.cp  # of tokens that attend to one another
 
     def score(self) -> dict[str, float]:
-        """All updates' microbatches in one go, forward only."""
-        times = 2 if self.config.algorithm.kl_weight else 1
+        """Microbatches in one go, forward only: of all updates but the first, whose old log-probs are those of its own
+        forward pass; with a reference model those of all updates once more."""
+        algorithm, updates = self.config.algorithm, self.work.updates
+        times = (updates - 1) / updates if algorithm.old_logprobs == "actor" else 0.0
+        times += bool(algorithm.kl_weight)
         parts = self._through_pipeline(self.work.microbatches * self.work.updates, forward_only=True)
         return {name: times * seconds for name, seconds in parts.items()}
 
