@@ -206,17 +206,9 @@ class VllmEngine:
         if self._update_open:
             self._drop_update()
         if names != self._names:
-            self._call(
-                "names of a weight update",
-                self._llm.init_weight_transfer_engine,
-                {
-                    "init_info": {
-                        "names": names,
-                        "place": self._place,
-                        "adapters": self._adapters and asdict(self._adapters),
-                    }
-                },
-            )
+            adapters = self._adapters and asdict(self._adapters)
+            info = {"names": names, "place": self._place, "adapters": adapters}
+            self._call("names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": info})
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
         self._call("start of a weight update", self._llm.start_weight_update)
