@@ -112,13 +112,14 @@ class _LabelLogprobs(torch.autograd.Function):
         hidden_OH, weight_VH, labels_O, highest_O, sum_O = ctx.saved_tensors
         grad_O = grad_O / ctx.setting[-1]
         grad_hidden_OH = torch.zeros_like(hidden_OH, dtype=torch.float32)
-        grad_weight_VH = torch.zeros_like(weight_VH)
+        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None  # None: it is frozen
         for columns, x_OB in _blocks(hidden_OH, weight_VH, *ctx.setting):
             x_OB.sub_(highest_O[:, None]).exp_().mul_((-grad_O / sum_O)[:, None])
             own_O, column_O = _own_labels(labels_O, columns)
             x_OB.scatter_add_(1, column_O, torch.where(own_O, grad_O, 0.0)[:, None])
             grad_OB = x_OB.to(weight_VH.dtype)
-            torch.mm(grad_OB.T, hidden_OH, out=grad_weight_VH[columns])
+            if grad_weight_VH is not None:
+                torch.mm(grad_OB.T, hidden_OH, out=grad_weight_VH[columns])
             if grad_OB.dtype == torch.float32:
                 grad_hidden_OH.addmm_(grad_OB, weight_VH[columns])
             else:

@@ -49,6 +49,7 @@ class _EngineProcess(Process):
                 index=index,
                 is_colocated=config.is_colocated,
                 starts_empty=starts_empty,
+                lora=config.lora if config.syncs_adapter else None,
             )
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:

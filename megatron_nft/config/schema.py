@@ -11,6 +11,7 @@ from megatron_nft.config.checkpoint import CheckpointConfig
 from megatron_nft.config.cluster import ClusterConfig
 from megatron_nft.config.data import DataConfig
 from megatron_nft.config.evaluate import EvaluateConfig
+from megatron_nft.config.lora import ENGINE_RANKS, LoraConfig
 from megatron_nft.config.model import ModelConfig
 from megatron_nft.config.observe import ObserveConfig
 from megatron_nft.config.optimizer import OptimizerConfig
@@ -33,6 +34,7 @@ class Config(Section):
     verdict: VerdictConfig = VerdictConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     actor: ActorConfig = ActorConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -68,6 +70,20 @@ class Config(Section):
         return "cuda_ipc" if self.is_colocated else "collective"
 
     @property
+    def syncs_adapter(self) -> bool:
+        """lora.sync, with "auto" resolved: the engines get adapters alone."""
+        if not self.lora.rank or self.lora.sync != "auto":
+            return bool(self.lora.rank) and self.lora.sync == "adapter"
+        fits = self.lora.rank <= ENGINE_RANKS[-1] and not self.model.is_megatron
+        return fits and self.cluster.device == "cuda"
+
+    @property
+    def base_is_reference(self) -> bool:
+        """The loss's reference is the model without its adapters: no second copy is loaded."""
+        given = self.model.reference
+        return bool(self.lora.rank) and (given is None or Path(given).resolve() == Path(self.model.path).resolve())
+
+    @property
     def canary_gap(self) -> float:
         """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
         is_exact = self.actor.precision == "fp32" and self.rollout.dtype == "float32"
@@ -82,7 +98,8 @@ class Config(Section):
         """What the sections' settings can't be together."""
         yield from self._check_ranks()
         yield from self._check_log_probs()
-        if self.algorithm.kl_weight and self.model.reference is None:
+        yield from self._check_lora()
+        if self.algorithm.kl_weight and self.model.reference is None and not self.lora.rank:
             yield (
                 f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
                 f"an HF folder (usually model.path, {self.model.path!r}), or kl_weight = 0"
@@ -101,6 +118,18 @@ class Config(Section):
                 f"actor.tp_comm_overlap pads every microbatch to tokens_per_microbatch = "
                 f"{self.actor.tokens_per_microbatch}, and a sequence may have {self.max_sequence_tokens} tokens; raise "
                 "tokens_per_microbatch to that"
+            )
+
+    def _check_lora(self) -> Iterator[str]:
+        if not self.lora.rank:
+            return
+        for setting in ("gradient_accumulation_fusion", "tp_comm_overlap"):
+            if getattr(self.actor, setting):
+                yield f"actor.{setting} = true is for gradients of whole weights, and lora.rank is set; leave it out"
+        if self.lora.sync == "adapter" and self.model.is_megatron:
+            yield (
+                'lora.sync = "adapter" has engines read the model from model.path, which is a Megatron checkpoint; set '
+                'lora.sync = "merged", or model.path to an HF folder (megatron-nft convert megatron-to-hf)'
             )
 
     def _check_ranks(self) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_nft.config import Config, RecipeError, RolloutConfig, load_config
+from megatron_nft.config import Config, LoraConfig, RecipeError, RolloutConfig, load_config
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
 
@@ -36,6 +36,7 @@ def engine_arguments(
     seed: int,
     is_colocated: bool,
     starts_empty: bool,
+    lora: LoraConfig | None = None,
 ) -> dict[str, Any]:
     """vLLM's EngineArgs, by name, in a process that has imported vllm. The arguments are VllmEngine's.
 
@@ -44,8 +45,9 @@ def engine_arguments(
     """
     from vllm.config import WeightTransferConfig
 
-    from megatron_nft.rollout.vllm import receive
+    from megatron_nft.rollout.vllm import adapter, receive
 
+    adapters = lora and lora.adapters
     on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}
     return {
         "model": model_path,
@@ -60,7 +62,8 @@ def engine_arguments(
         "worker_extension_cls": receive.EXTENSION,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        **model_settings(model_path, max_model_len, device, starts_empty),
+        **model_settings(model_path, max_model_len, device, starts_empty and not adapters),
+        **(adapter.lora_settings(adapters, lora.engine_rank, model_path) if adapters else {}),
         **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
         **config.vllm,
     }
@@ -118,6 +121,7 @@ def why_not(config: Config) -> str | None:
             seed=config.run.seed,
             is_colocated=config.is_colocated,
             starts_empty=True,
+            lora=config.lora if config.syncs_adapter else None,
         )
         made = EngineArgs(**arguments)
         if current_platform.is_cpu() if config.cluster.device == "cpu" else current_platform.is_cuda():

@@ -15,11 +15,12 @@ the number of engines nor the order of the prompts matters, up to the rounding o
 import hashlib
 import logging
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from megatron_nft.config import RolloutConfig
+from megatron_nft.config import LoraConfig, RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
 from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
 from megatron_nft.rollout.vllm.arguments import engine_arguments
@@ -44,6 +45,7 @@ class VllmEngine:
         index: of this engine among all.
         is_colocated: it takes turns on its GPU: `sleep` and `wake` are to free memory.
         starts_empty: reads no weights, and refuses to generate before a weight update.
+        lora: weight updates bring these adapters, for the model that is read.
 
     Raises:
         EngineError: vLLM can't start on this model with these settings.
@@ -60,9 +62,12 @@ class VllmEngine:
         index: int = 0,
         is_colocated: bool = False,
         starts_empty: bool = False,
+        lora: LoraConfig | None = None,
     ):
         from vllm import LLM
         from vllm.platforms import current_platform
+
+        from megatron_nft.rollout.vllm import adapter
 
         if device == "cpu" and not current_platform.is_cpu():
             raise EngineError(
@@ -70,6 +75,8 @@ class VllmEngine:
                 "environment of launch/install.sh"
             )
         logging.getLogger("vllm").setLevel(logging.WARNING)
+        self._adapters = lora and lora.adapters
+        self._lora = {"lora_request": adapter.REQUEST} if self._adapters else {}
         try:
             arguments = engine_arguments(
                 model_path,
@@ -79,6 +86,7 @@ class VllmEngine:
                 seed=seed,
                 is_colocated=is_colocated,
                 starts_empty=starts_empty,
+                lora=lora,
             )
             self._llm = LLM(**arguments)
         except Exception as error:
@@ -171,7 +179,9 @@ class VllmEngine:
         salt = f"{CANARY if name.startswith(CANARY) else 'policy'} {self.policy_version}"
         tokens = {"prompt_token_ids": request.prompt.token_ids_P.tolist(), "cache_salt": salt}
         try:
-            self._llm.llm_engine.add_request(name, tokens, _sampling_params(request.sampling, request.seed_id))
+            self._llm.llm_engine.add_request(
+                name, tokens, _sampling_params(request.sampling, request.seed_id), **self._lora
+            )
         except Exception as error:  # VLLMValidationError, which is no ValueError
             raise EngineError(f"vLLM refuses prompt {request.prompt.prompt_id}: {error}") from error
 
@@ -199,7 +209,13 @@ class VllmEngine:
             self._call(
                 "names of a weight update",
                 self._llm.init_weight_transfer_engine,
-                {"init_info": {"names": names, "place": self._place}},
+                {
+                    "init_info": {
+                        "names": names,
+                        "place": self._place,
+                        "adapters": self._adapters and asdict(self._adapters),
+                    }
+                },
             )
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
@@ -223,6 +239,8 @@ class VllmEngine:
         """
         self._receive("end of a weight update", None)
         self._call("finish of a weight update", self._llm.finish_weight_update, str(policy_version))
+        if self._adapters:
+            self._call("adapters of a weight update", self._llm.collective_rpc, "install_adapters")
         self._update_open = False
         self.policy_version = policy_version
         if self._on_sync == "restart":
@@ -247,9 +265,11 @@ class VllmEngine:
             core.resume_scheduler()
 
     def sleep(self) -> None:
-        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing."""
+        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing.
+
+        A model that no update brings stays in host memory (level 1)."""
         self._unusable = "the engine sleeps"
-        self._call("sleep", self._llm.sleep, 2)
+        self._call("sleep", self._llm.sleep, 1 if self._adapters else 2)
 
     def wake(self, what: str) -> None:
         """Takes the memory of "weights" or of the "kv_cache" again. The weights are of no use until an update."""
