@@ -24,6 +24,7 @@ from megatron_nft.config import LoraConfig, RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
 from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
 from megatron_nft.rollout.vllm.arguments import engine_arguments
+from megatron_nft.rollout.vllm.steps import StepCounts
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
@@ -103,7 +104,7 @@ class VllmEngine:
         self._unusable = (
             "it started without weights" if starts_empty else ""
         )  # why the weights are not to be sampled from; empty: they are fine
-        self._decode_steps: dict[str, DecodeSteps] = {}  # by the stream that was asked for
+        self._steps = StepCounts(self._llm)
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")  # vLLM's label of every token
 
@@ -119,11 +120,10 @@ class VllmEngine:
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
             self._step()
-            self._note_step(stream)
+            self._steps.note(stream)
             if time.perf_counter() - start >= seconds:
                 break
-        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
-        running, waiting = scheduler.get_request_counts()
+        running, waiting = self._steps.counts()
         return finished + self._finished.pop(stream, []), Load(
             seconds=time.perf_counter() - start,
             running=running,
@@ -143,13 +143,7 @@ class VllmEngine:
 
     def decode_steps(self) -> dict[str, DecodeSteps]:
         """See rollout/api.py."""
-        found, self._decode_steps = self._decode_steps, {}
-        return found
-
-    def _note_step(self, stream: str) -> None:
-        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
-        running, waiting = scheduler.get_request_counts()
-        self._decode_steps.setdefault(stream, DecodeSteps()).add(running, waiting, scheduler.kv_cache_manager.usage)
+        return self._steps.take()
 
     def forget(self) -> None:
         """See rollout/api.py."""
