@@ -59,7 +59,11 @@ class Worker:
             load_hf_weights(self.model, config.model.path, self.hf, self.topology)
         hold_back_reductions(self.model)
         self.optimizer, self.schedule = build_optimizer(
-            self.model, config.optimizer, config.actor, config.train.updates_per_step
+            self.model,
+            config.optimizer,
+            config.actor,
+            config.train.updates_per_step,
+            num_updates=config.train.steps * config.train.updates_per_step,
         )
         self.pipeline = Pipeline(
             self.model,
@@ -135,6 +139,7 @@ class Worker:
         reports, num_tokens = [], []
         for microbatches in updates:
             self.schedule.step(1)
+            self.pipeline.step = (self.schedule.num_steps - 1) // self.config.train.updates_per_step + 1
             metrics, answer_tokens, logprobs = self.pipeline.forward_backward(microbatches)
             if not reports:
                 self._first_logprobs = self._by_sequence(microbatches, logprobs)

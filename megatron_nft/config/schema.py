@@ -18,6 +18,7 @@ from megatron_nft.config.optimizer import OptimizerConfig
 from megatron_nft.config.rollout import RolloutConfig
 from megatron_nft.config.run import RunConfig
 from megatron_nft.config.section import Section
+from megatron_nft.config.sft import SftConfig
 from megatron_nft.config.train import TrainConfig
 from megatron_nft.config.verdict import VerdictConfig
 from megatron_nft.config.vllm_settings import OWN_ON_A_CPU, refused
@@ -39,6 +40,7 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     observe: ObserveConfig = ObserveConfig()
@@ -86,8 +88,23 @@ class Config(Section):
     @property
     def canary_gap(self) -> float:
         """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
-        is_exact = self.actor.precision == "fp32" and self.rollout.dtype == "float32"
-        return self.weights.canary_gap or (1e-3 if is_exact else 0.1)
+        return self.weights.canary_gap or (1e-3 if self._is_exact else 0.1)
+
+    def gap_bound(self, *, is_ahead: bool) -> float:
+        """observe.gap_bound, with its default resolved; 0: none.
+
+        Args:
+            is_ahead: answers are older than the policy that trains.
+        """
+        if self.observe.gap_bound is not None:
+            return self.observe.gap_bound
+        if is_ahead or self.rollout.top_p < 1:
+            return 0.0
+        return 1e-6 if self._is_exact else 0.01
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.actor.precision == "fp32" and self.rollout.dtype == "float32"
 
     @property
     def carrier_traits(self) -> CarrierTraits:
@@ -147,6 +164,7 @@ class Config(Section):
             for setting, is_set in (
                 ('old_logprobs = "engine"', algorithm.old_logprobs == "engine"),
                 (f"importance_cap = {algorithm.importance_cap:g}", algorithm.importance_cap > 0),
+                (f"corrections = {list(algorithm.corrections)}", bool(algorithm.corrections)),
             )
             if is_set
         ]
@@ -154,7 +172,12 @@ class Config(Section):
             yield (
                 f"rollout.top_p = {top_p:g} makes the engine's log-probs those of a part of the vocabulary, and "
                 f"{' and '.join(reads)} compares them with the actor's, which are of all of it; set rollout.top_p = 1, "
-                'or algorithm.old_logprobs = "actor" and importance_cap = 0'
+                'or algorithm.old_logprobs = "actor" and importance_cap = 0, and no corrections'
+            )
+        if algorithm.score_centering and not self.rollout.top_logprobs:
+            yield (
+                "algorithm.score_centering is over the engine's likeliest tokens, and rollout.top_logprobs = 0 has it "
+                "say none; set rollout.top_logprobs (128 in the paper)"
             )
 
     def _check_nothing_needs_cuda(self) -> Iterator[str]:

@@ -239,6 +239,7 @@ class GroupSource:
             top_p=rollout.top_p,
             max_answer_tokens=rollout.max_answer_tokens,
             seed=seed,
+            top_logprobs=rollout.top_logprobs,
         )
 
     def _raise_error(self) -> None:

@@ -23,6 +23,8 @@ from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
 
 CHECK_TIMEOUT_S = 300.0
+MAX_LOGPROBS = 20
+"""Likeliest tokens that an engine may be asked for whatever its recipe says: vLLM's own limit."""
 PROPOSERS = {"ngram": "vllm.v1.spec_decode.ngram_proposer", "suffix": "vllm.v1.spec_decode.suffix_decoding"}
 """What guesses tokens without a model, and needs packages that vLLM doesn't bring."""
 
@@ -58,6 +60,7 @@ def engine_arguments(
         "max_model_len": max_model_len,
         "max_num_seqs": config.max_concurrent,
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": max(config.top_logprobs, MAX_LOGPROBS),
         "weight_transfer_config": WeightTransferConfig(backend=receive.BACKEND),
         "worker_extension_cls": receive.EXTENSION,
         "disable_log_stats": True,

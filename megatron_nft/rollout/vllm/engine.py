@@ -318,7 +318,7 @@ def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:
         top_p=sampling.top_p,
         max_tokens=sampling.max_answer_tokens,
         seed=_prompt_seed(sampling.seed, prompt_id),  # vLLM adds the answer's place in the group
-        logprobs=0,  # the sampled token's only
+        logprobs=sampling.top_logprobs,  # 0: the sampled token's only
         flat_logprobs=True,
         detokenize=False,  # one batched decode per group is cheaper than one per token
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -340,11 +340,19 @@ def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
             f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
         )
     spans = [(span.start, int(span.version)) for span in answer.weight_versions]
+    # At each place the sampled token, and after it the likeliest ones, whether it is one of them or not.
+    num_tokens = len(answer.token_ids)
+    logprobs_AK = np.array(answer.logprobs.logprobs, dtype=np.float32).reshape(num_tokens, -1)
+    columns = {}
+    if logprobs_AK.shape[1] > 1:
+        ids_AK = np.array(answer.logprobs.token_ids, dtype=np.int32).reshape(num_tokens, -1)
+        columns = {"top_ids": ids_AK[:, 1:], "top_logprobs": logprobs_AK[:, 1:]}
     return Rollout(
         text=text,
         token_ids_A=np.array(answer.token_ids, dtype=np.int32),
-        engine_logprobs_A=np.array(answer.logprobs.logprobs, dtype=np.float32),
+        engine_logprobs_A=logprobs_AK[:, 0],
         truncated=answer.finish_reason == "length",
         policy_version=spans[0][1],
         newer_versions=tuple(spans[1:]),
+        columns=columns,
     )

@@ -13,7 +13,8 @@ ASK = """
 import json
 from megatron_nft.rollout.api import Sampling
 from megatron_nft.rollout.vllm.engine import _sampling_params
-told = _sampling_params(Sampling(group_size=3, temperature=0.8, top_p=0.95, max_answer_tokens=17, seed=5), "p/1")
+told = _sampling_params(Sampling(group_size=3, temperature=0.8, top_p=0.95, max_answer_tokens=17, seed=5,
+    top_logprobs=4), "p/1")
 print(json.dumps({name: getattr(told, name) for name in ("n", "temperature", "top_p", "max_tokens", "seed", "logprobs",
     "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")}))
 """
@@ -24,7 +25,7 @@ def test_vllm_is_told_all_of_it_and_nothing_else():
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])
     sampled = {"n": 3, "temperature": 0.8, "top_p": 0.95, "max_tokens": 17, "seed": _prompt_seed(5, "p/1"),
-               "logprobs": 0}  # fmt: skip
+               "logprobs": 4}  # fmt: skip
     untouched = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     assert told == sampled | untouched, "else the actor's log-probs would not be those of the sampling distribution"
 
