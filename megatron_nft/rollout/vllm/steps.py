@@ -12,14 +12,14 @@ class StepCounts:
         self._core = llm.llm_engine.engine_core.engine_core
         self._steps: dict[str, DecodeSteps] = {}
 
-    def counts(self) -> tuple[int, int]:
-        """Answers that are decoded now, and that wait."""
-        return self._core.scheduler.get_request_counts()
+    def counts(self) -> tuple[int, int, float]:
+        """Answers that are decoded now, answers that wait, share of the KV cache in use."""
+        scheduler = self._core.scheduler
+        return *scheduler.get_request_counts(), scheduler.get_kv_cache_usage()
 
     def note(self, stream: str) -> None:
         """A step is done."""
-        kv_use = self._core.scheduler.kv_cache_manager.usage
-        self._steps.setdefault(stream, DecodeSteps()).add(*self.counts(), kv_use)
+        self._steps.setdefault(stream, DecodeSteps()).add(*self.counts())
 
     def take(self) -> dict[str, DecodeSteps]:
         """Since the last call."""
