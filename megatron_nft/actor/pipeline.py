@@ -27,6 +27,7 @@ from megatron_nft.actor.context import gather_answers
 from megatron_nft.actor.logprobs import label_logprobs
 from megatron_nft.actor.model import output_weight
 from megatron_nft.actor.packed import PackedTokens, pack_tokens
+from megatron_nft.actor.routing import Purpose, Routing
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import AlgorithmConfig, RolloutConfig
 from megatron_nft.families.hf_config import HFConfig
@@ -52,27 +53,34 @@ class Pipeline:
         measures_entropy: bool,
         token_multiple: int,
         logits_bytes: int,
+        routing: Routing,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
         self.algorithm, self.rollout = algorithm, rollout
         self.measures_entropy, self.token_multiple = measures_entropy, token_multiple
-        self.logits_bytes = logits_bytes
+        self.logits_bytes, self.routing = logits_bytes, routing
         self._schedule = get_forward_backward_func()
         # Sums gradients of shared embeddings and sequence-parallel norms over their ranks; never divides by tokens.
         model[0].config.finalize_model_grads_func = lambda models, num_tokens=None, **groups: finalize_model_grads(
             models, None, **groups
         )
 
-    def score(self, microbatches: Sequence[MicroBatch], model: list[torch.nn.Module] | None = None) -> list[Tensor]:
+    def score(
+        self,
+        microbatches: Sequence[MicroBatch],
+        model: list[torch.nn.Module] | None = None,
+        purpose: Purpose = "score",
+    ) -> list[Tensor]:
         """Log-probs of the answer tokens, float32 [A] per microbatch; empty on all but the last stage.
 
         Args:
             model: another model of the same shape to score with, such as the frozen reference.
+            purpose: what routing replay is told (routing.py).
         """
         model = model or self.model
         for chunk in model:
             chunk.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.routing.during(purpose):
             logprobs = self._run(microbatches, model, denominator=1.0, forward_only=True)
         for chunk in model:
             chunk.train()
@@ -88,7 +96,8 @@ class Pipeline:
         for chunk in self.model:
             chunk.zero_grad_buffer()
         totals = self._totals(microbatches)
-        sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
+        with self.routing.during("train"):
+            sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
         return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"]
 
     def _denominator(self, totals: dict[str, float]) -> float:
@@ -126,7 +135,9 @@ class Pipeline:
 
     def _forward(self, microbatches: Iterator[MicroBatch], model: torch.nn.Module, denominator: float):
         """Megatron's forward_step: one microbatch through this stage, and the loss function for its output."""
-        pack = pack_tokens(next(microbatches), self.topology, self.token_multiple)
+        microbatch = next(microbatches)
+        pack = pack_tokens(microbatch, self.topology, self.token_multiple)
+        self.routing.prepare(microbatch, pack)
         output = model(
             input_ids=pack.token_ids_T[None],
             position_ids=pack.positions_T[None],

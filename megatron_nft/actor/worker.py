@@ -22,6 +22,7 @@ from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.performance import finish_param_gather, hold_back_reductions, tokens_of_a_pass
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
+from megatron_nft.actor.routing import Routing
 from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
@@ -54,6 +55,8 @@ class Worker:
         self.optimizer, self.schedule = build_optimizer(
             self.model, config.optimizer, config.actor, config.train.updates_per_step
         )
+        self.routing = Routing(config.actor, self.hf, self.topology)
+        self.routing.attach(self.model)
         self.pipeline = Pipeline(
             self.model,
             self.hf,
@@ -63,11 +66,13 @@ class Worker:
             measures_entropy=config.observe.entropy,
             token_multiple=tokens_of_a_pass(config.actor),
             logits_bytes=config.actor.logits_mib << 20,
+            routing=self.routing,
         )
         self.reference: list[torch.nn.Module] | None = None
         if config.algorithm.kl_weight and config.model.reference is not None:
             self.reference = [c.requires_grad_(False) for c in build_chunks(self.hf, config.actor, self.topology)]
             load_hf_weights(self.reference, config.model.reference, self.hf, self.topology)
+            self.routing.attach(self.reference)
         mib = config.weights.bucket_mib
         self.plan = plan_weights(
             list(named_shards(self.model, self.hf)),
@@ -88,11 +93,17 @@ class Worker:
 
     def score(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """Old log-probs, float32 [A] per sequence in order, from the rank that speaks for its replica."""
-        return self._by_sequence(microbatches, self.pipeline.score(microbatches))
+        microbatches = self.routing.agreed(microbatches)
+        scores = self._by_sequence(microbatches, self.pipeline.score(microbatches))
+        if self.routing.mode == "engine":  # what replay is good for, on a sample
+            plain = self.pipeline.score(microbatches[:1], purpose="plain")
+            self.routing.keep_plain_gaps(microbatches[:1], plain)
+        return scores
 
     def score_reference(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """As `score`, under the frozen reference model. Needs algorithm.kl_weight."""
-        return self._by_sequence(microbatches, self.pipeline.score(microbatches, self.reference))
+        microbatches = self.routing.agreed(microbatches)
+        return self._by_sequence(microbatches, self.pipeline.score(microbatches, self.reference, "reference"))
 
     def _by_sequence(self, microbatches: Sequence[MicroBatch], logprobs: list[torch.Tensor]) -> list[np.ndarray] | None:
         if not self.topology.speaks:
@@ -111,7 +122,8 @@ class Worker:
         else it is the last. "actor/nonfinite_updates" counts them.
         """
         reports, num_tokens = [], []
-        for microbatches in updates:
+        for number, microbatches in enumerate([self.routing.agreed(update) for update in updates]):
+            self.routing.update_begins(number)
             self.schedule.step(1)
             metrics, answer_tokens = self.pipeline.forward_backward(microbatches)
             metrics["actor/learning_rate"] = self.optimizer.param_groups[0]["lr"]
@@ -126,9 +138,10 @@ class Worker:
             if not is_finite and not self.config.optimizer.skip_nonfinite:
                 break
         finish_param_gather(self.model)
+        routing = self.routing.metrics()
         if not self.topology.speaks or self.topology.dp_rank != 0:
             return None
-        return reduce_metrics(reports, num_tokens)
+        return reduce_metrics(reports, num_tokens) | routing
 
     def _is_finite(self, loss: float) -> bool:
         """Whether the loss and every rank's gradient are: the same answer on all ranks.

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from megatron_nft.cluster.elsewhere import hand_over, leave
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling, requests_of
@@ -167,8 +168,11 @@ class RequestStream:
                 continue
             self.busy_s += seconds
             for request_id, group in groups:
-                if (request := self._asked[name].pop(request_id, None)) is not None:  # else it was dropped meanwhile
-                    finished.append((request_id, replace(group, prompt=request.prompt)))
+                if (request := self._asked[name].pop(request_id, None)) is None:  # it was dropped meanwhile
+                    leave(group, self._handles[name])
+                    continue
+                group = hand_over(group, self._handles[name])
+                finished.append((request_id, replace(group, prompt=request.prompt)))
         for call in list(self._calls.values()):
             if time.monotonic() > call.deadline:
                 self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")

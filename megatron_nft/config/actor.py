@@ -41,6 +41,9 @@ class ActorConfig(Section):
     backward pass computes their logits again."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation: trade time for memory."""
+    routing_replay: Literal["off", "engine", "actor"] = "off"
+    """Mixtures of experts: whose choice of experts is replayed. "engine" (R3): the one that the engine sampled with, in
+    scoring, reference and training; "actor" (R2): the actor's own of scoring, in training. "off": each pass chooses."""
     overlap_grad_reduce: bool = False
     """Reduce gradients over the data-parallel ranks while the backward pass goes on."""
     overlap_param_gather: bool = False

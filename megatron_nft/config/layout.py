@@ -28,6 +28,11 @@ def layout_problems(config: Config, hf: HFConfig) -> Iterator[str]:
     if hf.intermediate_size % config.actor.tp:
         yield (f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}")
     yield from _stage_problems(config.actor, hf.num_hidden_layers)
+    if config.actor.routing_replay != "off" and hf.mixture is None:
+        yield (
+            f'actor.routing_replay = "{config.actor.routing_replay}" is for mixtures of experts, and the model is '
+            f'dense ({hf.model_type}); set "off"'
+        )
     if config.max_sequence_tokens > hf.max_position_embeddings:
         yield (
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "

@@ -73,6 +73,11 @@ class Config(Section):
         return self.weights.canary_gap or (1e-3 if is_exact else 0.1)
 
     @property
+    def replays_engine(self) -> bool:
+        """Engines say which experts their tokens went to."""
+        return self.actor.routing_replay == "engine"
+
+    @property
     def carrier_traits(self) -> CarrierTraits:
         """What that carrier does."""
         return CARRIERS[self.carrier]
@@ -85,6 +90,11 @@ class Config(Section):
             yield (
                 f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
                 f"an HF folder (usually model.path, {self.model.path!r}), or kl_weight = 0"
+            )
+        if self.actor.routing_replay == "actor" and self.algorithm.old_logprobs == "engine":
+            yield (
+                'actor.routing_replay = "actor" replays the choice of the actor\'s scoring, and algorithm.old_logprobs = '
+                '"engine" leaves that out; set routing_replay = "engine", or old_logprobs = "actor"'
             )
         if self.cluster.device == "cpu":
             yield from self._check_nothing_needs_cuda()

@@ -14,6 +14,7 @@ from dataclasses import replace
 from threading import Condition, Thread
 from typing import Any
 
+from megatron_nft.cluster.elsewhere import lend
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.stream import RequestStream, room_of
 from megatron_nft.config import Config
@@ -90,7 +91,7 @@ class GroupSource:
                 Request(request_id=key, prompt=prompts[name], seed_id=seed_id, sampling=self._sampling(seed))
                 for key, name, seed_id, seed in queue["under_way"]
             ]
-            self._queue.restore(queue, kept, requests)
+            self._queue.restore(queue, [self._fitting(item) for item in kept], requests)
             self._stream.submit(requests)
             self._at_rest = self._kept()
 
@@ -207,7 +208,18 @@ class GroupSource:
             top_p=rollout.top_p,
             max_answer_tokens=rollout.max_answer_tokens,
             seed=seed,
+            with_experts=self._config.replays_engine,
         )
+
+    def _fitting(self, item: Kept) -> Kept:
+        """A group of a checkpoint, whose run may have had another actor.routing_replay: one without the experts that
+        are to be replayed is not trained on, and another is sampled in its place."""
+        rollouts = item.group.rollouts
+        if not self._config.replays_engine:
+            return replace(item, group=replace(item.group, rollouts=tuple(replace(r, experts_R=None) for r in rollouts)))
+        if any(rollout.experts_R is None for rollout in rollouts):
+            return replace(item, is_ready=False)
+        return replace(item, group=lend(item.group))
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -15,6 +15,7 @@ the number of engines nor the order of the prompts matters, up to the rounding o
 import hashlib
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from megatron_nft.config import RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
 from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling
 from megatron_nft.rollout.vllm.environment import cpu_settings, model_settings
+from megatron_nft.rollout.vllm.experts import experts_of_answers, experts_settings
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
@@ -37,6 +39,7 @@ class VllmEngine:
         index: of this engine among all.
         is_colocated: it takes turns on its GPU: `sleep` and `wake` are to free memory.
         starts_empty: reads no weights, and refuses to generate before a weight update.
+        gives_experts: of a mixture: answers whose `Sampling` asks for it say which experts their tokens went to.
 
     Raises:
         EngineError: vLLM can't start on this model with these settings.
@@ -53,6 +56,7 @@ class VllmEngine:
         index: int = 0,
         is_colocated: bool = False,
         starts_empty: bool = False,
+        gives_experts: bool = False,
     ):
         from vllm import LLM
         from vllm.config import WeightTransferConfig
@@ -81,6 +85,7 @@ class VllmEngine:
                 worker_extension_cls=receive.EXTENSION,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                **experts_settings(device, gives_experts),
                 **model_settings(model_path, max_model_len, device, starts_empty),
                 **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
             )
@@ -88,6 +93,7 @@ class VllmEngine:
             raise EngineError(
                 f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
             ) from error
+        self._experts = experts_of_answers(self._llm, device, gives_experts)
         self._tokenizer = load_tokenizer(model_path)  # vLLM's own may be of another class: data/tokenizer.py
         self._place = index * config.tp  # of its first worker among the workers of all engines
         self._names: list[str] = []
@@ -108,7 +114,7 @@ class VllmEngine:
         start = time.perf_counter()
         self._refuse_if_unusable()
         names = [_name(stream, request_id) for request_id in dropped]
-        self._llm.llm_engine.abort_request([name for name in names if self._under_way.pop(name, None)])
+        self._abort([name for name in names if self._under_way.pop(name, None)])
         finished = [(key, group) for key, group in self._finished.pop(stream, []) if key not in dropped]
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
@@ -119,8 +125,12 @@ class VllmEngine:
 
     def forget(self) -> None:
         """See rollout/api.py."""
-        self._llm.llm_engine.abort_request(list(self._under_way))
+        self._abort(list(self._under_way))
         self._under_way, self._finished = {}, {}
+
+    def _abort(self, names: list[str]) -> None:
+        self._llm.llm_engine.abort_request(names)
+        self._experts.drop(names)
 
     def _begin(self, stream: str, requests: list[Request]) -> None:
         """All of them, or none if vLLM refuses one."""
@@ -132,7 +142,7 @@ class VllmEngine:
                 begun.append(name)
                 self._under_way[name] = (stream, request)
         except EngineError:
-            self._llm.llm_engine.abort_request([name for name in begun if self._under_way.pop(name, None)])
+            self._abort([name for name in begun if self._under_way.pop(name, None)])
             raise
 
     def _refuse_if_unusable(self) -> None:
@@ -145,16 +155,19 @@ class VllmEngine:
         salt = f"{CANARY if name.startswith(CANARY) else 'policy'} {self.policy_version}"
         tokens = {"prompt_token_ids": request.prompt.token_ids_P.tolist(), "cache_salt": salt}
         try:
-            self._llm.llm_engine.add_request(name, tokens, _sampling_params(request.sampling, request.seed_id))
+            params = _sampling_params(request.sampling, request.seed_id)
+            vllm_id = self._llm.llm_engine.add_request(name, tokens, params)
         except Exception as error:  # VLLMValidationError, which is no ValueError
             raise EngineError(f"vLLM refuses prompt {request.prompt.prompt_id}: {error}") from error
+        self._experts.begin(name, vllm_id, request.sampling.group_size)
 
     def _step(self) -> None:
         """One decode step of everything."""
         for output in self._llm.llm_engine.step():
             if output.finished and (known := self._under_way.pop(output.request_id, None)) is not None:
                 stream, request = known
-                group = self._group(request.prompt, output.outputs)
+                experts = self._experts.take(output.request_id, output.outputs)
+                group = self._group(request, output.outputs, experts)
                 self._finished.setdefault(stream, []).append((request.request_id, group))
 
     def start_update(self, names: list[str]) -> None:
@@ -200,7 +213,7 @@ class VllmEngine:
         self._update_open = False
         self.policy_version = policy_version
         if self._on_sync == "restart":
-            self._llm.llm_engine.abort_request(list(self._under_way))
+            self._abort(list(self._under_way))
         # Cached blocks hold keys and values of the old weights; running requests may go on with theirs.
         keeps_blocks = self._on_sync == "keep" and self._under_way
         if not keeps_blocks and not self._llm.reset_prefix_cache(reset_running_requests=self._on_sync == "recompute"):
@@ -260,12 +273,12 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"{what}: {error}") from error
 
-    def _group(self, prompt: Prompt, answers: list[Any]) -> RolloutGroup:
+    def _group(self, request: Request, answers: list[Any], experts: list[np.ndarray | None]) -> RolloutGroup:
         texts = self._tokenizer.batch_decode([a.token_ids for a in answers], skip_special_tokens=True)
-        return RolloutGroup(
-            prompt=prompt,
-            rollouts=tuple(_rollout(prompt, answer, text) for answer, text in zip(answers, texts, strict=True)),
-        )
+        rollouts = [_rollout(request.prompt, answer, text) for answer, text in zip(answers, texts, strict=True)]
+        if request.sampling.with_experts:
+            rollouts = [_with_experts(request.prompt, r, rows) for r, rows in zip(rollouts, experts, strict=True)]
+        return RolloutGroup(prompt=request.prompt, rollouts=tuple(rollouts))
 
 
 def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:
@@ -308,3 +321,15 @@ def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
         policy_version=spans[0][1],
         newer_versions=tuple(spans[1:]),
     )
+
+
+def _with_experts(prompt: Prompt, rollout: Rollout, experts_R: np.ndarray | None) -> Rollout:
+    """With those of every token that the engine has read: all but the last."""
+    read = len(prompt.token_ids_P) + len(rollout.token_ids_A) - 1
+    if experts_R is None or len(experts_R) != read:
+        given = "none" if experts_R is None else f"those of {len(experts_R)} tokens"
+        raise EngineError(
+            f"prompt {prompt.prompt_id}: the experts of {read} tokens were asked for, vLLM gave {given}; set "
+            'actor.routing_replay = "off"'
+        )
+    return replace(rollout, experts_R=experts_R)

@@ -31,6 +31,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.parameters import parameters
+from megatron_nft.rollout.vllm.experts import CapturesExperts
 from megatron_nft.weights.carriers import make_receiver
 from megatron_nft.weights.wire import BucketManifest, Receiver
 
@@ -141,8 +142,8 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
             lm_head.quant_method.process_weights_after_loading(lm_head)
 
 
-class RegisterBackend:
-    """A vLLM worker extension (`EXTENSION`) without methods: naming it makes every worker import this module."""
+class RegisterBackend(CapturesExperts):
+    """A vLLM worker extension (`EXTENSION`): naming it makes every worker import this module."""
 
 
 def _check_names(what: str, names: list[str], expected: set[str], optional: Set[str] = frozenset()) -> None:
