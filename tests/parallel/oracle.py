@@ -14,6 +14,7 @@ import torch
 
 from megatron_nft.nft.loss import nft_loss, ratio_metrics
 from megatron_nft.types import TrainSequence
+from tests.parallel.forced import forced
 from tests.parallel.layouts import NUM_LAYERS
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def answer_logprobs(model: torch.nn.Module, sequence: TrainSequence, temperature
     """[A], carrying the gradient."""
     tokens = torch.from_numpy(sequence.token_ids_T).long()
     first = sequence.num_prompt_tokens
-    logprobs = torch.log_softmax(model(tokens[None]).logits[0] / temperature, -1)
+    with forced(model, sequence.experts_R):
+        logits = model(tokens[None]).logits[0]
+    logprobs = torch.log_softmax(logits / temperature, -1)
     return logprobs[first - 1 : -1].gather(1, tokens[first:, None])[:, 0]
 
 
