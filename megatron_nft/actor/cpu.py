@@ -1,4 +1,4 @@
-"""The one file that adapts Megatron-Core to a machine without CUDA.
+"""What adapts Megatron-Core to a machine without CUDA; cpu_experts.py does the same for a mixture's experts.
 
 Megatron-Core asks torch.cuda for its device, its streams and its random state, and allocates with device="cuda".
 `adapt_to_cpu` answers these questions for the CPU; everything above it (schedules, distributed optimizer, tensor
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from megatron_nft.actor.cpu_experts import adapt_experts_to_cpu
 
 _mode: "_CudaMeansCpu | None" = None
 
@@ -39,6 +41,7 @@ def adapt_to_cpu() -> None:
     _replace_megatron_random_state()
     _let_torch_adamw_load()
     _leave_the_models_alone()
+    adapt_experts_to_cpu()
     _mode = _CudaMeansCpu()
     _mode.__enter__()
 
@@ -71,6 +74,11 @@ def _names_cuda(device: Any) -> bool:
 class _NoStream:
     """A CPU runs in order: waiting for it is doing nothing."""
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None: ...
+
+    def record_event(self, event: Any = None) -> "_NoStream":
+        return self
+
     def wait_stream(self, stream: Any) -> None: ...
 
     def wait_event(self, event: Any) -> None: ...
@@ -89,6 +97,7 @@ def _replace_cuda_functions() -> None:
     cuda.synchronize = lambda device=None: None
     cuda.current_stream = cuda.default_stream = lambda device=None: stream
     cuda.stream = _no_stream_context
+    cuda.Stream = _NoStream  # a class, for annotations such as `torch.cuda.Stream | None`
     cuda.manual_seed = torch.default_generator.manual_seed  # torch.manual_seed itself asks torch.cuda again
     cuda.get_rng_state = lambda device=None: torch.get_rng_state()
     cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
@@ -16,10 +17,12 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
 from megatron_nft.actor.attention import PackedCausalAttention
+from megatron_nft.actor.experts import expert_arguments, has_experts
 from megatron_nft.actor.logprobs import HiddenOutput
 from megatron_nft.actor.performance import ddp_config, fusion_without_apex, start_user_buffers, transformer_arguments
 from megatron_nft.actor.precision import PRECISIONS
@@ -94,6 +97,7 @@ def transformer_config(hf: HFConfig, actor: ActorConfig, topology: Topology) -> 
         batch_p2p_comm=actor.vpp == 1,
         variable_seq_lengths=True,  # microbatches are packed to a budget, not padded to a length
         moe_token_dispatcher_type="alltoall",  # the only one that Megatron allows beside variable lengths
+        **expert_arguments(hf, actor, on_cuda=on_cuda),
         # Gradients are summed over microbatches and ranks, never divided: actor/pipeline.py has normalised the loss.
         calculate_per_token_loss=True,
         use_cpu_initialization=not on_cuda,
@@ -119,16 +123,29 @@ def layer_spec(
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """The one switch between TransformerEngine's layers and Megatron's local ones."""
     if topology.device.type == "cuda":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+        if config.num_moe_experts is None:
+            return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    dense = local_layer(config)
+    layers = [dense] * get_num_layers_to_build(config, vp_stage)
+    if config.num_moe_experts is not None:
+        first = get_transformer_layer_offset(config, vp_stage)
+        sparse = local_layer(config, num_experts=config.num_moe_experts)
+        layers = [sparse if has_experts(config, first + number) else dense for number in range(len(layers))]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+
+
+def local_layer(config: TransformerConfig, *, num_experts: int | None = None) -> ModuleSpec:
+    """Megatron's layer without TransformerEngine; with experts, one after the other."""
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm, num_experts=num_experts)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+    if num_experts is not None:  # as in TransformerEngine's layers: no linear has the norm before experts
+        del layer.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = PackedCausalAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm
-    )
+    return layer
 
 
 class RMSNorm(nn.Module):

@@ -54,11 +54,12 @@ class Pipeline:
         token_multiple: int,
         logits_bytes: int,
         routing: Routing,
+        moe_aux_loss_coeff: float = 0.0,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
         self.algorithm, self.rollout = algorithm, rollout
         self.measures_entropy, self.token_multiple = measures_entropy, token_multiple
-        self.logits_bytes, self.routing = logits_bytes, routing
+        self.logits_bytes, self.moe_aux_loss_coeff, self.routing = logits_bytes, moe_aux_loss_coeff, routing
         self._schedule = get_forward_backward_func()
         # Sums gradients of shared embeddings and sequence-parallel norms over their ranks; never divides by tokens.
         model[0].config.finalize_model_grads_func = lambda models, num_tokens=None, **groups: finalize_model_grads(
@@ -96,6 +97,8 @@ class Pipeline:
         for chunk in self.model:
             chunk.zero_grad_buffer()
         totals = self._totals(microbatches)
+        if self.moe_aux_loss_coeff:  # Megatron multiplies a microbatch's by its tokens, and nothing divides by them
+            self.model[0].config.moe_aux_loss_coeff = self.moe_aux_loss_coeff / totals["all_tokens"]
         with self.routing.during("train"):
             sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
         return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"]

@@ -1,8 +1,9 @@
-"""Parallel ranks: who this process is in the grid of tensor, context, data and pipeline axes. The only caller of
-parallel_state's initialisation.
+"""Parallel ranks: who this process is in the grid of tensor, context, data and pipeline axes, and in that of experts.
+The only caller of parallel_state's initialisation.
 
 A rank number and the actor's layout come in; process groups (NCCL, or gloo on a CPU) and a `Topology` go out. Ranks are
-numbered as Megatron numbers them: tensor axis fastest, then context, data, pipeline. Called by actor/worker.py.
+numbered as Megatron numbers them: tensor axis fastest, then context, data, pipeline. For a mixture's experts the ranks
+of a stage are numbered anew: their tensor axis fastest, then the experts', then replicas. Called by actor/worker.py.
 """
 
 import os
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_nft.config import ActorConfig
-from megatron_nft.families.rules import AxisPlace, Place, along
+from megatron_nft.families.rules import AxisPlace, Place
 
 DETERMINISTIC = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",  # TransformerEngine's attention, its backward pass
@@ -37,6 +38,8 @@ class Topology:
     dp_rank: int
     dp_size: int
     device: torch.device
+    etp_size: int = 1
+    ep_size: int = 1
 
     @property
     def is_first_stage(self) -> bool:
@@ -52,18 +55,40 @@ class Topology:
         return self.is_last_stage and self.tp_rank == 0 and self.cp_rank == 0
 
     @property
+    def number(self) -> int:
+        """Of this rank, in its stage."""
+        return self.tp_rank + self.tp_size * (self.cp_rank + self.cp_size * self.dp_rank)
+
+    @property
     def place(self) -> Place:
         """Among the ranks of its stage: which shards it has, and which of those it owns (families/rules.py)."""
-        return (
-            AxisPlace("tp", self.tp_rank, self.tp_size),
-            AxisPlace("cp", self.cp_rank, self.cp_size),
-            AxisPlace("dp", self.dp_rank, self.dp_size),
-        )
+        return self._place_of(self.number)
 
     @property
     def stage_places(self) -> tuple[Place, ...]:
-        """Of the ranks that together hold this rank's stage once, by their number in the tensor-parallel group."""
-        return along("tp", self.tp_size)
+        """Of the ranks that together hold this rank's stage once, by their number in the group that they form."""
+        return tuple(self._place_of(number) for number in range(self._holders))
+
+    @property
+    def holds_stage(self) -> bool:
+        """Whether this rank is one of the first that do."""
+        return self.number < self._holders
+
+    @property
+    def _holders(self) -> int:
+        return max(self.tp_size, self.etp_size * self.ep_size)
+
+    def _place_of(self, number: int) -> Place:
+        tp, cp, dp = self.tp_size, self.cp_size, self.dp_size
+        etp, ep = self.etp_size, self.ep_size
+        return (
+            AxisPlace("tp", number % tp, tp),
+            AxisPlace("cp", number // tp % cp, cp),
+            AxisPlace("dp", number // (tp * cp), dp),
+            AxisPlace("etp", number % etp, etp),
+            AxisPlace("ep", number // etp % ep, ep),
+            AxisPlace("edp", number // (etp * ep), tp * cp * dp // (etp * ep)),
+        )
 
 
 def free_address(host: str = "127.0.0.1") -> str:
@@ -127,6 +152,8 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
         virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
         distributed_timeout_minutes=max(1, round(config.timeout_s / 60)),
         context_parallel_size=config.cp,
+        expert_model_parallel_size=config.ep,
+        expert_tensor_parallel_size=config.expert_tp,
         create_gloo_process_groups=False,
     )
     torch.manual_seed(seed)
@@ -141,7 +168,19 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=config.dp,
         device=torch_device,
+        etp_size=config.expert_tp,
+        ep_size=config.ep,
     )
+
+
+def stage_group() -> dist.ProcessGroup:
+    """The ranks that together hold this rank's stage once: those of one replica of the tensor axis, or of the experts'
+    two axes where these are more."""
+    from megatron.core import parallel_state
+
+    dense = parallel_state.get_tensor_model_parallel_group()
+    experts = parallel_state.get_expert_tensor_and_model_parallel_group()
+    return experts if experts.size() > dense.size() else dense
 
 
 def destroy_topology() -> None:

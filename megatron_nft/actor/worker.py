@@ -23,7 +23,7 @@ from megatron_nft.actor.performance import finish_param_gather, hold_back_reduct
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
 from megatron_nft.actor.routing import Routing
-from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology
+from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology, stage_group
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.registry import table_of
@@ -67,6 +67,7 @@ class Worker:
             token_multiple=tokens_of_a_pass(config.actor),
             logits_bytes=config.actor.logits_mib << 20,
             routing=self.routing,
+            moe_aux_loss_coeff=config.actor.moe_aux_loss_coeff,
         )
         self.reference: list[torch.nn.Module] | None = None
         if config.algorithm.kl_weight and config.model.reference is not None:
@@ -81,8 +82,8 @@ class Worker:
             dtype=getattr(torch, config.rollout.dtype),
             bucket_bytes=mib and (mib << 20) // self.topology.pp_size,
         )
-        self._owns_weights = self.plan.has_owned_at(self.topology.place)
-        self._stage_group = parallel_state.get_tensor_model_parallel_group()  # at plan.places
+        self._owns_weights = self.topology.holds_stage
+        self._stage_group = stage_group()  # at plan.places
         self._host = address_toward(master)
         self._sender: Sender | None = None
         self._save: Save | None = None

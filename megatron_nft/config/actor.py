@@ -19,6 +19,10 @@ class ActorConfig(Section):
     """Data-parallel size; the optimizer state is sharded over it."""
     cp: int = Field(1, ge=1)
     """Context-parallel size: every sequence's tokens are spread over so many ranks, for long answers."""
+    ep: int = Field(1, ge=1)
+    """Expert-parallel size, for mixtures: the experts of a layer are spread over so many of the tp x cp x dp ranks."""
+    etp: int | None = Field(None, ge=1)
+    """Tensor-parallel size of a mixture's experts. Unset: 1 where ep > 1, so that experts are whole, else tp."""
     vpp: int = Field(1, ge=1)
     """Virtual pipeline stages per rank (Megatron's interleaved schedule): smaller bubbles for more messages."""
     num_layers_in_first_pipeline_stage: int | None = Field(None, ge=1)
@@ -41,6 +45,9 @@ class ActorConfig(Section):
     backward pass computes their logits again."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation: trade time for memory."""
+    moe_aux_loss_coeff: float = Field(0.0, ge=0)
+    """Weight of the loss that balances a mixture's experts; 0: none. Unlike all else here it depends on the layout:
+    microbatches are balanced one by one, and with tp or cp it is weaker."""
     routing_replay: Literal["off", "engine", "actor"] = "off"
     """Mixtures of experts: whose choice of experts is replayed. "engine" (R3): the one that the engine sampled with, in
     scoring, reference and training; "actor" (R2): the actor's own of scoring, in training. "off": each pass chooses."""
@@ -84,11 +91,17 @@ class ActorConfig(Section):
         return self.tp * self.pp * self.dp * self.cp
 
     @property
+    def expert_tp(self) -> int:
+        """Tensor-parallel size of the experts."""
+        return self.etp or (1 if self.ep > 1 else self.tp)
+
+    @property
     def layout(self) -> str:
         """In words: the axes that every run has, and those that are in use."""
         virtual = f" x {self.vpp} virtual stages" if self.vpp > 1 else ""
         context = f" x cp {self.cp}" if self.cp > 1 else ""
-        return f"tp {self.tp} x pp {self.pp}{virtual}{context} x dp {self.dp}"
+        experts = f", experts: etp {self.expert_tp} x ep {self.ep}" if self.ep > 1 or self.etp else ""
+        return f"tp {self.tp} x pp {self.pp}{virtual}{context} x dp {self.dp}{experts}"
 
     def problems(self) -> Iterator[str]:
         """Megatron's rules about which settings go together."""

@@ -25,14 +25,11 @@ def layout_problems(config: Config, hf: HFConfig) -> Iterator[str]:
             if count % tp:
                 fits = [n for n in range(1, count + 1) if hf.num_attention_heads % n == hf.num_key_value_heads % n == 0]
                 yield (f"{key} = {tp} does not divide the model's {count} {what}; choose one of {fits}")
-    if hf.intermediate_size % config.actor.tp:
+    yield from mixture_problems(config.actor, hf)
+    is_all_sparse = hf.mixture is not None and not hf.mixture.dense_layers
+    if hf.intermediate_size % config.actor.tp and not is_all_sparse:
         yield (f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}")
     yield from _stage_problems(config.actor, hf.num_hidden_layers)
-    if config.actor.routing_replay != "off" and hf.mixture is None:
-        yield (
-            f'actor.routing_replay = "{config.actor.routing_replay}" is for mixtures of experts, and the model is '
-            f'dense ({hf.model_type}); set "off"'
-        )
     if config.max_sequence_tokens > hf.max_position_embeddings:
         yield (
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "
@@ -44,6 +41,51 @@ def layout_problems(config: Config, hf: HFConfig) -> Iterator[str]:
             f"data.max_prompt_tokens + rollout.max_answer_tokens = {config.max_sequence_tokens} > the model's "
             f"sliding_window {hf.sliding_window}, and the actor attends to whole sequences; shorten one of them"
         )
+
+
+def mixture_problems(actor: ActorConfig, hf: HFConfig) -> Iterator[str]:
+    """What of the layout doesn't fit the model's experts, or a model without any."""
+    ep, etp, tp, mixture = actor.ep, actor.expert_tp, actor.tp, hf.mixture
+    if mixture is None:
+        asked = {"ep": (ep, ep > 1), "etp": (actor.etp, (actor.etp or 1) > 1)}
+        asked["routing_replay"] = (f'"{actor.routing_replay}"', actor.routing_replay != "off")
+        asked["moe_aux_loss_coeff"] = (actor.moe_aux_loss_coeff, actor.moe_aux_loss_coeff > 0)
+        for key, (value, is_on) in asked.items():
+            if is_on:
+                yield f"actor.{key} = {value} is for mixtures of experts, and this {hf.model_type} model is none"
+        return
+    ranks = tp * actor.cp * actor.dp
+    if mixture.num_experts % ep:
+        fits = [n for n in range(1, mixture.num_experts + 1) if mixture.num_experts % n == 0]
+        yield f"actor.ep = {ep} does not divide the model's {mixture.num_experts} experts; choose one of {fits}"
+    if mixture.intermediate_size % etp:
+        yield f"actor.etp = {etp} does not divide the experts' intermediate size {mixture.intermediate_size}"
+    if (shared := mixture.shared_intermediate_size) and shared % tp:
+        yield f"actor.tp = {tp} does not divide the shared expert's intermediate size {shared}"
+    if ep == 1 and etp != tp:
+        yield (
+            f"actor.etp = {etp} with ep = 1 and tp = {tp}: Megatron would never sum the experts' gradients over the "
+            f"tensor-parallel ranks; leave etp out, or set actor.ep > 1"
+        )
+    elif ranks % (ep * etp):
+        yield (
+            f"actor.ep {ep} x etp {etp} = {ep * etp} ranks for the experts do not divide the {ranks} of tp {tp} x cp "
+            f"{actor.cp} x dp {actor.dp}; change ep or dp"
+        )
+    elif max(tp, ep * etp) % min(tp, ep * etp):
+        yield (
+            f"actor.ep {ep} x etp {etp} = {ep * etp} and actor.tp = {tp}: one must divide the other, so that the same "
+            "ranks hold the experts and the rest of a stage"
+        )
+    if tp > 1 and not actor.sequence_parallel:
+        yield (
+            f"actor.tp = {tp} with a mixture of experts needs actor.sequence_parallel = true; without it Megatron-Core "
+            "trains no experts"
+        )
+    if actor.precision.startswith("fp8"):
+        yield f'actor.precision = "{actor.precision}" is not supported for mixtures of experts; set "bf16"'
+    if actor.tp_comm_overlap:
+        yield "actor.tp_comm_overlap = true is not supported for mixtures of experts; set it to false"
 
 
 def _stage_problems(actor: ActorConfig, num_layers: int) -> Iterator[str]:

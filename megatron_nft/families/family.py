@@ -30,6 +30,18 @@ class Yarn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The experts of a mixture, in the layers that have them."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int  # of one expert
+    normalizes_weights: bool  # those of a token's experts add up to 1
+    shared_intermediate_size: int | None = None  # of the expert that every token has, behind a gate of its own
+    dense_layers: tuple[int, ...] = ()  # those with one MLP in place of experts
+
+
+@dataclass(frozen=True, kw_only=True)
 class HFConfig:
     """Dimensions of a decoder-only model, under their HF names."""
 
@@ -51,12 +63,37 @@ class HFConfig:
     rope_linear_factor: float | None = None  # positions are divided by it
     yarn: Yarn | None = None
     sliding_window: int | None = None  # tokens; config.check_layout allows no longer sequence: the actor has no window
+    mixture: Mixture | None = None
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Those that have experts."""
+        if self.mixture is None:
+            return ()
+        return tuple(layer for layer in range(self.num_hidden_layers) if layer not in self.mixture.dense_layers)
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer's matrices."""
+        """Of the matrices of one layer that a token goes through; of a mixture the mean of its layers."""
+        return self._layer_parameters(every_expert=False)
+
+    @property
+    def stored_layer_parameters(self) -> int:
+        """Of all matrices of one layer, whichever experts a token goes through."""
+        return self._layer_parameters(every_expert=True)
+
+    def _layer_parameters(self, *, every_expert: bool) -> int:
         attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
-        return attention + 3 * self.hidden_size * self.intermediate_size
+        dense = 3 * self.hidden_size * self.intermediate_size
+        if (mixture := self.mixture) is None:
+            return attention + dense
+        count = mixture.num_experts if every_expert else mixture.experts_per_token
+        inner = count * mixture.intermediate_size + (mixture.shared_intermediate_size or 0)
+        shared_gate = self.hidden_size if mixture.shared_intermediate_size else 0
+        sparse = 3 * self.hidden_size * inner + self.hidden_size * mixture.num_experts + shared_gate
+        num_sparse = len(self.sparse_layers)
+        mlps = num_sparse * sparse + (self.num_hidden_layers - num_sparse) * dense
+        return attention + mlps // self.num_hidden_layers
 
     @property
     def attention_parity_tokens(self) -> float:

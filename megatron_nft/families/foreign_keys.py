@@ -34,7 +34,11 @@ OFF: dict[str, tuple[Any, ...]] = {
     "attention_sink": (), "use_dynamic_ntk": (), "mrope_section": (),
     # another kind of model
     "num_experts": (0,), "num_local_experts": (0,), "n_routed_experts": (0,), "moe_num_experts": (0,),
-    "num_experts_per_tok": (0,), "kv_lora_rank": (), "q_lora_rank": (), "qk_rope_head_dim": (),
+    "num_experts_per_tok": (0,), "n_shared_experts": (0,), "num_shared_experts": (0,),
+    "shared_expert_intermediate_size": (0,), "router_jitter_noise": (0,), "n_group": (0, 1), "topk_group": (0, 1),
+    "routed_scaling_factor": (1,), "scoring_func": ("softmax",), "topk_method": ("greedy",),
+    "first_k_dense_replace": (0,), "moe_layer_freq": (1,), "use_expert_bias": (), "moe_router_enable_expert_bias": (),
+    "swiglu_limit": (), "kv_lora_rank": (), "q_lora_rank": (), "qk_rope_head_dim": (),
     "num_nextn_predict_layers": (0,), "num_mtp_layers": (0,), "mtp_num_hidden_layers": (0,), "per_layer_config": (),
     "block_configs": (), "text_config": (), "vision_config": (), "is_encoder_decoder": (), "add_cross_attention": (),
     "use_bidirectional_attention": (), "num_kv_shared_layers": (0,), "hidden_size_per_layer_input": (0,),
@@ -63,7 +67,7 @@ HARMLESS = frozenset({
     "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
     "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "sliding_window", "use_sliding_window",
     "max_window_layers", "layer_types", "seq_length", "model_max_length", "max_sequence_length",
-    "quantization_config", "compression_config",
+    "quantization_config", "compression_config", "output_router_logits", "router_aux_loss_coef",
 })  # fmt: skip
 """Those that a family reads itself, and those that change nothing that is trained."""
 

@@ -49,10 +49,15 @@ class LlamaLike:
     own_keys: Set[str] = frozenset()
     """Keys of foreign_keys.OFF that the family reads itself."""
 
+    @property
+    def keys_read(self) -> Set[str]:
+        """Keys that `check_foreign_keys` leaves to the family."""
+        return self.own_keys
+
     def read(self, raw: dict[str, Any], file: Path) -> HFConfig:
         keys = Keys(raw, file, DEFAULTS | dict(self.defaults))
         _check_kind(keys, self.architecture)
-        check_foreign_keys(keys, self.own_keys)
+        check_foreign_keys(keys, self.keys_read)
         hidden, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
         key_heads, head_dim = (self._count(keys, name) for name in ("num_key_value_heads", "head_dim"))
         key_heads, head_dim = key_heads or heads, head_dim or hidden // heads

@@ -2,7 +2,7 @@
 
 Numbers come in from the family, which has a model's dimensions; names, shapes and owners go out. The tensors themselves
 are cut and placed by weights/layouts.py. A rank's place is a list of axes, of which a rule knows those that it needs:
-tensor-parallel ones today. No heavy imports.
+tensor-parallel ones, or for experts those of a grid of their own. No heavy imports.
 """
 
 import re
@@ -36,6 +36,8 @@ Place = tuple[AxisPlace, ...]
 
 DENSE = ("tp", "cp", "dp")
 """Axes on which a pipeline stage's ranks lie."""
+EXPERTS = ("etp", "ep", "edp")
+"""Axes on which the same ranks lie for a mixture's experts: tensor-parallel, expert-parallel, and replicas of both."""
 
 
 def along(axis: str, size: int) -> tuple[Place, ...]:
@@ -120,6 +122,7 @@ class Rule:
         hf: the tensors that make it: one for each piece of the layout, or one that holds all, one after the other.
         only_in: LOCAL or TRANSFORMER_ENGINE: the kind of layers that has it by this name; None: both.
         grid: axes on which the ranks lie that have it, whole or in part.
+        layers: those that have it; None: all.
     """
 
     megatron: str
@@ -127,6 +130,7 @@ class Rule:
     layout: Layout
     only_in: str | None = None
     grid: tuple[str, ...] = DENSE
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.hf) in (1, len(self.layout.rows)), f"{self.megatron}: one HF tensor, or one for each piece"
@@ -135,6 +139,15 @@ class Rule:
     def axes(self) -> tuple[str, ...]:
         """Over which it is sharded."""
         return () if self.layout.axis is None else (self.layout.axis,)
+
+    @property
+    def key(self) -> str:
+        """Its name in a checkpoint, with `{layer}`."""
+        return self.megatron
+
+    def is_in(self, layer: int | None) -> bool:
+        """Whether a layer has it."""
+        return layer is None or self.layers is None or layer in self.layers
 
     def is_owned_at(self, place: Place) -> bool:
         """Whether a rank's shard is the one that is sent and exported.
@@ -163,6 +176,35 @@ class Rule:
         return prod(self.layout.shard_shape(place))
 
 
+@dataclass(frozen=True)
+class ExpertRule(Rule):
+    """A parameter of one expert.
+
+    `{slot}` counts the experts of a rank, `{expert}` in the HF names those of the layer: each expert-parallel rank has
+    the next experts / ep of them. In a checkpoint all experts of a layer stand under one key.
+    """
+
+    grid: tuple[str, ...] = EXPERTS
+    num_experts: int = 1
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return ("ep", *super().axes)
+
+    @property
+    def key(self) -> str:
+        name = self.megatron.replace(".local_experts.{slot}.", ".").replace("{slot}", "")
+        return name.replace(".experts.", ".experts.experts.")
+
+    def slots(self, ep: int) -> int:
+        """Experts of one rank."""
+        return self.num_experts // ep
+
+    def pieces(self, numbers: Numbers, place: Place = ()) -> list[tuple[str, int]]:
+        rank, size = next(((p.rank, p.size) for p in place if p.axis == "ep"), (0, 1))
+        return super().pieces({**numbers, "expert": rank * self.slots(size) + numbers["slot"]}, place)
+
+
 class Table:
     """The rules of one model, by Megatron name."""
 
@@ -180,7 +222,9 @@ class Table:
         """
         for pattern, rule in self._patterns:
             if match := pattern.fullmatch(megatron_name):
-                return rule, {name: int(number) for name, number in match.groupdict().items()}
+                numbers = {name: int(number) for name, number in match.groupdict().items()}
+                if rule.is_in(numbers.get("layer")):
+                    return rule, numbers
         raise MappingError(f"no rule for parameter {megatron_name!r} in the table of {self.model_type!r}")
 
     @cached_property

@@ -21,10 +21,10 @@ def check_served(hf: HFConfig, folder: object, *, max_tokens: int, device: str) 
         ModelFolderError: vLLM would run another model, or none.
     """
     derived = hf.hidden_size // hf.num_attention_heads
-    if hf.model_type == "qwen2" and hf.head_dim != derived:
+    if hf.model_type in ("qwen2", "qwen2_moe") and hf.head_dim != derived:
         raise ModelFolderError(
             f"{folder}: head_dim = {hf.head_dim}, but vLLM takes hidden_size / num_attention_heads = {derived} for a "
-            "qwen2 model, whatever config.json says; take a model where they are equal"
+            f"{hf.model_type} model, whatever config.json says; take a model where they are equal"
         )
     if device == "cpu" and hf.head_dim not in CPU_HEAD_DIMS:
         raise ModelFolderError(

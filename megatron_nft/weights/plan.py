@@ -87,10 +87,6 @@ class WeightPlan:
         """Of the buffer that can hold any bucket."""
         return max((bucket.num_bytes for bucket in self.buckets), default=0)
 
-    def has_owned_at(self, place: Place) -> bool:
-        """Whether there is a tensor whose shard at `place` is the one to be sent."""
-        return any(shard.rule.is_owned_at(place) for bucket in self.buckets for shard in bucket.shards)
-
 
 def plan_weights(
     parameters: Sequence[tuple[str, Tensor]],

@@ -117,9 +117,29 @@ def _make_group(model: torch.nn.Module, numbers: np.random.RandomState, prompt: 
 
 
 def load_model(folder: Path) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    # transformers' default for experts, torch's grouped_mm, takes no float64.
+    is_mixture = hasattr(AutoConfig.from_pretrained(folder), "num_experts_per_tok")
+    of_experts = {"experts_implementation": "eager"} if is_mixture else {}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **of_experts)
+
+
+def under_hf_names(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """transformers holds all experts of a layer in two tensors; in files each has its own."""
+    found = {}
+    for name, tensor in named.items():
+        before, is_expert, kind = name.partition(".mlp.experts.")
+        if is_expert and kind == "gate_up_proj":
+            for expert, both in enumerate(tensor):
+                gate, up = np.split(both, 2)
+                found[f"{before}.mlp.experts.{expert}.gate_proj.weight"] = gate
+                found[f"{before}.mlp.experts.{expert}.up_proj.weight"] = up
+        elif is_expert:
+            found |= {f"{before}.mlp.experts.{expert}.{kind}.weight": one for expert, one in enumerate(tensor)}
+        else:
+            found[name] = tensor
+    return found
 
 
 def answer_logprobs(model: torch.nn.Module, sequence: TrainSequence, temperature: float = 1.0) -> torch.Tensor:
