@@ -210,8 +210,8 @@ class Routing:
         if experts_R.shape[1:] != expected or (experts_R.size and experts_R.max() >= mixture.num_experts):
             raise ReplayError(
                 f"a sequence's experts are {list(experts_R.shape[1:])} a token, up to number "
-                f"{experts_R.max(initial=0)}, and the model has {expected[0]} layers, {expected[1]} experts a token, of "
-                f"{mixture.num_experts}; were they sampled by another model?"
+                f"{experts_R.max(initial=0)}, and the model has {expected[0]} layers, {expected[1]} experts a token, "
+                f"of {mixture.num_experts}; were they sampled by another model?"
             )
 
     # --- what a step is told of it
@@ -223,8 +223,8 @@ class Routing:
             self._plain_gaps = np.abs(torch.cat(list(logprobs)).cpu().numpy() - np.concatenate(engine))
 
     def update_begins(self, number: int) -> None:
-        """Of a step, from 0 on. The engine's choice is compared with the actor's at the weights that both began the step
-        with, in scoring if there is one; that of scoring over all updates."""
+        """Of a step, from 0 on. The engine's choice is compared with the actor's at the weights that both began the
+        step with, in scoring if there is one; that of scoring over all updates."""
         if number == 0 and not self._counts:
             self._differing.zero_()
         self._counts = self.mode == "actor" or (self.mode == "engine" and number == 0)

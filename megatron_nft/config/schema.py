@@ -93,8 +93,8 @@ class Config(Section):
             )
         if self.actor.routing_replay == "actor" and self.algorithm.old_logprobs == "engine":
             yield (
-                'actor.routing_replay = "actor" replays the choice of the actor\'s scoring, and algorithm.old_logprobs = '
-                '"engine" leaves that out; set routing_replay = "engine", or old_logprobs = "actor"'
+                'actor.routing_replay = "actor" replays the choice of the actor\'s scoring, and there is none with '
+                'algorithm.old_logprobs = "engine"; set routing_replay = "engine", or old_logprobs = "actor"'
             )
         if self.cluster.device == "cpu":
             yield from self._check_nothing_needs_cuda()

@@ -216,7 +216,8 @@ class GroupSource:
         are to be replayed is not trained on, and another is sampled in its place."""
         rollouts = item.group.rollouts
         if not self._config.replays_engine:
-            return replace(item, group=replace(item.group, rollouts=tuple(replace(r, experts_R=None) for r in rollouts)))
+            without = tuple(replace(rollout, experts_R=None) for rollout in rollouts)
+            return replace(item, group=replace(item.group, rollouts=without))
         if any(rollout.experts_R is None for rollout in rollouts):
             return replace(item, is_ready=False)
         return replace(item, group=lend(item.group))

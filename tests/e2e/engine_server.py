@@ -11,6 +11,7 @@ from typing import Any
 import vllm.model_executor.models.llama
 import vllm.model_executor.models.qwen2
 import vllm.model_executor.models.qwen3
+import vllm.model_executor.models.qwen3_moe
 import vllm.v1.worker.cpu_worker  # noqa: F401
 from vllm import LLM  # noqa: F401
 

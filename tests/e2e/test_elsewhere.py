@@ -15,9 +15,7 @@ pytestmark = pytest.mark.e2e
 
 LENGTH = 3000
 """Tokens: an answer's experts are more than the 100 KB that Ray sends along with a reference."""
-PROMPT = Prompt(
-    prompt_id="p/0", text="", token_ids_P=np.arange(5, dtype=np.int32), ground_truth="", data_source="toy"
-)
+PROMPT = Prompt(prompt_id="p/0", text="", token_ids_P=np.arange(5, dtype=np.int32), ground_truth="", data_source="toy")
 
 
 def experts(answer):

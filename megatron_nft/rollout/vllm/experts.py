@@ -35,8 +35,6 @@ class ExpertsOfAnswers(Protocol):
 class Unasked:
     """Of an engine that is not asked for them."""
 
-    settings: dict[str, Any] = {}
-
     def begin(self, name: str, vllm_id: str, num_answers: int) -> None: ...
 
     def drop(self, names: Sequence[str]) -> None: ...
@@ -47,8 +45,6 @@ class Unasked:
 
 class OnGpu(Unasked):
     """vLLM's own output."""
-
-    settings = {"enable_return_routed_experts": True}
 
     def take(self, name: str, answers: Sequence[Any]) -> list[np.ndarray | None]:
         return [answer.routed_experts for answer in answers]
@@ -86,7 +82,7 @@ def experts_of_answers(llm: Any, device: str, is_asked: bool) -> ExpertsOfAnswer
 
 def experts_settings(device: str, is_asked: bool) -> dict[str, Any]:
     """What vLLM is started with for it."""
-    return OnGpu.settings if is_asked and device == "cuda" else {}
+    return {"enable_return_routed_experts": True} if is_asked and device == "cuda" else {}
 
 
 @dataclass
@@ -113,6 +109,11 @@ class Capture:
         self._by_slot = np.zeros((runner.kv_cache_config.num_blocks * table.block_size, *self._shape), dtype)
         bind_routed_experts_capturer(runner.get_model(), self)
         runner.get_model().register_forward_hook(self._after_a_step)
+
+    @property
+    def num_requests(self) -> int:
+        """Whose rows are kept: those under way, and answers whose group is not ready."""
+        return len(self._requests)
 
     def capture(self, layer: int, experts: Any) -> None:
         """A router's choice for the tokens of a step: vLLM calls it."""
@@ -163,4 +164,8 @@ class CapturesExperts:
 
     def take_captured(self, names: Sequence[str], dropped: Sequence[str]) -> list[np.ndarray] | None:
         """See `Capture.take`; None on the others."""
-        return self.capture_of_experts and self.capture_of_experts.take(names, dropped)
+        return self.capture_of_experts.take(names, dropped) if self.capture_of_experts else None
+
+    def num_captured(self) -> int:
+        """Requests of which rows are kept, on the first worker."""
+        return self.capture_of_experts.num_requests if self.capture_of_experts else 0
