@@ -257,7 +257,8 @@ def one_answer_each(fleet: Fleet, prompt: Prompt, sampling: Sampling, timeout_s:
     while len(answers) < len(fleet.names):
         for name, (groups, _) in zip(fleet.names, fleet.call("advance", CANARY, new, [], CALL_S), strict=True):
             if groups:
-                ((_, answers[name]),) = groups
+                ((_, group),) = groups
+                answers[name] = hand_over(group, fleet.handle(name))
         new = []
         if time.monotonic() > deadline and (silent := [name for name in fleet.names if name not in answers]):
             raise EngineError(f"{', '.join(silent)} gave no answer to {prompt.prompt_id} within {timeout_s:g} s")

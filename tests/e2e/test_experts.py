@@ -1,7 +1,7 @@
 """A real engine says which experts its tokens went to, and an actor that replays them is closer to its log-probs.
 
-The experts are those of transformers' routers; the same whether an answer was sampled beside others, found its prompt in
-the cache, or was preempted and computed again.
+The experts are those of transformers' routers; the same whether an answer was sampled beside others, found its prompt
+in the cache, or was preempted and computed again.
 """
 
 import json
