@@ -78,7 +78,7 @@ def test_the_arguments_of_an_engine_are_what_vllm_takes(decided):
 
 
 def test_a_mixtures_engine_returns_its_experts_when_asked(decided):
-    """vLLM refuses to where it can't; an answer then has them as `routed_experts`, a row for each token that was read."""
+    """vLLM refuses to where it can't; an answer has them as `routed_experts`, a row for each token that was read."""
     assert [each["routed_experts"] for each in decided] == [False] * len(CASES) + [True]
     from vllm.outputs import CompletionOutput
 
