@@ -156,7 +156,7 @@ class Routing:
         layers = sorted(self._layers)
         mixture, device = self._hf.mixture, self._topology.device
         dtype = np.uint8 if mixture.num_experts <= 256 else np.int16
-        count, start = int(pack.source_T.max()) + 1, 0
+        start, count = 0, max(sum(s.num_tokens for s in microbatch.sequences), int(pack.source_T.max()) + 1)
         experts, known = np.zeros((count, len(layers), mixture.experts_per_token), dtype), np.zeros(count, bool)
         for sequence in microbatch.sequences:
             rows_R = sequence.experts_R

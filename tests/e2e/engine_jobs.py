@@ -250,3 +250,22 @@ def experts_of_a_small_engine(model, dtype):
     groups = answer_here(engine, make_prompts([5, 17, 110, 126, 260]), EXPERTS)
     engine.shutdown()
     return groups, len(count)
+
+
+def experts_under_way(old, new):
+    """rollout.on_sync -> answers that were under way when the weights became `new`; and those of either weights."""
+    engine, prompts, found = make_engine(old, "float32", gives_experts=True), make_prompts(LONG), {}
+    found["old"] = answer_here(engine, prompts, EXPERTS)
+    for on_sync in ("keep", "recompute", "restart"):
+        engine._on_sync, finished = on_sync, []
+        for requests in (requests_of(prompts, EXPERTS), *[[]] * 11):  # a decode step each
+            finished += engine.advance("rollouts", requests, [], 0.0)[0]
+        assert not finished
+        send(engine, new, version=3)
+        finished = engine.advance("rollouts", [], [], 60.0)[0]
+        found[on_sync] = [group for _, group in sorted(finished, key=lambda pair: pair[0])]
+        send(engine, old, version=0)
+    send(engine, new, version=3)
+    found["new"] = answer_here(engine, prompts, EXPERTS)
+    engine.shutdown()
+    return found

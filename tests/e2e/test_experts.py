@@ -45,8 +45,10 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(models, engine_server):
+def results(models, engine_server, tmp_path_factory):
     jobs = {dtype: ("experts", {"model": str(folder), "dtype": dtype}) for dtype, folder in models.items()}
+    other = make_mixture("qwen3_moe", tmp_path_factory.mktemp("other"), seed=1, **SIZES)
+    jobs["under way"] = "experts_under_way", {"old": str(models["float32"]), "new": str(other)}
     jobs["small"] = "experts_of_a_small_engine", {"model": str(models["float32"]), "dtype": "float32"}
     found = engine_server.run(jobs)
     for result in found.values():
@@ -96,6 +98,25 @@ def test_preempted_answers_have_the_same_experts(results):
     groups, num_preempted = results["small"]
     assert num_preempted > 3
     assert_same_experts(results["float32"]["batch"][:5], groups)
+
+
+@pytest.mark.parametrize("on_sync", ["keep", "recompute"])
+def test_answers_keep_the_experts_that_their_log_probs_came_from(results, on_sync):
+    """A token that old weights have read has the experts of old weights, whatever is computed again."""
+    old, found = results["under way"]["old"], results["under way"][on_sync]
+    for group, other in zip(old, found, strict=True):
+        for a, b in zip(group.rollouts, other.rollouts, strict=True):
+            ((first_of_new, _),) = b.newer_versions
+            read = len(group.prompt.token_ids_P) + first_of_new - 1
+            assert first_of_new > 5 and a.token_ids_A[:first_of_new].tolist() == b.token_ids_A[:first_of_new].tolist()
+            np.testing.assert_array_equal(a.experts_R[:read], b.experts_R[:read])
+            assert len(b.experts_R) == len(group.prompt.token_ids_P) + len(b.token_ids_A) - 1
+
+
+def test_answers_that_begin_again_have_new_experts(results):
+    assert_same_experts(results["under way"]["new"], results["under way"]["restart"])
+    first, second = (results["under way"][name][0].rollouts[0].experts_R for name in ("old", "new"))
+    assert (first[:200] != second[:200]).mean() > 0.3
 
 
 def score(rank, master, model, precision, groups):

@@ -47,8 +47,12 @@ SEVEN = 7
 """Microbatches of the first update, where the layout has one replica."""
 
 
-def run_rank(rank, master, model, overrides, updates, scores_first):
-    """(log-probs by sequence, metrics, gradient of each update, microbatches of each) of one step of these updates."""
+def run_rank(rank, master, model, overrides, updates, scores_first, loser=None):
+    """(log-probs by sequence, metrics, gradient of each update, microbatches of each) of one step of these updates.
+
+    Args:
+        loser: a rank that has lost the experts of the longest sequences.
+    """
     torch.set_num_threads(1)
     from megatron_nft.actor.worker import Worker
 
@@ -60,6 +64,8 @@ def run_rank(rank, master, model, overrides, updates, scores_first):
         pack(groups, num_updates=1, dp=config.actor.dp, tokens_per_microbatch=budget).updates[0][replica]
         for groups in updates
     ]
+    if rank == loser:
+        share = [[replace(m, sequences=tuple(map(without_experts, m.sequences))) for m in update] for update in share]
     scores, gradients, step = {}, [], worker.optimizer.step
     if scores_first:
         flat = [m for update in share for m in update]
@@ -77,9 +83,13 @@ def run_rank(rank, master, model, overrides, updates, scores_first):
     return scores, metrics, gradients, [len(update) for update in share]
 
 
-def run(folder, layout, mode, updates, scores_first=True):
+def without_experts(sequence):
+    return replace(sequence, experts_R=sequence.experts_R[:0]) if sequence.num_answer_tokens > 30 else sequence
+
+
+def run(folder, layout, mode, updates, scores_first=True, loser=None):
     overrides = [*layout.overrides, f"actor.routing_replay={mode}"]
-    ranks = run_ranks(layout.num_processes, run_rank, str(folder), overrides, updates, scores_first)
+    ranks = run_ranks(layout.num_processes, run_rank, str(folder), overrides, updates, scores_first, loser)
     (metrics,) = [rank[1] for rank in ranks if rank[1]]
     return ranks, metrics
 
@@ -143,6 +153,15 @@ def test_gradients_with_experts_of_chance_are_the_oracles(at_random, layout):
 @pytest.mark.parametrize("layout", AT_NIGHT, ids=str)
 def test_gradients_with_experts_of_chance_in_other_layouts(at_random, layout):
     check_forced_experts(at_random, layout)
+
+
+def test_what_a_rank_has_lost_no_rank_replays(at_random):
+    folder, updates, *_ = at_random
+    outcome = train(folder, [[list(map(without_experts, group)) for group in updates[0]]])
+    ranks, metrics = run(folder, LAYOUTS[1], "engine", updates, loser=1)
+    ((worst, where),) = worst_gradients(ranks, outcome)
+    assert worst < BOUNDS["gradients"], where
+    assert metrics["actor/experts_missing"] > 0.5
 
 
 def test_the_actors_own_choice_is_that_of_before_the_first_update(mixture):
