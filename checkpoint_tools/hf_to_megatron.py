@@ -59,10 +59,10 @@ def convert(source: Path, out: Path, *, dtype: torch.dtype | None = None, overwr
 def plan(hf: HFConfig, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:
     """What is to be written, each chunk with how to read it."""
     for parameter in parameters(hf):
-        yield from _chunks(parameter, hf, tensors, dtype)
+        yield from _chunks(parameter, tensors, dtype)
 
 
-def _chunks(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:
+def _chunks(parameter: Parameter, tensors: HFTensors, dtype: torch.dtype | None) -> Iterator[Chunk]:
     found = {name: tensors.spec(name) for name in parameter.hf_shapes}
     dtype = dtype or next(iter(found.values()))[0]
     if parameter.is_table:
@@ -73,13 +73,10 @@ def _chunks(parameter: Parameter, hf: HFConfig, tensors: HFTensors, dtype: torch
             read = partial(_table_rows, tensors, name, found[name][1], first, rows, dtype)
             offset, shape = (first, 0), (rows, parameter.shape[1])
             yield Chunk(parameter.key, parameter.shape, offset, shape, dtype, read)
-    elif parameter.layer is None:
-        read = partial(_whole, parameter, tensors, dtype)
-        yield Chunk(parameter.key, parameter.shape, (0,) * len(parameter.shape), parameter.shape, dtype, read)
     else:
-        size, offset = (hf.num_hidden_layers, *parameter.shape), (parameter.layer, *[0] * len(parameter.shape))
         read = partial(_whole, parameter, tensors, dtype)
-        yield Chunk(parameter.key, size, offset, (1, *parameter.shape), dtype, read)
+        shape = (*[1] * len(parameter.stack), *parameter.shape)
+        yield Chunk(parameter.key, parameter.global_shape, parameter.place, shape, dtype, read)
 
 
 def _table_rows(

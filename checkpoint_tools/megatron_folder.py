@@ -6,6 +6,7 @@ is not used: it unpickles `.metadata` without limits and holds every chunk twice
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,19 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
-    def of_layer(self, layer: int | None) -> tuple[StoredChunk, ...]:
-        """The chunks of one layer; all of a tensor without an axis of layers."""
-        if layer is None:
-            return self.chunks
-        return tuple(chunk for chunk in self.chunks if chunk.offset[0] == layer and chunk.shape[0] == 1)
+    def at(self, *place: int) -> tuple[StoredChunk, ...]:
+        """The chunks of one layer, or of one expert of it; of a tensor without such axes: all."""
+        return self._at.get(place, ()) if place else self.chunks
+
+    @cached_property
+    def _at(self) -> dict[tuple[int, ...], tuple[StoredChunk, ...]]:
+        """By the indices of one or of two axes in front, along which a chunk has one."""
+        found: dict[tuple[int, ...], list[StoredChunk]] = {}
+        for chunk in self.chunks:
+            for axes in (1, 2):
+                if all(size == 1 for size in chunk.shape[:axes]):
+                    found.setdefault(chunk.offset[:axes], []).append(chunk)
+        return {place: tuple(chunks) for place, chunks in found.items()}
 
 
 class MegatronFolder:

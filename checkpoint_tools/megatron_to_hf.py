@@ -103,29 +103,31 @@ def find(stored: MegatronFolder, parameter: Parameter, hf: HFConfig) -> StoredTe
     tensor = stored.tensors.get(parameter.key)
     if tensor is None:
         raise CheckpointError(f"{stored.folder}: no {parameter.key}; is config.json that of another model?")
-    layers = () if parameter.layer is None else (hf.num_hidden_layers,)
-    expected = (*layers, *parameter.shape)
-    shape = tensor.shape
+    expected, shape = parameter.global_shape, tensor.shape
     if parameter.is_table and shape[0] >= hf.vocab_size:  # however many rows of padding its layout asked for
         expected = (shape[0], *expected[1:])
     if shape != expected:
         raise CheckpointError(
             f"{stored.folder}: {parameter.key} is {shape}, by config.json it is {expected}; is that of another model?"
         )
-    numel = sum(prod(chunk.shape) for chunk in tensor.of_layer(parameter.layer))
-    if numel != prod(shape[len(layers) :]):
-        where = "" if parameter.layer is None else f" of layer {parameter.layer}"
+    numel = sum(prod(chunk.shape) for chunk in _chunks(tensor, parameter))
+    if numel != prod(shape[len(parameter.stack) :]):
+        where = "".join(f" of {axis} {index}" for axis, index in parameter.numbers.items()).replace("slot", "expert")
         raise CheckpointError(f"{stored.folder}: {parameter.key}{where} has holes; was the save interrupted?")
     return tensor
 
 
+def _chunks(tensor: StoredTensor, parameter: Parameter) -> tuple[StoredChunk, ...]:
+    return tensor.at(*(index for index, _ in parameter.stack))
+
+
 def hf_rows(stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor) -> Iterator[Rows]:
     """The HF tensors of a parameter, each place once."""
-    chunks = tensor.of_layer(parameter.layer)
+    chunks = _chunks(tensor, parameter)
     if parameter.is_plain:
         ((name, hf_shape),) = parameter.hf_shapes.items()
         for chunk in chunks:
-            first, *_ = box = chunk.offset if parameter.layer is None else chunk.offset[1:]
+            first, *_ = box = chunk.offset[len(parameter.stack) :]
             if any(box[1:]) or chunk.shape[len(chunk.shape) - len(hf_shape) + 1 :] != hf_shape[1:]:
                 raise CheckpointError(f"{stored.folder}: {tensor.key} is cut along its columns: not supported")
             numbers = stored.read(tensor, chunk).reshape(-1, *hf_shape[1:])
@@ -141,8 +143,8 @@ def hf_rows(stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor) 
 def _assemble(
     stored: MegatronFolder, parameter: Parameter, tensor: StoredTensor, chunks: Sequence[StoredChunk]
 ) -> Tensor:
-    """A layer's parameter, as one rank without tensor parallelism has it."""
-    axes = 0 if parameter.layer is None else 1
+    """A parameter, as one rank without tensor parallelism has it."""
+    axes = len(parameter.stack)
     if len(chunks) == 1:
         return stored.read(tensor, chunks[0]).reshape(parameter.shape)
     whole = torch.empty(parameter.shape, dtype=tensor.dtype)

@@ -9,18 +9,17 @@ the weight files only. Exit status: 0, or 1 with what is missing.
 import sys
 from pathlib import Path
 
+from megatron_nft.data.vocabulary import VOCABULARY_FILES
 from megatron_nft.families.family import ModelFolderError
 from megatron_nft.families.weight_files import read_tensors
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def whats_wrong(folder: Path) -> str:
     """Nothing: it is whole."""
     if not (folder / "config.json").is_file():
         return f"{folder} has no config.json, so it is not an HF model"
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        return f"{folder} has no tokenizer ({', '.join(TOKENIZERS[:-1])} or {TOKENIZERS[-1]})"
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        return f"{folder} has no tokenizer (none of {', '.join(VOCABULARY_FILES)})"
     try:
         read_tensors(folder)
     except ModelFolderError as error:

@@ -18,6 +18,12 @@ BASE = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320,
     "max_position_embeddings": 256, "num_key_value_heads": 2,
 }  # fmt: skip
+MIXTURES = {
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 32},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},
+    "mixtral": {"num_local_experts": 4},
+}
+"""Beside BASE, of families with experts: sizes that have no default."""
 FOR_ENGINES = BASE | {"hidden_size": 256}
 """vLLM's CPU engine knows heads of 32, 64, 128 ... numbers."""
 HEAD_DIMS = {8: 32, 16: 64, 32: 32}
@@ -52,34 +58,51 @@ def scaling(kind: str) -> st.SearchStrategy[dict[str, Any]]:
 ropes = st.one_of(
     st.none(), st.just({}), *(scaling(kind) for kind in ("default", "linear", "dynamic", "yarn", "llama3"))
 )
-variants = st.fixed_dictionaries(
-    {"model_type": st.sampled_from(sorted(families()))},
-    optional={
-        "num_key_value_heads": st.sampled_from([None, 1, 2, 4, 3]),
-        "head_dim": st.sampled_from([None, 8, 16, 32]),
-        "num_attention_heads": st.sampled_from([2, 4, 8]),
-        "max_position_embeddings": st.sampled_from([256, 32768]),
-        "rms_norm_eps": st.sampled_from([1e-5, 1e-6]),
-        "tie_word_embeddings": st.booleans(),
-        "hidden_act": st.sampled_from(["silu", "silu", "silu", "gelu"]),
-        "attention_bias": st.booleans(),
-        "mlp_bias": st.just(False),
-        "rope_theta": thetas,
-        "rope_scaling": ropes,
-        "rope_parameters": ropes,
-        "sliding_window": st.sampled_from([None, 48, 4096]),
-        "use_sliding_window": st.booleans(),
-        "max_window_layers": st.sampled_from([0, 1, 2, 28]),
-        "layer_types": st.sampled_from([None, ["full_attention"] * 2, ["full_attention", "sliding_attention"]]),
-        "original_max_position_embeddings": st.just(128),
-        "logits_scaling": st.sampled_from([1.0, 8.0]),
-        "final_logit_softcapping": st.sampled_from([None, 30.0]),
-        "partial_rotary_factor": st.sampled_from([1.0, 0.5]),
-    },
+DENSE = sorted(families().keys() - MIXTURES.keys())
+KEYS = {
+    "num_key_value_heads": st.sampled_from([None, 1, 2, 4, 3]),
+    "head_dim": st.sampled_from([None, 8, 16, 32]),
+    "num_attention_heads": st.sampled_from([2, 4, 8]),
+    "max_position_embeddings": st.sampled_from([256, 32768]),
+    "rms_norm_eps": st.sampled_from([1e-5, 1e-6]),
+    "tie_word_embeddings": st.booleans(),
+    "hidden_act": st.sampled_from(["silu", "silu", "silu", "gelu"]),
+    "attention_bias": st.booleans(),
+    "mlp_bias": st.just(False),
+    "rope_theta": thetas,
+    "rope_scaling": ropes,
+    "rope_parameters": ropes,
+    "sliding_window": st.sampled_from([None, 48, 4096]),
+    "use_sliding_window": st.booleans(),
+    "max_window_layers": st.sampled_from([0, 1, 2, 28]),
+    "layer_types": st.sampled_from([None, ["full_attention"] * 2, ["full_attention", "sliding_attention"]]),
+    "original_max_position_embeddings": st.just(128),
+    "logits_scaling": st.sampled_from([1.0, 8.0]),
+    "final_logit_softcapping": st.sampled_from([None, 30.0]),
+    "partial_rotary_factor": st.sampled_from([1.0, 0.5]),
+}
+variants = st.fixed_dictionaries({"model_type": st.sampled_from(DENSE)}, optional=KEYS)
+OF_MIXTURES = {
+    "num_experts": st.sampled_from([None, 0, 4, 6]), "num_local_experts": st.sampled_from([4, 6]),
+    "num_experts_per_tok": st.sampled_from([1, 2, 3, 5]), "norm_topk_prob": st.booleans(),
+    "mlp_only_layers": st.sampled_from([None, [], [0], [1, 7], [0, 1], 0]),
+    "decoder_sparse_step": st.sampled_from([1, 2, 3]), "qkv_bias": st.booleans(),
+    "shared_expert_intermediate_size": st.sampled_from([0, 32]), "router_jitter_noise": st.sampled_from([0.0, 0.1]),
+    "output_router_logits": st.booleans(), "n_shared_experts": st.sampled_from([None, 1]),
+    "scoring_func": st.sampled_from(["softmax", "sigmoid"]),
+}  # fmt: skip
+SOME = ("num_key_value_heads", "head_dim", "rope_theta", "sliding_window", "use_sliding_window", "tie_word_embeddings",
+        "layer_types", "rope_parameters")  # fmt: skip
+mixture_variants = st.sampled_from(sorted(MIXTURES)).flatmap(
+    lambda family: st.fixed_dictionaries(
+        {"model_type": st.just(family)} | {key: st.just(value) for key, value in MIXTURES[family].items()},
+        optional={key: KEYS[key] for key in SOME}
+        | {key: values for key, values in OF_MIXTURES.items() if key not in MIXTURES[family]},
+    )
 )
 
 
-def draw(number: int) -> list[dict[str, Any]]:
+def draw(number: int, strategy: st.SearchStrategy[dict[str, Any]] = variants) -> list[dict[str, Any]]:
     """Changes to BASE: so many, the same each time."""
     drawn: list[dict[str, Any]] = []
 
@@ -87,7 +110,7 @@ def draw(number: int) -> list[dict[str, Any]]:
         max_examples=number, derandomize=True, deadline=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck), database=None,
     )  # fmt: skip
-    @given(variants)
+    @given(strategy)
     def collect(changes: dict[str, Any]) -> None:
         drawn.append(changes)
 

@@ -27,7 +27,7 @@ SAVED_AS = "fully_reshardable"
 READ_AS = "fully_sharded_model_space"
 """Megatron's name of what a rank has in memory: its stretches, parameter by parameter."""
 STATES = ("param", "exp_avg", "exp_avg_sq")
-KIND = "param_state_sharding_type"
+KIND, STRETCHES = "param_state_sharding_type", "param_state"
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset, sizes
 
 
@@ -38,22 +38,26 @@ def optimizer_state(optimizer: MegatronOptimizer, weights: dict[str, Any], *, is
         weights: the model's sharded state.
     """
     DistributedOptimizer.sharded_param_state_fs_model_space = _stretches
-    state = optimizer.sharded_state_dict(weights, is_loading, metadata={"distrib_optim_sharding_type": READ_AS})
-    for part in _parts(state):
-        part[KIND] = SAVED_AS
-    return state
+    metadata = {"distrib_optim_sharding_type": READ_AS}
+    parts = [part.sharded_state_dict(weights, is_loading, metadata=metadata) for part in optimizer.chained_optimizers]
+    stretches = {number: part[STRETCHES] for number, part in enumerate(parts)}
+    return parts[0] | {STRETCHES: stretches, KIND: SAVED_AS}
 
 
 def load_optimizer_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Takes what was read from a checkpoint by `optimizer_state`'s description."""
-    for part in _parts(state):
-        part[KIND] = READ_AS
-    optimizer.load_state_dict(state)
+    """Takes what was read from a checkpoint by `optimizer_state`'s description.
 
-
-def _parts(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each distributed optimizer's: there is one, or one for dense and one for expert parameters."""
-    return [state] if "param_state" in state else list(state.values())
+    With expert parallelism there is a second optimizer, the experts'. A checkpoint has one, with the tensors of both.
+    """
+    (updates,) = {group["step"] for group in state["optimizer"]["param_groups"] if "step" in group} or {None}
+    for number, part in enumerate(optimizer.chained_optimizers):
+        own = state
+        if number > 0:  # its settings are the recipe's, as the first one's are by now
+            own = part.state_dict()
+            if updates is not None:
+                for group in own["optimizer"]["param_groups"]:
+                    group["step"] = updates
+        part.load_state_dict(own | {STRETCHES: state[STRETCHES].get(number, {}), KIND: READ_AS})
 
 
 def boxes_of(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:

@@ -53,11 +53,11 @@ def read_rows(file: str, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
         DataError: it is missing, or can't be read; a row is broken.
     """
     path = Path(file)
-    is_hub_name = kind_of(file) is None and re.fullmatch(r"[\w.-]+/[\w.-]+", file) and not path.exists()
+    of_hub = is_hub_name(file)
     try:
-        if not is_hub_name:
+        if not of_hub:
             _check_file(path)
-        if is_hub_name:
+        if of_hub:
             yield from _from_hub(file, columns)
         elif kind_of(file) == ".parquet":
             yield from _from_parquet(file, columns)
@@ -66,8 +66,16 @@ def read_rows(file: str, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
     except (DataError, GeneratorExit):
         raise
     except Exception as error:  # pyarrow, datasets, the hub's client and unpackers each raise their own
-        remedy = "; offline, download it first and name its parquet files" if is_hub_name else ""
+        remedy = "; offline, download it first and name its parquet files" if of_hub else ""
         raise DataError(f"{file} cannot be read: {in_a_line(error)}{remedy}") from error
+
+
+def is_hub_name(file: str) -> bool:
+    """Whether it is owner/name, and nothing here: where a folder `owner` lies, a file of it is meant, and missing."""
+    path = Path(file)
+    return bool(kind_of(file) is None and re.fullmatch(r"[\w.-]+/[\w.-]+", file)) and not (
+        path.exists() or path.parent.is_dir()
+    )
 
 
 def kind_of(file: str) -> str | None:

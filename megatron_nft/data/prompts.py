@@ -20,14 +20,11 @@ from megatron_nft.data.errors import DataError
 from megatron_nft.data.files import stem_of
 from megatron_nft.data.rows import Message, Problem, read_problems
 from megatron_nft.data.tokenizer import exact_tokenizer, tokenize
-from megatron_nft.data.vocabulary import within_vocabulary
+from megatron_nft.data.vocabulary import VOCABULARY_FILES, within_vocabulary
 from megatron_nft.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# transformers makes up an empty tokenizer from a config.json alone, so that its success proves nothing.
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True, kw_only=True)

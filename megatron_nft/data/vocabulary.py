@@ -1,4 +1,7 @@
-"""Whether a tokenizer's ids have rows in the model's embedding. Asked by data/prompts.py of all that it tokenizes."""
+"""The files that hold a vocabulary, and whether a tokenizer's ids have rows in the model's embedding.
+
+Asked by data/prompts.py of all that it tokenizes.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +13,10 @@ from megatron_nft.families.config_json import read_json
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
+
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""One of them is in a folder with a tokenizer: transformers makes up an empty one from a config.json alone."""
 
 
 def within_vocabulary(

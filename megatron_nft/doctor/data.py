@@ -9,14 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_nft.data.files import is_hub_name
 from megatron_nft.doctor.findings import Finding, fail, ok, warn
 from megatron_nft.doctor.machine import Machine
 
 if TYPE_CHECKING:
     from megatron_nft.config import DataConfig
 
-HUB_NAME_PARTS = 2
-"""owner/name."""
 TIMEOUT_S = 60
 
 
@@ -84,7 +83,7 @@ def _absent(machine: Machine, name: str) -> Iterator[Finding]:
         yield fail("data", name, "it is a folder", "name the files in it")
     elif file.exists():
         yield fail("data", name, "this user may not read it", f"chmod +r {name}, or ask its owner")
-    elif file.suffix or name.count("/") + 1 != HUB_NAME_PARTS:
+    elif not is_hub_name(name):
         yield fail("data", name, "no such file", "give the path of a parquet or jsonl file, or owner/name on the hub")
     elif machine.environment.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false"):
         yield fail("data", name, "it is a name on the hub, and HF_HUB_OFFLINE is set", "download it, and give the file")

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_nft.data.vocabulary import VOCABULARY_FILES
 from megatron_nft.doctor.data import DataCheck
 from megatron_nft.doctor.findings import Finding, fail, ok
 from megatron_nft.doctor.machine import Machine
 from megatron_nft.doctor.run_folder import check_run_folder
 
 GIB = 1 << 30
-TOKENIZER = ("tokenizer.json", "tokenizer.model")
 OTHER_MODEL = "give the folder of a model as it was published"
 GRADERS_TIMEOUT_S = 120
 
@@ -74,8 +74,8 @@ def check_model(folder: Path) -> Iterator[Finding]:
         yield fail(
             "model", f"{folder}: {len(broken)} of {len(named)} files", f"missing, empty or unreadable: {shown}", remedy
         )
-    elif not any((folder / name).is_file() for name in TOKENIZER):
-        yield fail("model", str(folder), f"no tokenizer ({' or '.join(TOKENIZER)})", remedy)
+    elif not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        yield fail("model", str(folder), f"no tokenizer (none of {', '.join(VOCABULARY_FILES)})", remedy)
     elif wrong := _wrong_weights(folder):
         yield fail("model", str(folder), wrong, OTHER_MODEL)
     else:

@@ -12,6 +12,14 @@ from megatron_nft.families.registry import families
 
 SIDE_FILES = "hf"
 """Folder in a Megatron checkpoint, with the config and the tokenizer of its model."""
+WHY_NOT = {
+    "deepseek_v2": "latent attention", "deepseek_v3": "latent attention, a router with sigmoids, a bias and groups",
+    "kimi_k2": "latent attention, a router with sigmoids, a bias and groups",
+    "glm4_moe": "a router with sigmoids and a bias",
+    "gpt_oss": "attention sinks, windows on every other layer, experts with biases and clamps",
+    "qwen3_next": "linear attention", "llama4": "chunked attention, weights of experts on their inputs",
+}  # fmt: skip
+"""Of mixtures that are asked for: what the actor has not."""
 
 
 def is_megatron_folder(folder: str | Path) -> bool:
@@ -44,7 +52,8 @@ def read_hf_config(folder: str | Path) -> HFConfig:
         raise ModelFolderError(f"model.path = {str(folder)!r}: has no config.json, so it is not an HF model") from None
     known, model_type = families(), raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
+        why = f" ({WHY_NOT[model_type]})" if isinstance(model_type, str) and model_type in WHY_NOT else ""
         raise ModelFolderError(
-            f"{folder / 'config.json'}: model_type {model_type!r} is not supported; supported: {', '.join(known)}"
+            f"{folder / 'config.json'}: model_type {model_type!r} is not supported{why}; supported: {', '.join(known)}"
         )
     return known[model_type].read(raw, folder / "config.json")

@@ -13,6 +13,8 @@ class Qwen2Moe(MixtureLike):
     def read(self, raw: dict[str, Any], file: Path) -> HFConfig:
         if not Keys(raw, file, {"qkv_bias": True}).flag("qkv_bias"):
             Keys(raw, file, {}).refuse("qkv_bias", False, "is not supported", "vLLM has a bias in every qwen2_moe")
+        if raw.get("sliding_window") == 0 and raw.get("use_sliding_window") is not True:
+            raw = raw | {"sliding_window": None}  # as transformers 5 writes it
         return super().read(raw, file)
 
 

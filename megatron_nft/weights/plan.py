@@ -7,11 +7,12 @@ each sync.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from megatron_nft.families.rules import Numbers, Place, Rule, Table
+from megatron_nft.families.rules import ExpertRule, Numbers, Place, Rule, Table
 from megatron_nft.weights.layouts import Part, parts
 from megatron_nft.weights.wire import TensorSpec, lay_out
 
@@ -98,28 +99,42 @@ def plan_weights(
 ) -> WeightPlan:
     """Cuts a stage's parameters into buckets of at most `bucket_bytes` of HF tensors (a larger one stands alone).
 
+    The experts of a layer lie in one bucket if they fit into one.
+
     Args:
         parameters: (Megatron name with the global layer number, this rank's shard), in an order equal on all ranks.
         table: the model's.
         places: see WeightPlan.
         dtype: number format in which they are sent.
-        bucket_bytes: None for a sensible size.
+        bucket_bytes: None for a sensible size, in which a layer's experts fit.
     """
     shards = [Shard(name, tensor, *table.find(name)) for name, tensor in parameters]
-    sizes = [max(spec.end for spec in _lay_out([shard], places, dtype).values()) for shard in shards]
+    units = [list(unit) for _, unit in groupby(shards, _unit)]
+    sizes = [[max(spec.end for spec in _lay_out([shard], places, dtype).values()) for shard in unit] for unit in units]
     if bucket_bytes is None:
-        bucket_bytes = min(max(sum(sizes) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        whole = [sum(unit) for unit in sizes]
+        bucket_bytes = min(max(sum(whole) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
+        bucket_bytes = max(bucket_bytes, *(size for unit, size in zip(units, whole, strict=True) if len(unit) > 1), 0)
     buckets: list[list[Shard]] = [[]]
     filled = 0
-    for shard, size in zip(shards, sizes, strict=True):
-        if buckets[-1] and filled + size > bucket_bytes:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(shard)
-        filled += size
+    for unit, of_shards in zip(units, sizes, strict=True):
+        whole_unit = sum(of_shards)
+        for shard, size in zip(unit, of_shards, strict=True):
+            if buckets[-1] and filled + (whole_unit if shard is unit[0] else size) > bucket_bytes:
+                buckets.append([])
+                filled = 0
+            buckets[-1].append(shard)
+            filled += size
     return WeightPlan(
         dtype, tuple(places), tuple(Bucket(tuple(shards), _lay_out(shards, places, dtype)) for shards in buckets)
     )
+
+
+def _unit(shard: Shard) -> tuple[object, ...]:
+    """What an engine makes one tensor of: all experts of a layer. Those that wait for another bucket are held twice."""
+    if isinstance(shard.rule, ExpertRule):
+        return (ExpertRule, shard.numbers["layer"])
+    return (shard.name,)
 
 
 def _lay_out(shards: Sequence[Shard], places: Sequence[Place], dtype: torch.dtype) -> dict[str, TensorSpec]:

@@ -10,17 +10,19 @@ Adapted to vLLM 0.32.0. What is particular to it:
 - An interrupted layerwise reload keeps the tensors that it had buffered and would mix them into the next one. So an
   interrupted update is finalized, which leaves wrong weights but a model that can be loaded again.
   Remove when initialize_layerwise_reload starts afresh.
-- A layer that has not all of its tensors yet holds on to those it has. They get memory of their own, since a bucket's
-  is written again (`_load`). Remove when load_weights copies them.
+- A layer that has not all of its tensors yet holds on to those it has, or to views of them (experts). They get memory
+  of their own, since a bucket's is written again (`_own_what_waits`). Remove when load_weights copies them.
+- Experts are put into the CPU kernel's format by the first load only, so later weights would be read in another
+  (`_prepack_experts`). Remove when UnquantizedFusedMoEMethod does so in every load.
 - Layerwise reload doesn't prepare a tied lm_head again, so on a CPU its packed copy keeps the old embedding. Remove
   when tests/e2e/test_engine.py passes without `_refresh_tied_lm_head`.
 """
 
-import weakref
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -28,6 +30,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.parameters import parameters
@@ -103,6 +106,7 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         self._refresh_tied_lm_head()
+        self._prepack_experts()
 
     def shutdown(self) -> None:
         for receiver in self.receivers.values():
@@ -129,12 +133,27 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
                 )
         self.arrived |= bucket.keys()
         self.model.load_weights(bucket.items())
-        lent = [weakref.ref(tensor) for tensor in bucket.values()]
-        bucket.clear()
-        del tensor
-        for reference in lent:
-            if (held := reference()) is not None:
-                held.data = held.clone()
+        self._own_what_waits({tensor.untyped_storage().data_ptr() for tensor in bucket.values()})
+
+    def _own_what_waits(self, lent: Set[int]) -> None:
+        """
+        Args:
+            lent: addresses of the bucket's memory.
+        """
+        for layer in self.model.modules():
+            for _, call in get_layerwise_info(layer).loaded_weights:
+                for name, value in call.arguments.items():
+                    is_tensor = isinstance(value, torch.Tensor) and not value.is_meta
+                    if is_tensor and value.untyped_storage().data_ptr() in lent:
+                        call.arguments[name] = value.clone()
+
+    def _prepack_experts(self) -> None:
+        if self.device.type != "cpu":
+            return
+        for layer in self.model.modules():
+            kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+            if kernel is not None:
+                kernel.fused_experts.process_weights_after_loading(layer)
 
     def _refresh_tied_lm_head(self) -> None:
         if self.model_config.hf_config.tie_word_embeddings:

@@ -98,7 +98,7 @@ def test_verify_finds_a_single_wrong_bit(hf, megatron, capsys):
     )
     stored = MegatronFolder(megatron)
     tensor = stored.tensors["decoder.layers.self_attention.linear_qkv.weight"]
-    numbers = stored.read(tensor, tensor.of_layer(1)[0])
+    numbers = stored.read(tensor, tensor.at(1)[0])
     path = megatron / tensor.chunks[0].file
     data, pattern = bytearray(path.read_bytes()), numbers.view(torch.uint8).numpy().tobytes()
     data[data.index(pattern) + len(pattern) - 2] ^= 1  # in a value head of the second layer

@@ -21,7 +21,7 @@ def test_chunks_are_the_layers_of_a_stacked_tensor(megatron):
     stored = MegatronFolder(megatron)
     tensor = stored.tensors[KEY]
     assert tensor.shape == (2, 32, 48) and tensor.dtype == torch.bfloat16 and tensor.num_bytes == 2 * 2 * 32 * 48
-    (chunk,) = tensor.of_layer(1)
+    (chunk,) = tensor.at(1)
     assert chunk.offset == (1, 0, 0) and stored.read(tensor, chunk).shape == (1, 32, 48)
 
 

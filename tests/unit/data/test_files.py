@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_nft.data.errors import DataError
-from megatron_nft.data.files import kind_of, stem_of
+from megatron_nft.data.files import is_hub_name, kind_of, stem_of
 from megatron_nft.data.rows import read_problems
 
 ROWS = [{"question": f"{n} + 1 = ä", "answer": str(n + 1)} for n in range(3)]
@@ -176,6 +176,14 @@ def test_a_name_on_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name: (_ for _ in ()).throw(OSError("no\nnetwork")))
     with pytest.raises(DataError, match="someone/math cannot be read: no network; offline, download it first"):
         list(read_problems("someone/math"))
+
+
+def test_a_file_that_is_missing_from_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="no data file data/train"):
+        list(read_problems("data/train"))
+    assert is_hub_name("owner/name.v2") and not is_hub_name("owner/name.jsonl") and not is_hub_name("a/b/c")
 
 
 def test_a_broken_row_of_parquet_is_named(tmp_path):

@@ -202,7 +202,8 @@ def test_weights_that_are_not_the_models_of_config_json(machine, recipe):
 
 def test_data_that_is_missing_or_on_the_hub(machine, recipe):
     assert "no such file" in troubles(machine, recipe, 'data.train=["elsewhere/train.parquet"]')["data"]
-    assert "downloaded at the start" in troubles(machine, recipe, 'data.train=["someone/math"]')["data"]
+    for name in ("someone/math", "someone/math.v2"):
+        assert "downloaded at the start" in troubles(machine, recipe, f'data.train=["{name}"]')["data"]
     offline = replace(machine, environment={"HF_HUB_OFFLINE": "1"})
     assert "HF_HUB_OFFLINE is set" in troubles(offline, recipe, 'data.train=["someone/math"]')["data"]
 

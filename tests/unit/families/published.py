@@ -23,7 +23,14 @@ LLAMA32 = LLAMA | {"rope_theta": 500000.0, "rope_scaling": LLAMA3 | {"factor": 3
 MISTRAL = {"architectures": ["MistralForCausalLM"], "rms_norm_eps": 1e-5}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 DUAL = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
-NOT_KNOWN = "is not supported; supported: llama, mistral, qwen2, qwen3, seed_oss"
+SUPPORTED = "supported: llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe, seed_oss"
+NOT_KNOWN = f"is not supported; {SUPPORTED}"
+MOE = {"decoder_sparse_step": 1, "mlp_only_layers": [], "output_router_logits": False, "router_aux_loss_coef": 0.001,
+       "norm_topk_prob": True, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}  # fmt: skip
+QWEN3_MOE = QWEN3 | MOE | {"architectures": ["Qwen3MoeForCausalLM"]}
+QWEN2_MOE = QWEN2 | MOE | {"architectures": ["Qwen2MoeForCausalLM"], "norm_topk_prob": False}
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2,
+           "num_local_experts": 8, "output_router_logits": False, "router_aux_loss_coef": 0.02}  # fmt: skip
 
 PUBLISHED = {
     "Qwen2.5-0.5B-Instruct": (
@@ -91,7 +98,37 @@ PUBLISHED = {
         "",
     ),
     "Qwen3-30B-A3B": (
-        model("qwen3_moe", 2048, 6144, 48, 32, 4, 151936, 40960, num_experts=128, num_experts_per_tok=8), NOT_KNOWN
+        model("qwen3_moe", 2048, 6144, 48, 32, 4, 151936, 40960, **QWEN3_MOE, max_window_layers=48), ""
+    ),
+    "Qwen3-235B-A22B": (
+        model("qwen3_moe", 4096, 12288, 94, 64, 4, 151936, 40960, **QWEN3_MOE | {"moe_intermediate_size": 1536},
+              max_window_layers=94),
+        "",
+    ),
+    "Qwen3-Coder-30B-A3B-Instruct": (
+        model("qwen3_moe", 2048, 5472, 48, 32, 4, 151936, 262144, **QWEN3_MOE | {"rope_theta": 1e7}, use_qk_norm=None,
+              max_window_layers=28, shared_expert_intermediate_size=0),
+        "",
+    ),
+    "Qwen1.5-MoE-A2.7B": (
+        model("qwen2_moe", 2048, 5632, 24, 16, 16, 151936, 8192, **QWEN2_MOE | {
+            "moe_intermediate_size": 1408, "num_experts": 60, "num_experts_per_tok": 4}, max_window_layers=21,
+            sliding_window=32768, shared_expert_intermediate_size=5632),
+        "",
+    ),
+    "Qwen2-57B-A14B": (
+        model("qwen2_moe", 3584, 18944, 28, 28, 4, 151936, 131072, **QWEN2_MOE | {
+            "moe_intermediate_size": 2560, "num_experts": 64}, max_window_layers=28, sliding_window=65536,
+            shared_expert_intermediate_size=20480),
+        "",
+    ),
+    "Qwen3-30B-A3B with a shared expert": (
+        model("qwen3_moe", 2048, 6144, 48, 32, 4, 151936, 40960, **QWEN3_MOE, shared_expert_intermediate_size=768),
+        "shared_expert_intermediate_size = 768 changes what the model computes",
+    ),
+    "DeepSeek-V3": (
+        model("deepseek_v3", 7168, 18432, 61, 128, 128, 129280, 163840, n_routed_experts=256, kv_lora_rank=512),
+        f"is not supported (latent attention, a router with sigmoids, a bias and groups); {SUPPORTED}",
     ),
     "Qwen3-8B-FP8": (
         model("qwen3", 4096, 12288, 36, 32, 8, 151936, 40960, **QWEN3, quantization_config={"quant_method": "fp8"}),
@@ -112,7 +149,7 @@ PUBLISHED = {
         model("llama", 4096, 14336, 32, 32, 8, 128256, 131072, **LLAMA, rope_theta=500000.0, rope_scaling=LLAMA3), ""
     ),
     "Llama-3.2-1B": (model("llama", 2048, 8192, 16, 32, 8, 128256, 131072, **LLAMA32, head_dim=64), ""),
-    "Llama-4-Scout": (model("llama4", 5120, 8192, 48, 40, 8, 202048, 262144, vision_config={}), NOT_KNOWN),
+    "Llama-4-Scout": (model("llama4", 5120, 8192, 48, 40, 8, 202048, 262144, vision_config={}), SUPPORTED),
     "CodeLlama-7b": (model("llama", 4096, 11008, 32, 32, 32, 32016, 16384, **LLAMA, rope_theta=1000000), ""),
     "vicuna-7b-16k, linear": (
         model("llama", 4096, 11008, 32, 32, 32, 32000, 4096, **LLAMA, rope_scaling={"factor": 4.0, "type": "linear"}),
@@ -163,7 +200,12 @@ PUBLISHED = {
               layer_types=["full_attention"] * 32),
         "is not known to transformers for this family: it builds no model",
     ),
-    "Mixtral-8x7B": (model("mixtral", 4096, 14336, 32, 32, 8, 32000, 32768, num_local_experts=8), NOT_KNOWN),
+    "Mixtral-8x7B": (model("mixtral", 4096, 14336, 32, 32, 8, 32000, 32768, **MIXTRAL, sliding_window=None), ""),
+    "Mixtral-8x22B": (model("mixtral", 6144, 16384, 56, 48, 8, 32768, 65536, **MIXTRAL, sliding_window=None), ""),
+    "Mixtral with noise": (
+        model("mixtral", 4096, 14336, 32, 32, 8, 32000, 32768, **MIXTRAL, router_jitter_noise=0.1),
+        "router_jitter_noise = 0.1 changes what the model computes",
+    ),
     "Phi-3-mini": (model("phi3", 3072, 8192, 32, 32, 32, 32064, 4096, sliding_window=2047), NOT_KNOWN),
     "phi-4": (model("phi3", 5120, 17920, 40, 40, 10, 100352, 16384), NOT_KNOWN),
     "gemma-2-9b": (model("gemma2", 3584, 14336, 42, 16, 8, 256000, 8192, final_logit_softcapping=30.0), NOT_KNOWN),

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.registry import families, family_of
 from megatron_nft.families.rope import rope_parameters
-from tests.variants import BASE, draw, variants
+from tests.variants import BASE, MIXTURES, draw, mixture_variants, variants
 
+NUM_EXPERTS = {"qwen3_moe": "num_experts", "qwen2_moe": "num_experts", "mixtral": "num_local_experts"}
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
 
@@ -83,13 +84,35 @@ def assert_equal(ours, theirs):
     derived = theirs.hidden_size // theirs.num_attention_heads
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or derived)
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert ours.sliding_window == getattr(theirs, "sliding_window", None)
-    has_bias = {"qwen2": True, "seed_oss": getattr(theirs, "attention_bias", None)}
+    assert ours.sliding_window == (getattr(theirs, "sliding_window", None) or None)  # Qwen2-MoE: 0 for none
+    if ours.mixture is not None:
+        assert_same_mixture(ours, theirs)
+    has_bias = {"qwen2": True, "qwen2_moe": True, "seed_oss": getattr(theirs, "attention_bias", None)}
     assert ours.qkv_bias == has_bias.get(ours.model_type, False)
     frequencies, scale = megatron_frequencies(ours)
     expected, expected_scale = transformers_frequencies(theirs)
     assert torch.allclose(frequencies, expected, rtol=2e-6, atol=0)
     assert scale == pytest.approx(expected_scale, rel=1e-6)
+
+
+def assert_same_mixture(ours, theirs):
+    """By the modules that transformers builds of it."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        layers = AutoModelForCausalLM.from_config(theirs).model.layers
+    sparse = {number: layer.mlp for number, layer in enumerate(layers) if hasattr(layer.mlp, "experts")}
+    assert tuple(sparse) == ours.sparse_layers
+    mixture, hidden = ours.mixture, ours.hidden_size
+    for block in sparse.values():
+        assert block.experts.down_proj.shape == (mixture.num_experts, hidden, mixture.intermediate_size)
+        assert {name: tuple(p.shape) for name, p in block.gate.named_parameters()} == {
+            "weight": (mixture.num_experts, hidden)
+        }
+        assert block.gate.top_k == mixture.experts_per_token
+        assert getattr(block.gate, "norm_topk_prob", True) == mixture.normalizes_weights
+        shared = getattr(block, "shared_expert", None)
+        assert (shared and shared.down_proj.weight.shape[1]) == mixture.shared_intermediate_size
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,11 +121,11 @@ def quiet():
     warnings.filterwarnings("ignore")
 
 
-def check_draws(folder, number):
+def check_draws(folder, number, strategy=variants):
     counts = {"read": 0, "refused": 0}
 
     @settings(max_examples=number, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(variants)
+    @given(strategy)
     def check(changes):
         ours, words, theirs = read_both(folder, BASE | changes)
         if ours is None:
@@ -119,6 +142,11 @@ def check_draws(folder, number):
 
 def test_variants_are_refused_by_name_or_read_as_transformers_reads_them(tmp_path):
     counts = check_draws(tmp_path, 60)
+    assert min(counts.values()) > 5, counts
+
+
+def test_variants_of_mixtures_are_refused_by_name_or_read_as_transformers_reads_them(tmp_path):
+    counts = check_draws(tmp_path, 60, mixture_variants)
     assert min(counts.values()) > 5, counts
 
 
@@ -143,12 +171,14 @@ def test_what_the_engine_is_told_of_rope_reads_as_the_same_model(tmp_path):
 @pytest.mark.night("300 draws in place of 60")
 def test_more_variants(tmp_path):
     check_draws(tmp_path, 300)
+    check_draws(tmp_path, 300, mixture_variants)
 
 
 @pytest.mark.parametrize("family", sorted(families()))
 def test_defaults_are_those_of_transformers(tmp_path, family):
     """A config.json with the sizes of its matrices and no other key."""
     keys = {"model_type": family} | {name: BASE[name] for name in BASE if name != "max_position_embeddings"}
+    keys |= MIXTURES.get(family, {}) | ({NUM_EXPERTS[family]: 8} if family in MIXTURES else {})
     assert_equal(*read_both(tmp_path, keys)[::2])
     del keys["num_key_value_heads"]
     keys |= {"num_attention_heads": 64, "hidden_size": 64 * 128}

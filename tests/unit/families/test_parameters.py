@@ -10,6 +10,7 @@ from megatron_nft.families.parameters import parameters
 from megatron_nft.families.registry import families
 from megatron_nft.weights.layouts import to_shard
 from tests.unit.checkpoint_tools.conftest import CONFIG
+from tests.variants import MIXTURES
 
 
 def read_hf_config_of(tmp_path, **changes):
@@ -46,7 +47,27 @@ def test_qwen3_has_norms_of_its_heads(tmp_path):
 
 @pytest.mark.parametrize("family", families())
 def test_shapes_are_those_that_the_layouts_make(tmp_path, family):
-    hf = read_hf_config_of(tmp_path, model_type=family)
+    hf = read_hf_config_of(tmp_path, model_type=family, **MIXTURES.get(family, {}))
     for parameter in parameters(hf):
         sources = [torch.zeros(shape) for shape in parameter.hf_shapes.values()]
         assert tuple(to_shard(parameter.rule, sources, ()).shape) == parameter.shape, parameter.key
+
+
+def test_experts_lie_along_a_second_axis(tmp_path):
+    found = model(tmp_path, model_type="qwen3_moe", **MIXTURES["qwen3_moe"])
+    experts = [p for p in found if p.key == "decoder.layers.mlp.experts.experts.linear_fc1.weight"]
+    assert [p.stack for p in experts] == [((layer, 2), (expert, 4)) for layer in range(2) for expert in range(4)]
+    assert experts[5].global_shape == (2, 4, 64, 32) and experts[5].place == (1, 1, 0, 0)
+    assert list(experts[5].hf_shapes) == [f"model.layers.1.mlp.experts.1.{x}_proj.weight" for x in ("gate", "up")]
+    keys = {p.key for p in found}
+    assert "decoder.layers.pre_mlp_layernorm.weight" in keys, "no linear has the norm before experts"
+    assert "decoder.layers.mlp.linear_fc1.layer_norm_weight" not in keys
+
+
+def test_where_some_layers_are_dense_each_has_keys_of_its_own(tmp_path):
+    changes = MIXTURES["qwen3_moe"] | {"mlp_only_layers": [0]}
+    found = {p.key: p for p in model(tmp_path, model_type="qwen3_moe", **changes)}
+    assert found["decoder.layers.0.mlp.linear_fc1.weight"].global_shape == (96, 32)
+    assert found["decoder.layers.1.mlp.experts.experts.linear_fc2.weight"].global_shape == (4, 32, 32)
+    assert "decoder.layers.0.mlp.linear_fc1.layer_norm_weight" in found
+    assert "decoder.layers.1.pre_mlp_layernorm.weight" in found and "decoder.layers.1.mlp.router.weight" in found

@@ -55,12 +55,14 @@ def phi3(tmp_path, monkeypatch):
 
 
 def test_every_family_is_in_a_file_of_its_name():
-    assert list(families()) == ["llama", "mistral", "qwen2", "qwen3", "seed_oss"]
+    assert list(families()) == ["llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss"]
 
 
 def test_a_family_that_is_not_there(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "phi3"}))
-    with pytest.raises(ModelFolderError, match=r"model_type 'phi3' is not supported; supported: llama, mistral, qwen2"):
+    with pytest.raises(
+        ModelFolderError, match=r"model_type 'phi3' is not supported; supported: llama, mistral, mixtral, qwen2"
+    ):
         read_hf_config(tmp_path)
 
 

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_nft.families.family import Mixture
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.families.registry import families, family_of, table_of
 from megatron_nft.families.rules import (
     AxisPlace,
+    ExpertRule,
     MappingError,
     Rule,
     along,
@@ -17,12 +19,16 @@ from megatron_nft.families.rules import (
     vocabulary,
     whole,
 )
+from tests.variants import MIXTURES
 
 HF = HFConfig(
     model_type="qwen2", hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=8,
     num_key_value_heads=4, head_dim=2, vocab_size=300, max_position_embeddings=64, rms_norm_eps=1e-6, rope_theta=1e4,
     tie_word_embeddings=False, qkv_bias=True,
 )  # fmt: skip
+
+
+MIXTURE = Mixture(num_experts=8, experts_per_token=2, intermediate_size=12, normalizes_weights=True)
 
 
 def names(hf):
@@ -88,16 +94,35 @@ def test_the_owner_has_coordinate_0_wherever_the_parameter_is_not_sharded():
     assert norm.is_owned_at(()), "one rank"
 
 
-def test_a_grid_of_its_own_decides_alone():
-    """As experts' will be: their tensor-parallel ranks are not those of the rest."""
-    expert = Rule("e", ("e",), columns(4, 4, axis="etp"), grid=("etp", "edp"))
-    assert expert.is_owned_at(place(tp=1, cp=1, dp=1, etp=1, edp=0))
-    assert not expert.is_owned_at(place(tp=0, cp=0, dp=0, etp=0, edp=1))
+def test_an_experts_owner_is_by_its_own_grid():
+    expert = ExpertRule("e{slot}", ("e{expert}",), columns(4, 4, axis="etp"), num_experts=8)
+    assert expert.is_owned_at(place(tp=1, cp=1, dp=1, etp=1, ep=1, edp=0))
+    assert not expert.is_owned_at(place(tp=0, cp=0, dp=0, etp=0, ep=0, edp=1))
+    assert expert.hf_shapes({"slot": 1}, place(ep=1)) == {"e5": (4, 4)}, "of 8 experts the second rank has 4 to 7"
+
+
+def test_a_layer_has_experts_or_an_mlp():
+    some = table_of(replace(HF, model_type="qwen3_moe", mixture=replace(MIXTURE, dense_layers=(0,))))
+    some.find("decoder.layers.0.mlp.linear_fc1.weight")
+    rule, numbers = some.find("decoder.layers.1.mlp.experts.linear_fc1.weight3")
+    assert numbers == {"layer": 1, "slot": 3} and rule.key.endswith(".mlp.experts.experts.linear_fc1.weight")
+    for stranger in ("decoder.layers.1.mlp.linear_fc1.weight", "decoder.layers.0.mlp.router.weight"):
+        with pytest.raises(MappingError):
+            some.find(stranger)
+
+
+def test_what_a_token_goes_through_is_less_than_what_a_mixture_holds():
+    hf = replace(HF, model_type="qwen3_moe", mixture=MIXTURE)
+    attention, expert, router = 16 * 2 * 2 * (8 + 4), 3 * 16 * 12, 16 * 8
+    assert hf.layer_parameters == attention + 2 * expert + router
+    assert hf.stored_layer_parameters == attention + 8 * expert + router
+    assert HF.layer_parameters == HF.stored_layer_parameters == attention + 3 * 16 * 24
 
 
 @pytest.mark.parametrize("model_type", families())
 def test_what_megatron_is_told(model_type):
-    hf = replace(HF, model_type=model_type, qk_norm=True, rope_scaling_factor=8.0)
+    mixture = MIXTURE if model_type in MIXTURES else None
+    hf = replace(HF, model_type=model_type, qk_norm=True, rope_scaling_factor=8.0, mixture=mixture)
     told = family_of(hf).transformer_arguments(hf)
     assert told["add_qkv_bias"] and told["qk_layernorm"] and not told["add_bias_linear"]
     assert (told["num_query_groups"], told["kv_channels"], told["ffn_hidden_size"]) == (4, 2, 24)
