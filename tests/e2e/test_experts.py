@@ -19,7 +19,7 @@ from tests.e2e.engine_jobs import EXPERTS
 from tests.parallel.families import save_tokenizer
 from tests.parallel.forced import own_experts
 from tests.parallel.mixtures import make_mixture
-from tests.parallel.oracle import load_model
+from tests.parallel.oracle import load_model, one_thread
 from tests.parallel.ranks import run_ranks
 
 pytestmark = pytest.mark.e2e
@@ -71,6 +71,7 @@ def assert_same_experts(groups, others):
             np.testing.assert_array_equal(np.sort(a.experts_R), np.sort(b.experts_R))
 
 
+@one_thread()
 def test_every_token_read_has_the_experts_of_transformers_routers(models, results):
     model = load_model(models["float32"])
     differing = total = 0
@@ -103,14 +104,16 @@ def test_preempted_answers_have_the_same_experts(results):
 @pytest.mark.parametrize("on_sync", ["keep", "recompute"])
 def test_answers_keep_the_experts_that_their_log_probs_came_from(results, on_sync):
     """A token that old weights have read has the experts of old weights, whatever is computed again."""
-    old, found = results["under way"]["old"], results["under way"][on_sync]
+    old, found, num_carried = results["under way"]["old"], results["under way"][on_sync], 0
     for group, other in zip(old, found, strict=True):
         for a, b in zip(group.rollouts, other.rollouts, strict=True):
-            ((first_of_new, _),) = b.newer_versions
+            first_of_new = b.newer_versions[0][0] if b.newer_versions else len(b.token_ids_A)
+            num_carried += bool(b.newer_versions)
             read = len(group.prompt.token_ids_P) + first_of_new - 1
-            assert first_of_new > 5 and a.token_ids_A[:first_of_new].tolist() == b.token_ids_A[:first_of_new].tolist()
+            assert a.token_ids_A[:first_of_new].tolist() == b.token_ids_A[:first_of_new].tolist()
             np.testing.assert_array_equal(a.experts_R[:read], b.experts_R[:read])
             assert len(b.experts_R) == len(group.prompt.token_ids_P) + len(b.token_ids_A) - 1
+    assert num_carried > 3
 
 
 def test_answers_that_begin_again_have_new_experts(results):

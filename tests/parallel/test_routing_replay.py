@@ -14,7 +14,7 @@ from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from tests.parallel.forced import own_experts
 from tests.parallel.mixtures import MixtureLayout, gathered_gradients, make_mixture
-from tests.parallel.oracle import OVERRIDES, load_model, make_updates, train, under_hf_names
+from tests.parallel.oracle import OVERRIDES, load_model, make_updates, one_thread, train, under_hf_names
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_mixtures import BOUNDS, worst_of_tensors
 
@@ -101,6 +101,7 @@ def worst_gradients(ranks, outcome):
     ]
 
 
+@one_thread()
 def with_experts(updates, experts_of):
     return [[[replace(s, experts_R=experts_of(s)) for s in group] for group in update] for update in updates]
 
