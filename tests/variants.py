@@ -19,7 +19,7 @@ BASE = {
     "max_position_embeddings": 256, "num_key_value_heads": 2,
 }  # fmt: skip
 MIXTURES = {
-    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 32},
+    "qwen3_moe": {"num_experts": 12, "moe_intermediate_size": 32},
     "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},
     "mixtral": {"num_local_experts": 4},
 }
@@ -83,7 +83,7 @@ KEYS = {
 }
 variants = st.fixed_dictionaries({"model_type": st.sampled_from(DENSE)}, optional=KEYS)
 OF_MIXTURES = {
-    "num_experts": st.sampled_from([None, 0, 4, 6]), "num_local_experts": st.sampled_from([4, 6]),
+    "num_experts": st.sampled_from([None, 0, 4, 12]), "num_local_experts": st.sampled_from([4, 12]),
     "num_experts_per_tok": st.sampled_from([1, 2, 3, 5]), "norm_topk_prob": st.booleans(),
     "mlp_only_layers": st.sampled_from([None, [], [0], [1, 7], [0, 1], 0]),
     "decoder_sparse_step": st.sampled_from([1, 2, 3]), "qkv_bias": st.booleans(),

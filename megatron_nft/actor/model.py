@@ -125,11 +125,13 @@ def layer_spec(
     if topology.device.type == "cuda":
         if config.num_moe_experts is None:
             return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        return get_gpt_decoder_block_spec(
+            config, use_transformer_engine=True, vp_stage=vp_stage, pp_rank=topology.pp_rank
+        )
     dense = local_layer(config)
     layers = [dense] * get_num_layers_to_build(config, vp_stage)
     if config.num_moe_experts is not None:
-        first = get_transformer_layer_offset(config, vp_stage)
+        first = get_transformer_layer_offset(config, vp_stage, topology.pp_rank)
         sparse = local_layer(config, num_experts=config.num_moe_experts)
         layers = [sparse if has_experts(config, first + number) else dense for number in range(len(layers))]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)

@@ -73,6 +73,16 @@ class HFConfig:
         return tuple(layer for layer in range(self.num_hidden_layers) if layer not in self.mixture.dense_layers)
 
     @property
+    def active_intermediate_size(self) -> int:
+        """Of the MLPs of one layer that a token goes through; of a mixture the mean of its layers."""
+        if (mixture := self.mixture) is None:
+            return self.intermediate_size
+        sparse = mixture.experts_per_token * mixture.intermediate_size + (mixture.shared_intermediate_size or 0)
+        num_sparse = len(self.sparse_layers)
+        total = num_sparse * sparse + (self.num_hidden_layers - num_sparse) * self.intermediate_size
+        return total // self.num_hidden_layers
+
+    @property
     def layer_parameters(self) -> int:
         """Of the matrices of one layer that a token goes through; of a mixture the mean of its layers."""
         return self._layer_parameters(every_expert=False)

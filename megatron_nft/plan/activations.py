@@ -34,6 +34,7 @@ class Shape:
     q: int
     k: int
     f: int
+    routed: float  # bytes of what routing keeps: a token's copies for its experts, and the router's scores
     n: int
     head_dim: int
     b: int  # bytes of an element
@@ -50,7 +51,8 @@ class Shape:
             h=hf.hidden_size,
             q=hf.num_attention_heads * hf.head_dim // actor.tp,
             k=hf.num_key_value_heads * hf.head_dim // actor.tp,
-            f=hf.intermediate_size // actor.tp,
+            f=hf.active_intermediate_size // actor.tp,
+            routed=_routed(hf, actor),
             n=hf.num_attention_heads // actor.tp,
             head_dim=hf.head_dim,
             b=b,
@@ -62,9 +64,20 @@ class Shape:
         )
 
 
+def _routed(hf: HFConfig, actor: ActorConfig) -> float:
+    """Of a token of the microbatch, on one rank; the mean of all layers."""
+    if (mixture := hf.mixture) is None:
+        return 0.0
+    element = 4 if actor.precision == "fp32" else 2
+    copies = element * mixture.experts_per_token * hf.hidden_size * actor.expert_tp / actor.tp
+    scores = 3 * 4 * mixture.num_experts / (actor.tp if actor.sequence_parallel else 1)
+    return (copies + scores) * len(hf.sparse_layers) / hf.num_hidden_layers
+
+
 def layer_tensors(shape: Shape, *, is_local: bool) -> tuple[Kept, ...]:
     """What one layer keeps without recomputation."""
-    return _local_layer(shape) if is_local else _engine_layer(shape)
+    kept = _local_layer(shape) if is_local else _engine_layer(shape)
+    return (*kept, Kept("tokens' copies for their experts, scores", shape.routed, "")) if shape.routed else kept
 
 
 def _engine_layer(s: Shape) -> tuple[Kept, ...]:

@@ -43,7 +43,8 @@ def engine_of(hf: HFConfig, rollout: RolloutConfig, machine: Machine, *, on_cpu:
     element = 4 if rollout.dtype == "float32" else 2
     table = hf.vocab_size * hf.hidden_size / rollout.tp
     layers = hf.num_hidden_layers * hf.layer_parameters / rollout.tp
-    weights = element * (layers + table * (1 if hf.tie_word_embeddings else 2))
+    stored = hf.num_hidden_layers * hf.stored_layer_parameters / rollout.tp  # a full batch reads every expert
+    weights = element * (stored + table * (1 if hf.tie_word_embeddings else 2))
     memory = rollout.gpu_memory_fraction * machine.memory_bytes
     kv = memory - weights - machine.efficiency.engine_workspace_gib * GIB
     if on_cpu:
@@ -51,7 +52,7 @@ def engine_of(hf: HFConfig, rollout: RolloutConfig, machine: Machine, *, on_cpu:
         memory = weights + kv
     return Engine(
         weight_bytes=weights,
-        read_bytes=element * (layers + table),
+        read_bytes=element * (stored + table),
         kv_bytes_per_token=2 * element * hf.num_hidden_layers * hf.num_key_value_heads * hf.head_dim / rollout.tp,
         kv_bytes=kv,
         flops_per_token=2 * (layers + table),

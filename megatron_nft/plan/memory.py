@@ -209,8 +209,8 @@ def _bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> float:
 
 def _gather_bytes(config: Config, hf: HFConfig, pp_rank: int) -> float:
     """While a bucket is gathered: this rank's shards of it as one message, and the messages of all."""
-    tp = config.actor.tp
-    return (1 + 1 / tp) * largest_bucket_bytes(config, hf, pp_rank) if tp > 1 else 0.0
+    senders = max(config.actor.tp, config.actor.expert_tp * config.actor.ep)
+    return (1 + 1 / senders) * largest_bucket_bytes(config, hf, pp_rank) if senders > 1 else 0.0
 
 
 CPU_PROCESS_BYTES = int(0.6 * GIB)

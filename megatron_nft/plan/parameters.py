@@ -2,21 +2,23 @@
 
 An HFConfig and the actor's layout come in; for each pipeline rank, the elements of its parameter and gradient buffers
 and of each data-parallel rank's optimizer shard go out, exactly (tests/parallel/test_plan.py compares them with the
-real ones). Which parameters there are and how ranks share them, the model's family says. The rules of the buffers are
-those of megatron-core 0.16-0.19, distributed/param_and_grad_buffer.py: parameters lie in reverse order, each at a
-multiple of 64 elements, buckets end at a multiple of lcm(ranks, 128), a tied embedding has a bucket of its own. The
-order is that of local layers; TransformerEngine's differs, which moves padding only.
+real ones). Experts that are spread over ranks have buffers of their own. Which parameters there are and how ranks share
+them, the model's family says. The rules of the buffers are those of megatron-core 0.16-0.19,
+distributed/param_and_grad_buffer.py: parameters lie in reverse order, each at a multiple of 64 elements, buckets end at
+a multiple of lcm(ranks, 128), a tied embedding has a bucket of its own. The order is that of local layers;
+TransformerEngine's differs, which moves padding only.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from math import lcm
 
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.families.registry import table_of
-from megatron_nft.families.rules import TRANSFORMER_ENGINE, Place, Rule, along
+from megatron_nft.families.rules import TRANSFORMER_ENGINE, AxisPlace, ExpertRule, Place, Rule
 
 LAYER, EMBEDDING = "decoder.layers.{layer}.", "embedding.word_embeddings.weight"
 ORDER = (
@@ -26,6 +28,12 @@ ORDER = (
     "self_attention.q_layernorm",
     "self_attention.k_layernorm",
     "pre_mlp_layernorm",
+    "mlp.router",
+    "mlp.experts.local_experts.{slot}.linear_fc1",
+    "mlp.experts.local_experts.{slot}.linear_fc2",
+    "mlp.shared_experts",
+    "mlp.shared_experts.linear_fc1",
+    "mlp.shared_experts.linear_fc2",
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )
@@ -46,6 +54,7 @@ class Parameter:
     elements: int
     is_linear: bool = False  # a linear module's matrix: what FP8 is for
     is_tied: bool = False  # an embedding that another pipeline stage holds, too
+    is_expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,33 +76,54 @@ def layers_of_rank(actor: ActorConfig, num_layers: int, pp_rank: int) -> int:
     return (num_layers - sum(ends)) // (actor.pp - len(ends))
 
 
-def layer_rules(hf: HFConfig) -> list[Rule]:
-    """Of one local layer's parameters, in the order in which Megatron registers them."""
+def layers_of_chunk(actor: ActorConfig, num_layers: int, pp_rank: int, vp_stage: int) -> range:
+    """Numbers of the layers of one virtual stage: each round of virtual stages goes through all ranks."""
+    sizes = [layers_of_rank(actor, num_layers, rank) // actor.vpp for rank in range(actor.pp)]
+    begin = vp_stage * sum(sizes) + sum(sizes[:pp_rank])
+    return range(begin, begin + sizes[pp_rank])
+
+
+def layer_rules(hf: HFConfig, layer: int, ep: int = 1) -> list[Rule]:
+    """Of one local layer's parameters on one rank, in the order in which Megatron registers them: expert by expert."""
     rules = [rule for rule in table_of(hf) if rule.megatron.startswith(LAYER) and rule.only_in != TRANSFORMER_ENGINE]
     order = {f"{LAYER}{module}": number for number, module in enumerate(ORDER)}
-    return sorted(rules, key=lambda rule: order.get(rule.megatron.rpartition(".")[0], len(order)))
+    mine = (rule for rule in rules if rule.is_in(layer))
+    found: list[Rule] = []
+    for is_expert, group in groupby(
+        sorted(mine, key=lambda rule: order.get(rule.megatron.rpartition(".")[0], len(order))),
+        lambda rule: isinstance(rule, ExpertRule),
+    ):
+        rules = list(group)
+        found += rules * (rules[0].slots(ep) if is_expert else 1)
+    return found
 
 
-def chunk_rules(hf: HFConfig, layers: int, *, first: bool, last: bool) -> list[Rule]:
-    """Of one virtual stage, in order.
+def chunk_rules(hf: HFConfig, layers: Sequence[int], *, first: bool, last: bool, ep: int = 1) -> list[Rule]:
+    """Of one virtual stage on one rank, in order.
 
     Args:
+        layers: their numbers.
         first, last: whether it has the embedding, and the final norm with the output layer, unless that is tied.
     """
     outside = [rule for rule in table_of(hf) if not rule.megatron.startswith(LAYER)]
     begin = [rule for rule in outside if rule.megatron == EMBEDDING]
     end = [rule for rule in outside if rule.megatron != EMBEDDING]
-    return [*(begin if first else ()), *layer_rules(hf) * layers, *(end if last else ())]
+    inside = [rule for layer in layers for rule in layer_rules(hf, layer, ep)]
+    return [*(begin if first else ()), *inside, *(end if last else ())]
 
 
-def chunk_parameters(hf: HFConfig, tp: int, layers: int, *, first: bool, last: bool, tied: bool) -> list[Parameter]:
-    """As `chunk_rules`, in elements of one tensor-parallel rank.
+def chunk_parameters(
+    hf: HFConfig, place: Place, layers: Sequence[int], *, first: bool, last: bool, tied: bool
+) -> list[Parameter]:
+    """As `chunk_rules`, in elements of one rank.
 
     Args:
+        place: of any rank, with the sizes of the axes tp, etp and ep.
         tied: the output layer is the embedding, of which the last stage has a copy.
     """
-    place = along("tp", tp)[0]
-    chunk = [_parameter(rule, place, is_tied=tied) for rule in chunk_rules(hf, layers, first=first, last=last)]
+    ep = next((axis.size for axis in place if axis.axis == "ep"), 1)
+    rules = chunk_rules(hf, layers, first=first, last=last, ep=ep)
+    chunk = [_parameter(rule, place, is_tied=tied) for rule in rules]
     if last and tied:
         embedding, _ = table_of(hf).find(EMBEDDING)
         chunk.append(replace(_parameter(embedding, place, is_tied=True), name="output_layer.weight"))
@@ -103,7 +133,8 @@ def chunk_parameters(hf: HFConfig, tp: int, layers: int, *, first: bool, last: b
 def _parameter(rule: Rule, place: Place, *, is_tied: bool) -> Parameter:
     name = rule.megatron.removeprefix(LAYER)
     is_linear = ".linear_" in name and name.endswith(".weight")
-    return Parameter(name, rule.num_elements(place), is_linear, is_tied and rule.megatron == EMBEDDING)
+    is_tied = is_tied and rule.megatron == EMBEDDING
+    return Parameter(name, rule.num_elements(place), is_linear, is_tied, isinstance(rule, ExpertRule))
 
 
 def lay_out_buffer(parameters: Sequence[Parameter], *, ranks: int, bucket_size: int | None) -> tuple[Bucket, ...]:
@@ -157,20 +188,29 @@ class RankParameters:
     linear_elements: int  # of linear modules
     buffer_elements: int  # of the parameter buffers, and of the gradient buffers
     shards: tuple[int, ...]  # of the optimizer's state, by rank of the data- and context-parallel group
+    expert_buffer_elements: int = 0  # the same of experts that are spread over ranks, which have buffers of their own
+    expert_shards: tuple[int, ...] = (0,)  # by rank of the expert-data-parallel group
+
+    @property
+    def all_buffer_elements(self) -> int:
+        return self.buffer_elements + self.expert_buffer_elements
 
     def weight_bytes(self, element_bytes: int) -> int:
-        return self.buffer_elements * element_bytes
+        return self.all_buffer_elements * element_bytes
 
     @property
     def gradient_bytes(self) -> int:
-        return 4 * self.buffer_elements
+        return 4 * self.all_buffer_elements
 
-    def optimizer_bytes(self, element_bytes: int, rank: int | None = None) -> int:
-        """Of one rank of the data- and context-parallel group; None: of the one that has most.
+    def optimizer_bytes(self, element_bytes: int, rank: int | None = None, expert_rank: int = 0) -> int:
+        """Of one rank of the two groups; None: of one that has most of both.
 
         fp32 weights are their own masters.
         """
-        elements = max(self.shards) if rank is None else self.shards[rank]
+        if rank is None:
+            elements = max(self.shards) + max(self.expert_shards)
+        else:
+            elements = self.shards[rank] + self.expert_shards[expert_rank]
         return elements * (MOMENT_BYTES + (MASTER_BYTES if element_bytes < 4 else 0))
 
 
@@ -179,38 +219,63 @@ def parameters_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> RankPa
     bucket_size = None
     if actor.overlap_grad_reduce and pp_rank == 0:  # Megatron cuts the first rank's first stage only
         bucket_size = actor.ddp_bucket_size or max(SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK * actor.dp)
+    chunks = [layers_of_chunk(actor, hf.num_hidden_layers, pp_rank, stage) for stage in range(actor.vpp)]
+    if hf.mixture is None or not hf.mixture.dense_layers:  # all layers are alike: one answer for many ranks
+        chunks = [range(len(chunk)) for chunk in chunks]
     return _rank_parameters(
         hf,
-        actor.tp,
-        layers_of_rank(actor, hf.num_hidden_layers, pp_rank) // actor.vpp,
-        actor.vpp,
+        (AxisPlace("tp", 0, actor.tp), AxisPlace("etp", 0, actor.expert_tp), AxisPlace("ep", 0, actor.ep)),
+        tuple(chunks),
         pp_rank == 0,
         pp_rank == actor.pp - 1,
         actor.dp * actor.cp,
+        actor.tp * actor.dp * actor.cp // (actor.ep * actor.expert_tp),
         bucket_size,
     )
 
 
 @lru_cache(maxsize=4096)
 def _rank_parameters(
-    hf: HFConfig, tp: int, layers: int, vpp: int, first: bool, last: bool, ranks: int, bucket_size: int | None
+    hf: HFConfig,
+    place: Place,
+    layers: tuple[range, ...],
+    first: bool,
+    last: bool,
+    ranks: int,
+    expert_ranks: int,
+    bucket_size: int | None,
 ) -> RankParameters:
-    tied = hf.tie_word_embeddings and not (first and last)
+    tied, vpp = hf.tie_word_embeddings and not (first and last), len(layers)
+    is_spread = any(axis.axis == "ep" and axis.size > 1 for axis in place)
     chunks = [
-        chunk_parameters(hf, tp, layers, first=first and stage == 0, last=last and stage == vpp - 1, tied=tied)
-        for stage in range(vpp)
+        chunk_parameters(hf, place, chunk, first=first and stage == 0, last=last and stage == vpp - 1, tied=tied)
+        for stage, chunk in enumerate(layers)
     ]
-    buffers = [
-        lay_out_buffer(chunk, ranks=ranks, bucket_size=bucket_size if stage == 0 else None)
-        for stage, chunk in enumerate(chunks)
-    ]
+
+    def buffers(ranks: int, *, of_experts: bool) -> list[tuple[Bucket, ...]]:
+        return [
+            lay_out_buffer(
+                [p for p in chunk if (p.is_expert and is_spread) == of_experts],
+                ranks=ranks,
+                bucket_size=bucket_size if stage == 0 else None,
+            )
+            for stage, chunk in enumerate(chunks)
+        ]
+
+    dense, experts = buffers(ranks, of_experts=False), buffers(expert_ranks, of_experts=True)
     everything = [parameter for chunk in chunks for parameter in chunk]
     return RankParameters(
         elements=sum(p.elements for p in everything),
         linear_elements=sum(p.elements for p in everything if p.is_linear),
-        buffer_elements=sum(b.elements for buckets in buffers for b in buckets),
-        shards=tuple(sum(s) for s in zip(*(shard_elements(buckets, ranks) for buckets in buffers), strict=True)),
+        buffer_elements=sum(b.elements for buckets in dense for b in buckets),
+        shards=_shards(dense, ranks),
+        expert_buffer_elements=sum(b.elements for buckets in experts for b in buckets),
+        expert_shards=_shards(experts, expert_ranks),
     )
+
+
+def _shards(buffers: Sequence[Sequence[Bucket]], ranks: int) -> tuple[int, ...]:
+    return tuple(sum(shares) for shares in zip(*(shard_elements(buckets, ranks) for buckets in buffers), strict=True))
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -148,6 +148,8 @@ class ActorTimes:
             "attention": layers * attention * (core + BACKWARD_ATTENTION * backward),
             "norms, rope, SwiGLU": layers * memory * (forward + BACKWARD_MEMORY * backward),
             f"tensor-parallel messages {self._link(actor.tp, 1)}": layers * self._tp_seconds(forward, backward),
+            f"expert-parallel messages {self._link(actor.ep, actor.expert_tp)}": self._ep_seconds(forward, backward)
+            * layers,
             f"context-parallel messages {self._link(actor.cp, actor.tp)}": max(
                 0.0, layers * self._cp_seconds(forward, backward) - layers * attention * forward
             ),
@@ -173,7 +175,7 @@ class ActorTimes:
         sp = actor.tp if actor.sequence_parallel else 1
         query, key = hf.num_attention_heads * hf.head_dim, hf.num_key_value_heads * hf.head_dim
         norms_and_residuals = 10 * hf.hidden_size / sp  # each: read and write; read two, write one
-        rope_and_swiglu = (2 * (query + key) + 3 * hf.intermediate_size) / actor.tp
+        rope_and_swiglu = (2 * (query + key) + 3 * hf.active_intermediate_size) / actor.tp
         return self.element * self.tokens * (norms_and_residuals + rope_and_swiglu)
 
     def _tp_seconds(self, forward: float, backward: float) -> float:
@@ -190,6 +192,18 @@ class ActorTimes:
         hidden = 0.3 if actor.tp_comm_overlap else 1.0  # share that the products beside them do not hide
         again = 2 if actor.sequence_parallel else 0
         return hidden * (4 * forward + (4 + again) * backward) * one + 4 * (forward + backward) * start
+
+    def _ep_seconds(self, forward: float, backward: float) -> float:
+        """Of a layer: every token goes to its experts and comes back, as its gradient does; nothing hides that."""
+        actor, mixture = self.actor, self.hf.mixture
+        if mixture is None or actor.ep == 1:
+            return 0.0
+        tokens = self.tokens / (actor.tp if actor.sequence_parallel else 1)
+        size = tokens * mixture.experts_per_token * self.hf.hidden_size * self.element * (actor.ep - 1) / actor.ep
+        one = size / self.machine.link_bytes_per_s(actor.ep, actor.expert_tp)
+        start = self.machine.efficiency.collective_us * 1e-6
+        share = len(self.hf.sparse_layers) / self.hf.num_hidden_layers
+        return 2 * (forward + backward) * (one + start) * share
 
     def _cp_seconds(self, forward: float, backward: float) -> float:
         """Of a layer: keys and values go round; backward with their gradients. The attention beside them hides it."""
@@ -225,11 +239,17 @@ class ActorTimes:
                 reduce = max(0.1 * reduce, reduce - backward_s)
             if actor.overlap_param_gather:
                 gather = max(0.1 * gather, gather - backward_s / 2)
-        shard = max(max(r.shards) for r in self.ranks)
+        edp = actor.tp * group // (actor.ep * actor.expert_tp)
+        if (experts := max(r.expert_buffer_elements for r in self.ranks)) and edp > 1:
+            link = machine.link_bytes_per_s(edp, actor.ep * actor.expert_tp) * edp / (edp - 1)
+            reduce, gather = reduce + 4 * experts / link, gather + self.element * experts / link
+        shard = max(max(r.shards) + max(r.expert_shards) for r in self.ranks)
         update = shard * UPDATE_BYTES / machine.bytes_per_s
         if self.config.optimizer.optimizer_cpu_offload:
             update += 6 * shard / machine.pcie_bytes_per_s
-        passes = 3 * 4 * size / machine.bytes_per_s  # zero the gradients, look whether they are finite, their norm
+        passes = (
+            3 * 4 * (size + experts) / machine.bytes_per_s
+        )  # zero the gradients, look whether they are finite, their norm
         name = f"gradient and weight messages {self._link(group, stride)}"
         return {name: reduce + gather, "optimizer": update + passes}
 

@@ -67,6 +67,8 @@ class Smoke:
         )
         self.microbatches = list(batch.updates[0][data_parallel_rank(config.actor, self.rank)])
         self.tolerance, self.relative = TOLERANCES.get(config.actor.precision, FP8_TOLERANCE)
+        if self.worker.hf.mixture is not None and config.actor.precision != "fp32":
+            self.tolerance, self.relative = FP8_TOLERANCE  # a token whose best experts are close goes to others
         self.passed = self.failed = 0
 
     def score(self) -> np.ndarray:

@@ -54,6 +54,8 @@ def make_config(arguments: argparse.Namespace, world_size: int, device: str) -> 
                 pp=arguments.pp,
                 vpp=arguments.vpp,
                 cp=arguments.cp,
+                ep=arguments.ep,
+                etp=arguments.etp,
                 dp=world_size // replica,
                 sequence_parallel=arguments.tp > 1,
                 precision=arguments.precision or ("fp32" if device == "cpu" else "bf16"),

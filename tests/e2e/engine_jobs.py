@@ -54,6 +54,17 @@ def send(engine, model, version, drop=(), dtype=None, extra=None, num_buckets=3)
     engine.finish_update(version)
 
 
+def send_one_by_one(engine, model, version):
+    """A whole update in buckets of one tensor, each overwritten as soon as the engine has it."""
+    tensors, buckets = load_file(Path(model) / "model.safetensors"), Buckets()
+    engine.start_update(sorted(tensors))
+    for name, tensor in tensors.items():
+        manifest = buckets.write({name: tensor})
+        engine.update([manifest.to_dict()])
+        buckets.buffer(manifest).fill_(0xFF)
+    engine.finish_update(version)
+
+
 def refusal(verb, *arguments, **keywords):
     try:
         verb(*arguments, **keywords)
@@ -62,8 +73,19 @@ def refusal(verb, *arguments, **keywords):
     return "no error"
 
 
-def fresh(model, dtype):
-    return greedy(make_engine(model, dtype))
+def fresh(model, dtype, tp=1):
+    return greedy(make_engine(model, dtype, tp))
+
+
+def there_and_back(old, new, dtype, tp, rounds):
+    """Answers at the start and after each of several updates, to `new` and back in turn."""
+    engine = make_engine(old, dtype, tp)
+    answers = [greedy(engine)]
+    for version in range(1, rounds + 1):
+        send_one_by_one(engine, new if version % 2 else old, version)
+        answers.append(greedy(engine))
+    engine.shutdown()
+    return answers
 
 
 def updated(old, new, dtype):

@@ -34,6 +34,7 @@ ON_A_PUSH = [
     ("qwen2", "bfloat16", 1, "tp=2 pp=2", "collective"),
     ("qwen3", "bfloat16", 2, "tp=2", "collective"),
     ("llama 3", "bfloat16", 1, "pp=2 vpp=2", "collective"),
+    ("qwen3_moe", "float32", 1, "dp=2 ep=2", "shared_memory"),
 ]
 AT_NIGHT = [
     ("qwen2 tied", "bfloat16", 2, "pp=2 vpp=2", "shared_memory"),
@@ -42,6 +43,9 @@ AT_NIGHT = [
     ("llama 3", "float32", 2, "tp=2 pp=2", "shared_memory"),
     # vLLM has no code of its own for this one: it runs transformers'.
     ("seed_oss", "float32", 1, "tp=2", "shared_memory"),
+    ("qwen2_moe", "bfloat16", 2, "tp=2 sequence_parallel=true ep=2", "collective"),
+    ("mixtral", "bfloat16", 1, "tp=2 sequence_parallel=true", "shared_memory"),
+    ("qwen3_moe mixed", "float32", 1, "pp=2 dp=2 ep=2", "collective"),
 ]
 
 

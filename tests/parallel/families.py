@@ -19,6 +19,14 @@ OTHERS = {
     "seed_oss": {"tie_word_embeddings": False, "head_dim": 64},
 }
 """Families whose tables are those of one above: not for every product of layouts and carriers."""
+EIGHT = {"num_experts": 8, "moe_intermediate_size": 64, "num_experts_per_tok": 2, "tie_word_embeddings": False}
+MIXTURES = {
+    "qwen3_moe": EIGHT | {"norm_topk_prob": True},
+    "qwen3_moe mixed": EIGHT | {"norm_topk_prob": True, "mlp_only_layers": [1], "tie_word_embeddings": True},
+    "qwen2_moe": EIGHT | {"shared_expert_intermediate_size": 96},
+    "mixtral": {"num_local_experts": 8, "intermediate_size": 64, "tie_word_embeddings": False},
+}
+"""With experts, so for layouts of their own."""
 DIMENSIONS = {
     "hidden_size": 128, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1027, "max_position_embeddings": 1024,
@@ -31,7 +39,7 @@ def make_folder(family: str, dtype: str, seed: int, folder: Path) -> Path:
     """A model whose every weight depends on `seed`, norms and biases too, and a tokenizer of the words w3, w4, ..."""
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | (FAMILIES | OTHERS)[family]))
+    config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | (FAMILIES | OTHERS | MIXTURES)[family]))
     save_random(config, folder, seed=seed, dtype=dtype)
     save_tokenizer(folder, DIMENSIONS["vocab_size"])
     return folder

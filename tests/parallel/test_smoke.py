@@ -52,10 +52,18 @@ def test_smoke_passes_at_pp_2():
     assert re.search(r"2755 tokens in .* s \(median of 3\): .* tokens/s, .* model TFLOP/s, \d+% of the", step)
 
 
+def test_smoke_passes_with_a_mixture_of_its_own_at_ep_2():
+    done = torchrun(2, "--ep", "2")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "smoke: 8 passed, 0 failed"
+
+
 def test_what_does_not_fit_is_refused():
     status, _, error = smoke("--tp", "2", RANK="0", WORLD_SIZE="1")
     assert status == 2
     assert "tp 2 x pp 1 x cp 1 = 2 does not divide the 1 ranks of torchrun" in error
+    status, _, error = smoke("--ep", "3", RANK="0", WORLD_SIZE="3")
+    assert status == 2 and "actor.ep = 3 does not divide the model's 16 experts; choose one of [1, 2, 4" in error
     status, _, error = smoke("--precision", "fp8-blockwise")
     assert status == 2 and 'choose "fp32" or "bf16"' in error
     done = subprocess.run([sys.executable, "-m", "megatron_nft", "smoke", "--tp=2"], capture_output=True, text=True)

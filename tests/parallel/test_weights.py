@@ -36,6 +36,27 @@ CASES = [
     for number, (family, layout, carrier) in enumerate(product(FAMILIES, LAYOUTS, CARRIERS))
 ]
 ON_A_PUSH = covering(CASES, pairs)
+SP = "actor.sequence_parallel=true"
+OF_EXPERTS = {
+    "dp2 ep2": ["actor.dp=2", "actor.ep=2"],
+    "tp2 ep2": ["actor.tp=2", SP, "actor.ep=2"],
+    "tp2 etp2": ["actor.tp=2", SP],
+    "tp2 dp2 ep4": ["actor.tp=2", SP, "actor.dp=2", "actor.ep=4"],
+    "tp2 dp2 ep2 etp2": ["actor.tp=2", SP, "actor.dp=2", "actor.ep=2", "actor.etp=2"],
+    "pp2 dp2 ep2": ["actor.pp=2", "actor.dp=2", "actor.ep=2"],
+    "dp4 ep2": ["actor.dp=4", "actor.ep=2"],
+}
+MIXTURE_CASES = [
+    ("qwen3_moe", "dp2 ep2", "shared_memory", "bf16"),
+    ("qwen2_moe", "tp2 dp2 ep2 etp2", "shared_memory", "fp32"),
+    ("mixtral", "tp2 dp2 ep4", "collective", "bf16"),
+    ("qwen3_moe mixed", "pp2 dp2 ep2", "collective", "fp32"),
+    ("qwen3_moe", "tp2 etp2", "collective", "fp32"),
+    ("qwen2_moe", "tp2 ep2", "collective", "bf16"),
+    ("mixtral", "dp4 ep2", "shared_memory", "fp32"),
+    ("qwen3_moe", "pp2 dp2 ep2", "shared_memory", "bf16"),
+]
+MIXTURES_ON_A_PUSH = MIXTURE_CASES[:4]
 ROUNDS = 5
 
 
@@ -80,14 +101,19 @@ def test_a_push_has_every_family_by_every_carrier_and_layout_and_every_layout_by
 
 
 @pytest.mark.parametrize(
-    "case", at_night(CASES, ON_A_PUSH, "the other carrier for the same family and layout"), ids=", ".join
+    "case",
+    [
+        *at_night(CASES, ON_A_PUSH, "the other carrier for the same family and layout"),
+        *at_night(MIXTURE_CASES, MIXTURES_ON_A_PUSH, "further layouts of experts by either carrier"),
+    ],
+    ids=", ".join,
 )
 def test_engines_receive_the_folder_bit_for_bit(case, folder_of, tmp_path):
     family, layout, carrier, precision = case
     dtype = DTYPES[precision]
     folders = [folder_of(family, dtype, seed) for seed in range(ROUNDS)]
     recipe = [
-        f"model.path={folders[0]}", "actor.tp=1", *LAYOUTS[layout], f"actor.precision={precision}",
+        f"model.path={folders[0]}", "actor.tp=1", *(LAYOUTS | OF_EXPERTS)[layout], f"actor.precision={precision}",
         f"rollout.dtype={dtype}", f"weights.carrier={carrier}", "rollout.engines=2", "weights.bucket_mib=1",
         f"weights.checksums={str(carrier == 'shared_memory').lower()}",
     ]  # fmt: skip

@@ -12,6 +12,8 @@ from megatron_nft.weights.layouts import to_shard
 from tests.unit.checkpoint_tools.conftest import CONFIG
 from tests.variants import MIXTURES
 
+FOUR_EXPERTS = {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2}
+
 
 def read_hf_config_of(tmp_path, **changes):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
@@ -54,7 +56,7 @@ def test_shapes_are_those_that_the_layouts_make(tmp_path, family):
 
 
 def test_experts_lie_along_a_second_axis(tmp_path):
-    found = model(tmp_path, model_type="qwen3_moe", **MIXTURES["qwen3_moe"])
+    found = model(tmp_path, **FOUR_EXPERTS)
     experts = [p for p in found if p.key == "decoder.layers.mlp.experts.experts.linear_fc1.weight"]
     assert [p.stack for p in experts] == [((layer, 2), (expert, 4)) for layer in range(2) for expert in range(4)]
     assert experts[5].global_shape == (2, 4, 64, 32) and experts[5].place == (1, 1, 0, 0)
@@ -65,8 +67,7 @@ def test_experts_lie_along_a_second_axis(tmp_path):
 
 
 def test_where_some_layers_are_dense_each_has_keys_of_its_own(tmp_path):
-    changes = MIXTURES["qwen3_moe"] | {"mlp_only_layers": [0]}
-    found = {p.key: p for p in model(tmp_path, model_type="qwen3_moe", **changes)}
+    found = {p.key: p for p in model(tmp_path, **FOUR_EXPERTS, mlp_only_layers=[0])}
     assert found["decoder.layers.0.mlp.linear_fc1.weight"].global_shape == (96, 32)
     assert found["decoder.layers.1.mlp.experts.experts.linear_fc2.weight"].global_shape == (4, 32, 32)
     assert "decoder.layers.0.mlp.linear_fc1.layer_norm_weight" in found
