@@ -1,7 +1,7 @@
 """Published figures, and the settings with which the planner is asked for the same.
 
 Each row has what its publication says, and under `assumed` what it leaves open.
-Sources: NeMo-RL's performance summary (0.4, and a later one) and its recipes; DAPO (arXiv 2503.14476); NVIDIA's
+Sources: NeMo-RL's performance summary (0.4, a later one, and 0.7) and its recipes; DAPO (arXiv 2503.14476); NVIDIA's
 Megatron pretraining figures for Llama 3; verl's weight-transfer figures.
 """
 
@@ -60,13 +60,24 @@ class Row:
 
 
 def nemo(
-    model: str, *, engines: int, engine_tp: int, actor: dict, sequence: float, overlapped: bool, **more: Any
+    model: str,
+    *,
+    engines: int,
+    engine_tp: int,
+    actor: dict,
+    sequence: float,
+    overlapped: bool,
+    updates: int = 4,
+    **more: Any,
 ) -> dict:
-    """The settings that NeMo-RL's rows share: 64 prompts x 32 answers, 4 updates, sequences of 4096 tokens at most.
+    """The settings that NeMo-RL's rows share: 64 prompts x 32 answers, sequences of 4096 tokens at most.
 
     Before the reference model scores, its weights take the place of the policy's, which go to the host and come back
     (`use_reference_model`); colocated, the policy's weights wait there while engines generate, too
     (`offload_after_refit`).
+
+    Args:
+        updates: 4 of 512 answers, or, from 0.7 on, one of all 2,048.
     """
     prompt = 150
     return {
@@ -84,7 +95,7 @@ def nemo(
             "verdict": {"workers": 8},
             "algorithm": {"name": "grpo", "kl_weight": 0.01},
             "actor": {"tokens_per_microbatch": 4096, **OVERLAP, **actor},
-            "train": {"groups_per_step": 64, "updates_per_step": 4},
+            "train": {"groups_per_step": 64, "updates_per_step": updates},
             "cluster": {"placement": "split" if overlapped else "colocated"},
         },
         **more,
@@ -153,6 +164,18 @@ ROWS = [
         published=(200, 200),
         assumed=NEMO + "; 32 GPUs train, 32 generate; 3362 tokens (538 tokens/s/GPU x 200 s)",
         **nemo("Qwen3-32B", **QWEN3, sequence=3362, overlapped=True),
+    ),
+    Row(
+        name="NeMo-RL 0.7, Qwen3-32B, 32 H100",
+        published=(323, 323),
+        assumed=NEMO + "; batch of 2,048",
+        **nemo("Qwen3-32B", **QWEN3, sequence=3256, overlapped=False, updates=1),
+    ),
+    Row(
+        name="NeMo-RL 0.7, Qwen3-32B, 64 H100, one step off",
+        published=(161, 161),
+        assumed=NEMO + "; batch of 2,048; 32 GPUs train, 32 generate",
+        **nemo("Qwen3-32B", **QWEN3, sequence=3258, overlapped=True, updates=1),
     ),
     Row(
         name="NeMo-RL 0.4, Llama3.1-8B, 16 H100",
@@ -257,6 +280,8 @@ ROWS = [
 ]
 
 NOT_PLANNED = [
+    "NeMo-RL 0.7, Qwen3-32B on 16 and 32 GB200, 295 and 140 s a step: no layout published, nodes of 4 devices",
+    "NeMo-RL 0.7, Qwen3-30B-A3B on 32 H100, 171 s (one step off 141 s): a mixture of experts",
     "NeMo-RL FP8, Llama3.1-8B, 53.0 s: engines with FP8 weights; rollout.dtype has no FP8",
     "NeMo-RL Qwen3-30B-A3B, Qwen3-235B and DeepSeek V3, refits of 30B-A3B and 235B: mixtures of experts, not supported",
     "miles 27B on 8 H200, 2.5 s a sync; verl's 72B and delta syncs: no layout published, or another mechanism",

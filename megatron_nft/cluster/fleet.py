@@ -6,6 +6,7 @@ hasn't got. Until it has started, and got weights where it reads none itself, it
 """
 
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from threading import RLock
@@ -20,6 +21,10 @@ from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.config import Config
 from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.weights.wire import BucketManifest
+
+LARGEST_TO_EACH_BYTES = 16 << 10
+"""Of what goes to each engine with its call. What is larger, such as a handle for each GPU of a cluster, goes into the
+object store once."""
 
 
 class _EngineProcess(Process):
@@ -245,7 +250,9 @@ class Fleet:
     def update(self, manifests: list[BucketManifest]) -> None:
         """Every engine loads one bucket of each stage."""
         what = "load " + " and ".join(manifest.bucket for manifest in manifests)
-        self.call("update", [manifest.to_dict() for manifest in manifests], what=what)
+        arguments = ([manifest.to_dict() for manifest in manifests],)
+        shared = ray.put(arguments) if len(pickle.dumps(arguments)) > LARGEST_TO_EACH_BYTES else arguments
+        self._call("update", shared, what)
 
     def finish_update(self, policy_version: int) -> None:
         """Every engine checks that it has all weights, forgets its caches and stamps its rollouts from here on."""
@@ -254,9 +261,16 @@ class Fleet:
 
     def call(self, verb: str, *arguments: Any, what: str = "") -> list[Any]:
         """What every engine returns, in their order; see `Pending.wait` for what it raises."""
+        return self._call(verb, arguments, what or verb)
+
+    def _call(self, verb: str, arguments: Any, what: str) -> list[Any]:
+        """
+        Args:
+            arguments: a tuple, or Ray's reference to one.
+        """
         timeout_s = self._config.weights.timeout_s
         refs = {name: engine.call.remote(verb, arguments, timeout_s) for name, engine in self._engines.items()}
-        return Pending(what or verb, refs, timeout_s, self._engines, self._logs).wait()
+        return Pending(what, refs, timeout_s, self._engines, self._logs).wait()
 
 
 def _name(index: int) -> str:

@@ -111,7 +111,7 @@ class Actors:
 
     def _forget(self, config: Config) -> None:
         self._config = config
-        for known in ("weight_names", "num_rounds"):
+        for known in ("weight_names", "_rounds"):
             self.__dict__.pop(known, None)  # of the model before
 
     def kill(self) -> None:
@@ -168,15 +168,22 @@ class Actors:
         """HF names of all weights that a sync sends."""
         return [name for names in self._call("weight_names") if names is not None for name in names]
 
-    @cached_property
+    @property
     def num_rounds(self) -> int:
         """`begin_send`s of a sync."""
-        return max(self._call("num_rounds"))
+        return max(self._rounds.values())
+
+    @cached_property
+    def _rounds(self) -> dict[str, int]:
+        """Of each rank: 0 of those that send nothing."""
+        return dict(zip(self._ranks, self._call("num_rounds"), strict=True))
 
     def begin_send(self, index: int, link: int) -> "PendingManifests":
-        """Puts one bucket of every stage on the wire."""
+        """Puts one bucket of every stage on the wire; ranks that send nothing hear nothing of it."""
         what, timeout_s = f"send bucket {index} of each stage", self._config.weights.timeout_s
-        return PendingManifests(self._begin("send_bucket", index, link, what=what, timeout_s=timeout_s))
+        senders = {name: self._ranks[name] for name, rounds in self._rounds.items() if rounds}
+        refs = {name: rank.call.remote("send_bucket", (index, link), timeout_s) for name, rank in senders.items()}
+        return PendingManifests(Pending(what, refs, timeout_s, self._ranks, self._logs))
 
     def offload(self) -> None:
         """Leaves the GPUs to the engines, where they are shared: see Worker.offload."""

@@ -16,7 +16,7 @@ class WeightsConfig(Section):
     colocated, else collective."""
     bucket_mib: int | None = Field(None, ge=1)
     """Size of a weight-sync bucket, over all pipeline stages. Two are in use at a time. Unset: a 16th of each stage's
-    weights, but 16 to 512 MiB."""
+    weights, but 16 to 512 MiB, and no less than the largest tensor."""
     checksums: bool = False
     """Send every bucket with a checksum that its readers compare, for a machine whose memory is in doubt."""
     timeout_s: float = Field(300.0, gt=0)

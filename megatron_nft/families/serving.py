@@ -9,6 +9,9 @@ from megatron_nft.families.family import HFConfig, ModelFolderError
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """For which vLLM 0.32's CPU attention has kernels; with others it dies at the first token."""
 
+CPU_EXPERT_MULTIPLE = 32
+"""Of the hidden size, that its CPU kernels for experts take."""
+
 
 def check_served(hf: HFConfig, folder: object, *, max_tokens: int, device: str) -> None:
     """
@@ -30,6 +33,11 @@ def check_served(hf: HFConfig, folder: object, *, max_tokens: int, device: str) 
         raise ModelFolderError(
             f"{folder}: vLLM's CPU engine has no kernel for head_dim = {hf.head_dim}; it has them for "
             f"{', '.join(map(str, CPU_HEAD_DIMS))}"
+        )
+    if device == "cpu" and hf.mixture is not None and hf.hidden_size % CPU_EXPERT_MULTIPLE:
+        raise ModelFolderError(
+            f"{folder}: vLLM's CPU engine has no kernel for experts of hidden_size = {hf.hidden_size}; it must be a "
+            f"multiple of {CPU_EXPERT_MULTIPLE}"
         )
     if hf.yarn is not None and max_tokens > (reach := int(hf.yarn.factor * hf.yarn.original_max_position_embeddings)):
         raise ModelFolderError(

@@ -2,10 +2,12 @@
 
     megatron-nft plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --suggest
     megatron-nft plan my.toml actor.tp=8 actor.pp=2 --model Qwen2.5-32B --hardware H200
+    megatron-nft plan my.toml --gpus 8
 
-Of the model only config.json is read. Memory by rank and phase, seconds by stage, and what a step
-waits for most; --suggest finds layouts of as many ranks that fit. How it counts, and how far it is
-off: megatron_nft/plan/README.md.
+Of the model only config.json is read. Memory by rank and phase, seconds by stage, what a step waits
+for most, the hours of a whole run; --suggest finds layouts of as many ranks that fit, and other
+engines and placements, with what asynchronous steps would take; --gpus N does so for N devices. How
+it counts, and how far it is off: megatron_nft/plan/README.md.
 
 Exit status: 0 the recipe fits, 1 it doesn't, 2 wrong recipe, model or hardware.
 """
@@ -15,12 +17,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_nft.config import RecipeError, load_config
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.plan.hardware import HardwareError, Machine, load_machine
-from megatron_nft.plan.planner import make_plan, suggest
-from megatron_nft.plan.report import render, render_suggestions
+from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.report import render, render_clusters, render_suggestions
+from megatron_nft.plan.suggestions import Suggestion, fastest, suggest, suggest_clusters
 from megatron_nft.plan.workload import Assumptions
 
 
@@ -33,18 +37,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         hf = read_hf_config(config.model.path)
         machine = _machine(arguments.hardware, config.cluster.device)
         plan = make_plan(config, hf, machine, _assumptions(arguments))
-        suggestions = suggest(plan) if arguments.suggest else []
+        devices = _devices(arguments, plan)
+        clusters = suggest_clusters(plan, devices) if devices else None
+        if arguments.gpus is not None and (best := fastest(clusters or [])) is not None:
+            plan = best.plan
+        layouts = suggest(plan) if arguments.suggest and arguments.gpus is None else None
     except (RecipeError, ModelFolderError, HardwareError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    fits = plan.fits and (arguments.gpus is None or bool(clusters))
     if arguments.json:
-        found = [{"overrides": list(s.changes), "distance": s.distance, "seconds": s.plan.seconds} for s in suggestions]
-        print(json.dumps(plan.to_dict() | ({"suggestions": found} if arguments.suggest else {}), indent=2))
-    else:
-        print(render(plan))
-        if arguments.suggest:
-            print("\n" + render_suggestions(suggestions))
-    return 0 if plan.fits else 1
+        found = {"suggestions": layouts, "clusters": clusters}
+        lists = {name: [_plain(s) for s in those] for name, those in found.items() if those is not None}
+        print(json.dumps(plan.to_dict() | lists | {"fits": fits}, indent=2))
+        return 0 if fits else 1
+    pages = [render(plan)] if arguments.gpus is None or clusters else []
+    pages += [render_suggestions(layouts)] if layouts is not None else []
+    pages += [render_clusters(clusters, devices)] if clusters is not None else []
+    print("\n\n".join(pages))
+    return 0 if fits else 1
+
+
+def _devices(arguments: argparse.Namespace, plan: Plan) -> int:
+    """Devices for which engines and placements are tried; 0: for none. On a CPU both are processes of one machine."""
+    if arguments.gpus is None:
+        return plan.num_devices if arguments.suggest and plan.config.cluster.device == "cuda" else 0
+    if arguments.gpus < 1:
+        raise RecipeError(f"--gpus {arguments.gpus}; give at least 1 device")
+    return arguments.gpus
+
+
+def _plain(suggestion: Suggestion) -> dict[str, Any]:
+    plan = suggestion.plan
+    return {
+        "overrides": list(suggestion.changes),
+        "distance": suggestion.distance,
+        "seconds": plan.seconds,
+        "asynchronous_seconds": plan.asynchronous and max(plan.asynchronous),
+        "placement": plan.config.cluster.placement,
+    }
 
 
 def _machine(hardware: str | None, device: str) -> Machine:
@@ -99,7 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mixed-share", type=float, default=0.5, metavar="P", help="share of groups that are mixed (default: 0.5)"
     )
-    parser.add_argument("--suggest", action="store_true", help="layouts of as many actor ranks that fit")
+    parser.add_argument("--suggest", action="store_true", help="layouts, engines and placements that fit the devices")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="plan the recipe on N devices instead: the fastest that fits"
+    )
     parser.add_argument("--json", action="store_true", help="everything, for programs; bytes and seconds")
     return parser
 

@@ -47,7 +47,7 @@ def _cut(
     if limit is None:
         whole = [sum(unit) for unit in sizes]
         limit = min(max(sum(whole) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
-        limit = max(limit, *(size for unit, size in zip(units, whole, strict=True) if len(unit) > 1), 0)
+        limit = max([limit, *whole])
     buckets: list[list[int]] = [[]]
     filled = 0
     for unit, of_parameters in zip(units, sizes, strict=True):

@@ -2,7 +2,8 @@
 
 A step of decoding reads the weights once and every answer's keys and values once, which is what it costs until the
 batch is large enough for the products to matter. `generate` plays a round through: a fixed number of places, answers of
-the lengths that the workload says, the next one starting when one ends; time passes from one end to the next.
+the lengths that the workload says, the next one starting when one ends; time passes from one end to the next. Its tail
+begins when none is left to start: places are empty from there on, until the longest answer ends.
 """
 
 import heapq
@@ -64,12 +65,34 @@ def engine_of(hf: HFConfig, rollout: RolloutConfig, machine: Machine, *, on_cpu:
     )
 
 
-@lru_cache(maxsize=256)
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Answers of one engine, from the first token to the last."""
+
+    parts: dict[str, float]  # seconds, by what they go into
+    tail_s: float  # of these, at its end: fewer answers than places
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+
 def generate(
     engine: Engine, machine: Machine, *, answers: int, prompts: float, prompt_tokens: float, lengths: tuple[float, ...],
     places: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Seconds that one engine takes for its share of a round, by what they go into.
+    """Seconds of `play_round`, by what they go into."""
+    return play_round(
+        engine, machine, answers=answers, prompts=prompts, prompt_tokens=prompt_tokens, lengths=lengths, places=places
+    ).parts
+
+
+@lru_cache(maxsize=1024)
+def play_round(
+    engine: Engine, machine: Machine, *, answers: int, prompts: float, prompt_tokens: float, lengths: tuple[float, ...],
+    places: int,
+) -> Round:  # fmt: skip
+    """What one engine takes for its share of a round.
 
     Args:
         answers: of this engine.
@@ -79,7 +102,7 @@ def generate(
     seconds: dict[str, float] = {}
     order = [lengths[int(len(lengths) * (i * GOLDEN % 1.0))] for i in range(answers)]
     running: list[float] = []  # ends, in decoding steps since the round's begin
-    started_sum = step = 0.0  # started_sum: of the steps at which the running ones started
+    started_sum = step = tail_s = 0.0  # started_sum: of the steps at which the running ones started
     upcoming = iter(order)
     for length in upcoming:
         heapq.heappush(running, length)
@@ -93,8 +116,9 @@ def generate(
         steps, batch = end - step, len(running)
         if steps > 0:
             context = batch * (prompt_tokens + (step + end) / 2) - started_sum
-            for name, spent in _decode(engine, machine, batch, context).items():
+            for name, spent in decode_step(engine, machine, batch, context).items():
                 seconds[name] = seconds.get(name, 0.0) + steps * spent
+                tail_s += steps * spent if batch < places else 0.0
             step = end
         heapq.heappop(running)
         started_sum -= starts[end].pop()
@@ -103,10 +127,23 @@ def generate(
             starts.setdefault(step + length, []).append(step)
             started_sum += step
     seconds["prefill"] = prompts * prompt_tokens * engine.flops_per_token / machine.matmul_flops()
-    return seconds
+    return Round(parts=seconds, tail_s=tail_s)
 
 
-def _decode(engine: Engine, machine: Machine, batch: int, context: float) -> dict[str, float]:
+def without_tail(
+    engine: Engine, machine: Machine, *, answers: int, prompts: float, prompt_tokens: float, lengths: tuple[float, ...],
+    places: int,
+) -> float:  # fmt: skip
+    """Seconds for so many answers among others that go on: an engine of which no place is ever empty."""
+    mean = sum(lengths) / len(lengths)
+    # Whoever looks finds long answers more often than short ones, and each halfway.
+    context = prompt_tokens + sum(length**2 for length in lengths) / len(lengths) / mean / 2
+    step_s = sum(decode_step(engine, machine, places, places * context).values())
+    prefill = prompts * prompt_tokens * engine.flops_per_token / machine.matmul_flops()
+    return answers * mean / places * step_s + prefill
+
+
+def decode_step(engine: Engine, machine: Machine, batch: int, context: float) -> dict[str, float]:
     """Seconds of one decoding step of `batch` answers, which together attend to `context` tokens."""
     e = machine.efficiency
     weights = engine.read_bytes / machine.bytes_per_s

@@ -43,6 +43,12 @@ class Efficiency:
     engine_workspace_gib: float
     engine_asleep_gib: float
     process_gib: float
+    storage_gb_s: float
+    node_storage_gb_s: float
+    process_start_s: float
+    import_s: float
+    group_rank_ms: float
+    engine_start_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

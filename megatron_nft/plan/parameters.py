@@ -185,6 +185,7 @@ class RankParameters:
     """What a pipeline rank's parameters take, in elements: the same on all of its ranks, but for the shards."""
 
     elements: int  # without padding
+    stage_elements: int  # of all ranks that hold the stage together, what is whole on each of them counted for each
     linear_elements: int  # of linear modules
     buffer_elements: int  # of the parameter buffers, and of the gradient buffers
     shards: tuple[int, ...]  # of the optimizer's state, by rank of the data- and context-parallel group
@@ -246,7 +247,8 @@ def _rank_parameters(
     bucket_size: int | None,
 ) -> RankParameters:
     tied, vpp = hf.tie_word_embeddings and not (first and last), len(layers)
-    is_spread = any(axis.axis == "ep" and axis.size > 1 for axis in place)
+    sizes = {axis.axis: axis.size for axis in place}
+    is_spread = sizes["ep"] > 1
     chunks = [
         chunk_parameters(hf, place, chunk, first=first and stage == 0, last=last and stage == vpp - 1, tied=tied)
         for stage, chunk in enumerate(layers)
@@ -266,6 +268,9 @@ def _rank_parameters(
     everything = [parameter for chunk in chunks for parameter in chunk]
     return RankParameters(
         elements=sum(p.elements for p in everything),
+        stage_elements=sum(
+            p.elements * (sizes["ep"] * sizes["etp"] if p.is_expert else sizes["tp"]) for p in everything
+        ),
         linear_elements=sum(p.elements for p in everything if p.is_linear),
         buffer_elements=sum(b.elements for buckets in dense for b in buckets),
         shards=_shards(dense, ranks),

@@ -1,21 +1,27 @@
-"""A recipe -> what it takes: memory by rank and phase, seconds by stage, whether it fits, and what is in the way.
+"""A recipe -> what it takes: memory by rank and phase, seconds by stage, whether it fits, and what is in the way; and
+what a whole run of it takes.
 
-`make_plan` for one recipe; `suggest` for the layouts near it. Called by the command line (plan/__main__.py), and by
-whoever wants to know before a job starts.
+Called by the command line (plan/__main__.py), by suggestions.py for the recipes near it, and by whoever wants to know
+before a job starts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import inf, log2
+from functools import cached_property
 from typing import Any
 
-from megatron_nft.config import Config, RecipeError, check_layout
+from megatron_nft.config import Config
 from megatron_nft.families.hf_config import HFConfig
-from megatron_nft.plan.engine import Engine, engine_of
+from megatron_nft.plan.engine import Engine, Round, engine_of
+from megatron_nft.plan.evaluation import Evaluation, plan_evaluation
 from megatron_nft.plan.hardware import Machine
 from megatron_nft.plan.memory import Memory, plan_memory
 from megatron_nft.plan.parameters import RankParameters, parameters_of_rank
+from megatron_nft.plan.rollouts import rollout_round, steady_rollout_s
+from megatron_nft.plan.saving import Saving, plan_saving
+from megatron_nft.plan.start import Start, plan_start
 from megatron_nft.plan.times import Stage, plan_times
+from megatron_nft.plan.whole_run import WholeRun, plan_whole_run
 from megatron_nft.plan.workload import Assumptions, Workload, workload
 
 
@@ -45,17 +51,53 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of a step."""
+        """Of a step, with neither an evaluation nor a checkpoint."""
         return sum(stage.seconds for stage in self.stages)
 
-    @property
+    def seconds_of(self, *names: str) -> float:
+        """Of these stages."""
+        return sum(stage.seconds for stage in self.stages if stage.name in names)
+
+    @cached_property
     def asynchronous(self) -> tuple[float, float] | None:
         """Seconds of an asynchronous step (train_async.py) on its engines and on its trainer, a sync included; the step
         takes the longer. None where both are on the same devices."""
         if self.config.is_colocated:
             return None
-        seconds = {stage.name: stage.seconds for stage in self.stages}
-        return seconds["rollout"] + seconds["sync"], seconds["log-prob"] + seconds["train"] + seconds["sync"]
+        rollout = steady_rollout_s(self.config, self.workload, self.engine, self.machine, self.memory.places)
+        return rollout + self.seconds_of("sync"), self.seconds_of("log-prob", "train", "sync")
+
+    @cached_property
+    def round(self) -> Round:
+        """The first of a step's rollouts."""
+        return rollout_round(self.config, self.workload, self.engine, self.machine, self.memory.places)
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        training_s = self.seconds_of("log-prob", "train")
+        return plan_evaluation(self.config, self.workload, self.engine, self.machine, self.memory.places, training_s)
+
+    @cached_property
+    def saving(self) -> Saving | None:
+        return plan_saving(self.config, self.hf, self.machine)
+
+    @cached_property
+    def start(self) -> Start | None:
+        return plan_start(self.config, self.hf, self.machine, list(self.ranks), self.seconds_of("sync"))
+
+    @cached_property
+    def whole_run(self) -> WholeRun:
+        """Of the synchronous steps."""
+        return self._whole_run(self.seconds)
+
+    @cached_property
+    def asynchronous_run(self) -> WholeRun | None:
+        return self.asynchronous and self._whole_run(max(self.asynchronous))
+
+    def _whole_run(self, step_s: float) -> WholeRun:
+        return plan_whole_run(
+            self.config, step_s, self.num_devices, start=self.start, evaluation=self.evaluation, saving=self.saving
+        )
 
     @property
     def bottleneck(self) -> str:
@@ -83,6 +125,13 @@ class Plan:
             "placement": self.config.cluster.placement,
             "seconds": self.seconds,
             "asynchronous_seconds": self.asynchronous and max(self.asynchronous),
+            "rounds": {"prompts": self.workload.prompts, "mean": self.workload.rounds.mean,
+                       "seconds": self.round.seconds, "tail_seconds": self.round.tail_s},
+            "evaluation": self.evaluation and asdict(self.evaluation),
+            "checkpoint": self.saving and asdict(self.saving),
+            "start": self.start and {"seconds": self.start.seconds, "parts": self.start.parts},
+            "run": {"steps": self.whole_run.steps, "hours": self.whole_run.hours,
+                    "device_hours": self.whole_run.device_hours, "parts": self.whole_run.parts},
             "bottleneck": self.bottleneck,
             "tokens_per_s_per_device": self.tokens_per_s,
             "stages": [{"name": s.name, "seconds": s.seconds, "parts": s.parts} for s in self.stages],
@@ -144,77 +193,3 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
             yield f"{key} = {tp} does not divide a node's {machine.gpus_per_node} devices: a group would cross nodes"
     if config.actor.precision.startswith("fp8") and not machine.fp8_tflops:
         yield f'actor.precision = "{config.actor.precision}": {machine.name} has no FP8; set "bf16"'
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A layout that fits."""
-
-    plan: Plan
-    distance: float  # doublings of axes, and a half for another recomputation
-    changes: tuple[str, ...]  # overrides
-
-
-MOST_CONTEXT = 8
-"""Largest actor.cp that is tried."""
-
-
-def suggest(plan: Plan) -> list[Suggestion]:
-    """Layouts of the same number of actor ranks that fit, nearest first, the faster of equals first."""
-    config, hf = plan.config, plan.hf
-    world, found = config.actor.world_size, []
-    for axes in _layouts(world, plan.machine.gpus_per_node, hf):
-        for recompute in ("none", "selective", "full"):
-            changed = _with_layout(config, hf, {**axes, "recompute": recompute})
-            if changed is None:
-                continue
-            other = make_plan(changed, hf, plan.machine, plan.assumptions)
-            if other.fits:
-                distance = sum(abs(log2(axes[a] / getattr(config.actor, a))) for a in ("tp", "pp", "cp", "dp"))
-                distance += 0.5 * (recompute != config.actor.recompute)
-                found.append(Suggestion(other, distance, _changes(config, changed)))
-    return sorted(found, key=lambda s: (s.distance, s.plan.seconds))
-
-
-def _layouts(world: int, node: int, hf: HFConfig) -> Iterator[dict[str, Any]]:
-    for tp in range(1, min(node, world) + 1):
-        if world % tp or node % tp or hf.num_attention_heads % tp or hf.num_key_value_heads % tp:
-            continue
-        for pp in range(1, min(world // tp, hf.num_hidden_layers) + 1):
-            if (world // tp) % pp or hf.num_hidden_layers % pp:
-                continue
-            cp = 1
-            while cp <= MOST_CONTEXT and (world // tp // pp) % cp == 0:
-                yield {"tp": tp, "pp": pp, "cp": cp, "dp": world // (tp * pp * cp)}
-                cp *= 2
-
-
-def _with_layout(config: Config, hf: HFConfig, changes: dict[str, Any]) -> Config | None:
-    """The recipe with another layout; None if it can't be. Uneven and virtual stages go where they don't fit."""
-    actor = {**config.actor.model_dump(), **changes, "sequence_parallel": changes["tp"] > 1}
-    if changes["pp"] != config.actor.pp:
-        actor |= {"vpp": 1, "num_layers_in_first_pipeline_stage": None, "num_layers_in_last_pipeline_stage": None}
-    if actor["tp_comm_overlap"] and (changes["tp"] == 1 or changes["cp"] > 1):
-        actor["tp_comm_overlap"] = False
-    try:
-        changed = Config.model_validate({**config.model_dump(), "actor": actor})
-        check_layout(changed, hf)
-    except (ValueError, RecipeError):
-        return None
-    return changed
-
-
-def _changes(old: Config, new: Config) -> tuple[str, ...]:
-    before, after = old.actor.model_dump(), new.actor.model_dump()
-
-    def text(value: Any) -> str:
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
-    return tuple(
-        f"actor.{key}={text(after[key])}" for key in before if before[key] != after[key] and after[key] is not None
-    )
-
-
-def fastest(suggestions: Sequence[Suggestion]) -> Suggestion | None:
-    """The one with the shortest step."""
-    return min(suggestions, key=lambda s: s.plan.seconds if s.plan.fits else inf, default=None)

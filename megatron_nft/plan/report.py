@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from megatron_nft.plan.hardware import GIB
-from megatron_nft.plan.planner import Plan, Suggestion, fastest
+from megatron_nft.plan.planner import Plan
+from megatron_nft.plan.suggestions import Suggestion, fastest
 
 MOST_SUGGESTIONS = 6
 
 
 def render(plan: Plan) -> str:
     """The whole plan, ready to print."""
-    lines = [*_head(plan), "", *_memory(plan), "", *_host(plan), "", *_times(plan), ""]
+    lines = [*_head(plan), "", *_memory(plan), "", *_host(plan), "", *_times(plan), "", *_around(plan), ""]
     lines.append(f"bottleneck: {plan.bottleneck}")
     lines += [f"does not fit: {problem}" for problem in plan.problems] or ["fits"]
     return "\n".join(lines)
@@ -40,9 +41,34 @@ def render_suggestions(suggestions: Sequence[Suggestion]) -> str:
     return "\n".join(["layouts that fit, nearest first:", *_table(rows, "<<>><")])
 
 
+def render_clusters(suggestions: Sequence[Suggestion], devices: int) -> str:
+    """Engines and placements that fit."""
+    if not suggestions:
+        return f"nothing fits on {devices} device{'s' * (devices > 1)}; use more of them, or shorter answers"
+    rows = [("placement", "actor", "recompute", "engines", "step s", "async step s", "overrides")]
+    by_sync = fastest(suggestions)
+    for each in suggestions[:MOST_SUGGESTIONS] + ([by_sync] if by_sync not in suggestions[:MOST_SUGGESTIONS] else []):
+        config, plan = each.plan.config, each.plan
+        mark = "  (fastest)" if each is suggestions[0] else "  (fastest synchronous)" if each is by_sync else ""
+        rows.append(
+            (
+                config.cluster.placement,
+                config.actor.layout,
+                config.actor.recompute,
+                f"{config.rollout.engines} of tp {config.rollout.tp}",
+                f"{plan.seconds:.0f}",
+                f"{max(plan.asynchronous):.0f}" if plan.asynchronous else "",
+                (" ".join(each.changes) or "as it is") + mark,
+            )
+        )
+    return "\n".join(
+        [f"engines and placement on {devices} devices, the shortest step first:", *_table(rows, "<<<<>><")]
+    )
+
+
 def _head(plan: Plan) -> list[str]:
     config, work, actor = plan.config, plan.workload, plan.config.actor
-    elements = sum(rank.elements for rank in plan.ranks) * actor.tp / 1e9
+    elements = sum(rank.stage_elements for rank in plan.ranks) / 1e9
     split = "" if config.is_colocated else f" + {config.rollout.engines * config.rollout.tp} of engines"
     return [
         f"{config.model.path}: {plan.hf.num_hidden_layers} layers, {elements:.2f} B parameters with padding | "
@@ -50,9 +76,9 @@ def _head(plan: Plan) -> list[str]:
         f"actor: {actor.world_size} ranks ({actor.layout}), {actor.precision}, recompute {actor.recompute}{split} | "
         f"{config.rollout.engines} engines of tp {config.rollout.tp}, {plan.memory.places} answers each at a time "
         f"(KV cache of {plan.engine.kv_tokens:,.0f} tokens)",
-        f"a step: {work.answers:,.0f} answers sampled, {work.trained:,.0f} trained on (mixed share "
-        f"{plan.assumptions.mixed_share:g}), {work.prompt_tokens:,.0f} + {work.answer_tokens:,.0f} tokens in the mean, "
-        f"{work.updates} updates of {work.microbatches} microbatches a rank",
+        f"a step: {work.answers:,.0f} answers sampled in {work.rounds.mean:.2f} rounds, {work.trained:,.0f} trained on "
+        f"(mixed share {plan.assumptions.mixed_share:g}), {work.prompt_tokens:,.0f} + {work.answer_tokens:,.0f} tokens "
+        f"in the mean, {work.updates} updates of {work.microbatches} microbatches a rank",
     ]
 
 
@@ -86,6 +112,38 @@ def _times(plan: Plan) -> list[str]:
         words = f"megatron_nft.train_async: engines {engines:.1f} beside trainer {trainer:.1f}"
         rows.append(("async step", f"{max(engines, trainer):.1f}", words))
     return _table(rows, "<><")
+
+
+def _around(plan: Plan) -> list[str]:
+    """What a run takes beside its ordinary steps, and altogether."""
+    lines = [
+        f"tail: in the last {plan.round.tail_s:.0f} of a round's {plan.round.seconds:.0f} s engines have fewer answers "
+        "than places"
+    ]
+    config = plan.config
+    if (evaluation := plan.evaluation) is not None:
+        every = f"every {config.train.evaluate_every} steps" if config.train.evaluate_every else "at both ends"
+        lines.append(
+            f"evaluation {every}: {evaluation.answers:,} answers to {evaluation.prompts:,} prompts; beside a step "
+            f"{evaluation.beside_s:.0f} s more, alone {evaluation.alone_s:.0f} s"
+        )
+    if (saving := plan.saving) is not None:
+        lines.append(
+            f"checkpoint every {config.checkpoint.every} steps: {saving.num_bytes / 1e9:,.1f} GB, copied in "
+            f"{saving.copy_s:.1f} s, on the disk {saving.write_s:.0f} s later"
+        )
+    if (start := plan.start) is not None:
+        parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in start.parts.items() if seconds >= 0.5)
+        lines.append(
+            f"start: {start.seconds:.0f} s ({parts}); {start.read_bytes / 1e9:,.0f} GB read by all nodes together"
+        )
+    for name, run in (("run", plan.whole_run), ("async run", plan.asynchronous_run)):
+        if run is not None:
+            parts = ", ".join(f"{part} {seconds / 3600:.1f}" for part, seconds in run.parts.items())
+            unit = "core" if config.cluster.device == "cpu" else "GPU"
+            hours = f"{run.hours:,.1f} h, {run.device_hours:,.0f} {unit}-hours"
+            lines.append(f"{name} of {run.steps:,} steps: {hours} ({parts})")
+    return lines
 
 
 def _table(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:

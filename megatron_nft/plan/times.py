@@ -1,7 +1,7 @@
 """Seconds of a step by stage: a roofline of products, attention, memory and messages (efficiencies: hardware.toml).
 
-    rollout    slowest engine; plan/engine.py
-    verdict    grading, by verdict.workers processes
+    rollout    slowest engine, of a round and now and then a second one; plan/engine.py, plan/rounds.py
+    verdict    grading beside the rollouts, by verdict.workers processes: what is left of it after the last answer
     hand-over  colocated: the optimizer's state to the host and back
     log-prob   forward pass of all answers (twice with a reference model)
     train      updates: forward and backward pass through the pipeline, reductions, optimizer
@@ -12,15 +12,15 @@ it goes into, so that the largest part can be named.
 """
 
 from dataclasses import dataclass
-from math import ceil
 
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.plan.buckets import bucket_bytes, num_tensors
-from megatron_nft.plan.engine import Engine, generate
+from megatron_nft.plan.engine import Engine
 from megatron_nft.plan.hardware import Machine
 from megatron_nft.plan.memory import weight_element_bytes
 from megatron_nft.plan.parameters import RankParameters, layers_of_rank
+from megatron_nft.plan.rollouts import rollout_round, second_round
 from megatron_nft.plan.workload import Workload
 
 BACKWARD_PRODUCTS, BACKWARD_ATTENTION, BACKWARD_MEMORY = 2.0, 2.5, 2.0
@@ -59,21 +59,14 @@ def plan_times(
     Args:
         places: answers that an engine works on at a time.
     """
-    answers = ceil(work.answers / config.rollout.engines)
-    rollout = generate(
-        engine,
-        machine,
-        answers=answers,
-        prompts=work.prompts / config.rollout.engines,
-        prompt_tokens=work.prompt_tokens,
-        lengths=work.lengths,
-        places=places,
-    )
-    rate = machine.efficiency.verdicts_per_s * config.verdict.workers
+    rollout = rollout_round(config, work, engine, machine, places)
+    parts = dict(rollout.parts)
+    if work.rounds.again:
+        parts["second rounds"] = work.rounds.again * second_round(config, work, engine, machine, places).seconds
     actor = ActorTimes(config, hf, work, machine, ranks)
     stages = [
-        Stage(name="rollout", parts=dict(rollout)),
-        Stage(name="verdict", parts={"grading": work.answers / rate}),
+        Stage(name="rollout", parts=parts),
+        Stage(name="verdict", parts={"grading": _grading(config, work, machine, rollout.seconds)}),
         Stage(name="log-prob", parts=actor.score()),
         Stage(name="train", parts=actor.train()),
         Stage(name="sync", parts=_sync(config, hf, engine, machine)),
@@ -86,6 +79,12 @@ def plan_times(
             2, Stage(name="hand-over", parts={"optimizer to the host and back": machine.host_round_trip_s(moved)})
         )
     return tuple(stages)
+
+
+def _grading(config: Config, work: Workload, machine: Machine, rollout_s: float) -> float:
+    """After the last answer: its group, or what graders that are slower than the engines have left."""
+    rate, workers, group = machine.efficiency.verdicts_per_s, config.verdict.workers, config.rollout.group_size
+    return max(group / (rate * min(workers, group)), work.answers / (rate * workers) - rollout_s)
 
 
 class ActorTimes:

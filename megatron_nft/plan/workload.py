@@ -11,6 +11,7 @@ from math import ceil, exp
 from statistics import NormalDist
 
 from megatron_nft.config import Config
+from megatron_nft.plan.rounds import Rounds, sampling_rounds
 
 NUM_QUANTILES = 512
 DEFAULT_PROMPT_TOKENS = 200
@@ -68,6 +69,8 @@ def microbatches_per_sequence(lengths: tuple[float, ...], prompt_tokens: float, 
 class Workload:
     """One step."""
 
+    mixed_share: float
+    rounds: Rounds
     prompts: float  # sampled, over all rounds
     answers: float  # sampled
     trained: float  # answers that are trained on
@@ -107,9 +110,12 @@ def workload(config: Config, assumptions: Assumptions, imbalance: float) -> Work
     lengths = length_quantiles(mean, assumptions.answer_spread, longest)
     trained = train.groups_per_step * rollout.group_size
     sequences = trained / train.updates_per_step / actor.dp * imbalance
+    rounds = sampling_rounds(train.groups_per_step, assumptions.mixed_share)
     return Workload(
-        prompts=train.groups_per_step / assumptions.mixed_share,
-        answers=trained / assumptions.mixed_share,
+        mixed_share=assumptions.mixed_share,
+        rounds=rounds,
+        prompts=rounds.prompts,
+        answers=rounds.prompts * rollout.group_size,
         trained=trained,
         updates=train.updates_per_step,
         prompt_tokens=prompt,

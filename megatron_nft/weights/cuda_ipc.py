@@ -2,7 +2,8 @@
 
 Every rank holds two buffers on its GPU, made once; a bucket is brought to all GPUs of the actor (all-gather over the
 ranks that hold it, broadcast over the pipeline group), and each engine worker opens the buffer that lies on its own
-GPU. What crosses between processes is the CUDA IPC handle, as hex text in the manifest: no pickle.
+GPU. What crosses between processes is the CUDA IPC handle, as hex text in the manifest: no pickle. Those of all GPUs go
+with the first two buckets of a sync, one for each buffer: they are as many as ranks, and every engine gets them.
 Written for torch 2.11-2.13's storage sharing, which torch.multiprocessing uses; never run without a GPU.
 """
 
@@ -55,7 +56,7 @@ class CudaIpcSender:
         number, stage = divmod(index, self._stages)
         if number >= len(self._sizes[stage]):
             return None
-        buffer = self._slots[index % 2][: self._sizes[stage][number]]
+        buffer = self._slots[index % len(self._slots)][: self._sizes[stage][number]]
         if stage == self._stage:
             bucket = self._plan.buckets[number]
             tensors = views(buffer, bucket.tensors)
@@ -70,7 +71,8 @@ class CudaIpcSender:
             bucket=f"bucket {number} of stage {stage}",
             place={
                 "sender": self._name,
-                "handles": {uuid: handles[index % 2] for uuid, handles in self._handles.items()},
+                "slot": (slot := index % len(self._slots)),
+                "handles": {uuid: handles[slot] for uuid, handles in self._handles.items()} if index == slot else {},
             },
             tensors=self._plan.buckets[number].tensors,
         )
@@ -85,28 +87,33 @@ class CudaIpcReceiver:
 
     def __init__(self) -> None:
         self._sender = ""
-        self._opened: dict[str, Tensor] = {}
+        self._opened: dict[str, Tensor] = {}  # by handle: two buffers can lie in one block of memory
+        self._slots: dict[int, Tensor] = {}
 
     def receive(self, manifest: BucketManifest) -> dict[str, Tensor]:
         """Opens the buffer on this worker's own GPU. Those of earlier ranks are closed: they hold the GPU's memory as
         long as anybody has them open."""
-        handles = manifest.place["handles"]
-        if _uuid() not in handles:
+        sender, slot, handles = (manifest.place[name] for name in ("sender", "slot", "handles"))
+        if handles and _uuid() not in handles:
             raise WireError(
                 f"{manifest.bucket}: no actor rank is on this engine's GPU {_uuid()}, only on {sorted(handles)}; "
                 'cluster.placement = "split" needs weights.carrier = "collective"'
             )
-        if manifest.place["sender"] != self._sender:
-            self._sender, self._opened = manifest.place["sender"], {}
-        handle = handles[_uuid()]
-        key = str(handle)  # two buffers can lie in one block of memory, and so have one memory handle
-        if key not in self._opened:
-            self._opened[key] = _open(handle)
-        return views(self._opened[key], manifest.tensors)
+        if sender != self._sender:
+            self._sender, self._opened, self._slots = sender, {}, {}
+        if handles:
+            handle = handles[_uuid()]
+            key = str(handle)
+            if key not in self._opened:
+                self._opened[key] = _open(handle)
+            self._slots[slot] = self._opened[key]
+        if slot not in self._slots:
+            raise WireError(f"{manifest.bucket}: the handle of buffer {slot} has not come; begin the sync again")
+        return views(self._slots[slot], manifest.tensors)
 
     def close(self) -> None:
         """Closes the buffers."""
-        self._opened = {}
+        self._opened, self._slots = {}, {}
 
 
 def _uuid() -> str:

@@ -19,8 +19,8 @@ from megatron_nft.weights.wire import TensorSpec, lay_out
 AUTOMATIC_BUCKETS = 16
 """Of a stage: enough that gathering the first and loading the last, with nothing beside them, cost little."""
 SMALLEST_BUCKET_BYTES, LARGEST_BUCKET_BYTES = 16 << 20, 512 << 20
-"""Each bucket costs the driver two calls, some milliseconds; above this size there is nothing left to gain.
-benchmarks/weight_sync: from 16 to 256 MiB the size made no difference."""
+"""Each bucket costs the driver a call of every rank and engine; above this size there is little left to gain. A larger
+tensor, such as a vocabulary's, stands alone, and its buffers may as well be filled by the others: they lie there."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def plan_weights(
     if bucket_bytes is None:
         whole = [sum(unit) for unit in sizes]
         bucket_bytes = min(max(sum(whole) // AUTOMATIC_BUCKETS, SMALLEST_BUCKET_BYTES), LARGEST_BUCKET_BYTES)
-        bucket_bytes = max(bucket_bytes, *(size for unit, size in zip(units, whole, strict=True) if len(unit) > 1), 0)
+        bucket_bytes = max([bucket_bytes, *whole])
     buckets: list[list[Shard]] = [[]]
     filled = 0
     for unit, of_shards in zip(units, sizes, strict=True):

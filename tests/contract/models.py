@@ -18,6 +18,8 @@ class Built:
     checkpoint_keys: set[str]
     extra_states: int
     parameter_classes: set[str]
+    experts: list[str]
+    """Classes of its layers' experts."""
     optimizer: list[str]
     """Of the outermost to the innermost: classes, and where the last is from."""
 
@@ -76,5 +78,13 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
         checkpoint_keys={value.key for name, value in entries.items() if not name.endswith(EXTRA_STATE)},
         extra_states=sum(name.endswith(EXTRA_STATE) for name in entries),
         parameter_classes={type(p.data).__name__ for chunk in model for p in chunk.parameters()},
+        experts=sorted(
+            {
+                type(module.experts).__name__
+                for chunk in model
+                for module in chunk.modules()
+                if hasattr(module, "experts")
+            }
+        ),
         optimizer=[*(type(each).__name__ for each in classes), type(classes[-1]).__module__.partition(".")[0]],
     )

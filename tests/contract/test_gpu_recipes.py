@@ -13,7 +13,7 @@ from megatron_nft.rollout.vllm.engine import VllmEngine
 from tests.parallel.ranks import run_ranks
 from tests.unit.plan.conftest import QWEN2, SHAPES
 
-RECIPES = sorted(path for path in Path("launch/recipes").glob("*.toml") if path.stem != "quickstart")
+RECIPES = sorted(path for path in Path("launch/recipes").glob("*.toml") if not path.stem.startswith("quickstart"))
 STAGE = "tests.contract.played"
 
 
@@ -62,8 +62,12 @@ def of_megatron(config):
         place = {"tp_rank": 0, "cp_rank": 0, "dp_rank": 0, "pp_rank": stage}
         topology = Topology(**sizes, **place, device=torch.device("cuda"))
         megatron = transformer_config(read_hf_config(config.model.path), actor, topology)
-        linear = layer_spec(megatron, topology).submodules.self_attention.submodules.linear_qkv
-        layers.add((megatron.num_layers, megatron.bf16, linear.__name__))
+        spec = layer_spec(megatron, topology)
+        (layer,) = {id(one): one for one in getattr(spec, "layer_specs", [spec])}.values()
+        linear = layer.submodules.self_attention.submodules.linear_qkv
+        experts = getattr(layer.submodules.mlp.submodules, "experts", None)
+        kinds = (linear.__name__, *([experts.module.__name__] if experts else []))
+        layers.add((megatron.num_layers, megatron.bf16, kinds))
     ddp, optimizer = ddp_config(actor), optimizer_config(config.optimizer, actor)
     return {
         "layers": layers,
@@ -76,23 +80,24 @@ def of_megatron(config):
 def test_every_recipe_is_what_every_constructor_takes(tmp_path):
     folders = {}
     for recipe in RECIPES:
-        name = "32b" if "32b" in recipe.stem else "math_7b"
+        name = next(name for name in SHAPES if name in recipe.stem)
         folders[recipe] = tmp_path / name
         folders[recipe].mkdir(exist_ok=True)
         (folders[recipe] / "config.json").write_text(json.dumps(QWEN2 | SHAPES[name]))
-    assert len(RECIPES) >= 6
+    assert len(RECIPES) >= 8
     pairs = [(str(recipe), str(folder)) for recipe, folder in folders.items()]
     (found,) = run_ranks(1, constructed, pairs, stage=STAGE)
     for recipe, made in zip(RECIPES, found, strict=True):
         config = load_config(recipe, [f"model.path={folders[recipe]}"], checks_weights=False)
-        layers = read_hf_config(config.model.path).num_hidden_layers
+        hf = read_hf_config(config.model.path)
+        kinds = ("TELayerNormColumnParallelLinear", *(["TEGroupedMLP"] if hf.mixture else []))
         gather = config.actor.overlap_param_gather
         assert made == {
             "tp": config.rollout.tp,
             "sleeps": config.is_colocated,
             "longest": config.max_sequence_tokens,
             "dtype": "bfloat16",
-            "layers": {(layers, True, "TELayerNormColumnParallelLinear")},
+            "layers": {(hf.num_hidden_layers, True, kinds)},
             "overlaps": (config.actor.overlap_grad_reduce, gather, gather),
             "sharded": (True, True, True),
             "optimizer": (1e-6, 0.1, 1.0, True),

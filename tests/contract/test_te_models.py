@@ -7,7 +7,7 @@ import pytest
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.parameters import parameters
 from tests.contract.models import build
-from tests.parallel.families import FAMILIES, OTHERS, make_folder
+from tests.parallel.families import FAMILIES, MIXTURES, OTHERS, make_folder
 from tests.parallel.ranks import run_ranks
 
 STAGE = "tests.contract.played"
@@ -39,6 +39,15 @@ SETTINGS = [
     {"optimizer": {"optimizer_cpu_offload": True}},
 ]
 """With one family, on one rank."""
+OF_EXPERTS = [
+    {},
+    SP,
+    SP | {"ep": 2},
+    {"dp": 2, "ep": 2, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    {"pp": 2, "dp": 2, "ep": 2},
+    SP | {"dp": 2, "ep": 2, "etp": 2},
+]
+"""With every mixture."""
 
 
 def words(settings):
@@ -50,7 +59,7 @@ def world_size(settings):
 
 
 def make_folders(rank, master, parent):
-    return {family: str(make_folder(family, "bfloat16", 0, parent / family)) for family in FAMILIES | OTHERS}
+    return {family: str(make_folder(family, "bfloat16", 0, parent / family)) for family in FAMILIES | OTHERS | MIXTURES}
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +80,7 @@ def check(folder, ranks):
 
 @pytest.mark.parametrize("settings", LAYOUTS, ids=words)
 def test_every_family_in_a_layout(folders, settings):
+    folders = {family: folder for family, folder in folders.items() if family not in MIXTURES}
     ranks = run_ranks(world_size(settings), build, folders, settings, stage=STAGE)
     for family, folder in folders.items():
         check(folder, [rank[family] for rank in ranks])
@@ -78,6 +88,16 @@ def test_every_family_in_a_layout(folders, settings):
             built = rank[family]
             assert built.optimizer == ["ChainedOptimizer", "DistributedOptimizer", "FusedAdam", "transformer_engine"]
             assert built.parameter_classes == {"Tensor"} and built.extra_states
+
+
+@pytest.mark.parametrize("settings", OF_EXPERTS, ids=words)
+def test_every_mixture_in_a_layout(folders, settings):
+    """Grouped experts, whose slots have names of their own, under the checkpoint's keys of a CPU's."""
+    folders = {family: folders[family] for family in MIXTURES}
+    ranks = run_ranks(world_size(settings), build, folders, settings, stage=STAGE)
+    for family, folder in folders.items():
+        check(folder, [rank[family] for rank in ranks])
+        assert all(rank[family].experts == ["TEGroupedMLP"] for rank in ranks), family
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=words)

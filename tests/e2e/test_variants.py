@@ -17,7 +17,7 @@ from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.serving import check_served
 from megatron_nft.types import TrainSequence
 from tests.parallel.ranks import run_ranks
-from tests.variants import draw, for_engines, make_model
+from tests.variants import MIXTURES, draw, for_engines, make_model, mixture_variants, variants
 
 pytestmark = pytest.mark.e2e
 
@@ -92,10 +92,10 @@ def _transformers_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def compare(engine_server, variants, tmp_path, after_the_engine=lambda folder: None):
+def compare(engine_server, drawn, tmp_path, after_the_engine=lambda folder: None):
     """An Outcome each, in their order."""
     outcomes, folders = {}, {}
-    for number, changes in enumerate(variants):
+    for number, changes in enumerate(drawn):
         keys = for_engines(changes)
         folder = tmp_path / str(number)
         try:
@@ -113,7 +113,7 @@ def compare(engine_server, variants, tmp_path, after_the_engine=lambda folder: N
     answered = {}
     for number, answer in zip(folders, answers, strict=True):
         if isinstance(answer, str):
-            outcomes[number] = Outcome(for_engines(variants[number]), engine_error=answer)
+            outcomes[number] = Outcome(for_engines(drawn[number]), engine_error=answer)
         else:
             answered[number] = answer
     for number in answered:
@@ -122,8 +122,8 @@ def compare(engine_server, variants, tmp_path, after_the_engine=lambda folder: N
     (scores,) = run_ranks(1, both_logprobs, cases) if cases else ([],)
     for (number, (*_, engine_A)), (ours_A, theirs_A) in zip(answered.items(), scores, strict=True):
         gaps = (float(np.abs(ours_A - other_A).max()) for other_A in (theirs_A, engine_A))
-        outcomes[number] = Outcome(for_engines(variants[number]), "", "", *gaps)
-    return [outcomes[number] for number in range(len(variants))]
+        outcomes[number] = Outcome(for_engines(drawn[number]), "", "", *gaps)
+    return [outcomes[number] for number in range(len(drawn))]
 
 
 def check(outcomes):
@@ -134,11 +134,12 @@ def check(outcomes):
         assert outcome.from_transformers < TRANSFORMERS_GAP and outcome.from_engine < ENGINE_GAP, outcome
 
 
-def first_accepted(drawn, kind, folder):
-    """The first of these that training takes and that has rope of this kind in force."""
+def first_accepted(drawn, kind, folder, key="rope_scaling"):
+    """The first of these that training takes and that has rope of this kind in force, or another key of this value."""
     for changes in drawn:
         (folder / "config.json").write_text(json.dumps(for_engines(changes)))
-        if kind in (changes.get("rope_scaling") or {}).values() and not refusal(folder):
+        value = changes.get(key)
+        if kind in ((value or {}).values() if key == "rope_scaling" else [value]) and not refusal(folder):
             return changes
     raise AssertionError(f"none of {len(drawn)} draws has {kind}")
 
@@ -149,6 +150,17 @@ def test_drawn_models_are_refused_or_the_same_to_actor_transformers_and_engine(e
     outcomes = compare(engine_server, [*accepted, *drawn[-8:]], tmp_path)
     check(outcomes)
     assert [outcome.refusal for outcome in outcomes[:2]] == ["", ""] and any(outcome.refusal for outcome in outcomes)
+
+
+def test_drawn_mixtures_are_the_same_to_actor_transformers_and_engine(engine_server, tmp_path):
+    """One of each family, one with a dense layer, and one whose experts' weights are not normalised."""
+    drawn = draw(200, mixture_variants)
+    wanted = [("model_type", family) for family in MIXTURES]
+    wanted += [("decoder_sparse_step", 2), ("norm_topk_prob", False)]
+    accepted = [first_accepted(drawn, value, tmp_path, key) for key, value in wanted]
+    outcomes = compare(engine_server, accepted, tmp_path)
+    check(outcomes)
+    assert not any(outcome.refusal for outcome in outcomes)
 
 
 def test_a_model_that_the_engine_read_otherwise_shows(engine_server, tmp_path):
@@ -165,7 +177,8 @@ def test_a_model_that_the_engine_read_otherwise_shows(engine_server, tmp_path):
 
 
 @pytest.mark.night("300 draws, about half of them with an engine")
-def test_more_drawn_models(engine_server, tmp_path):
-    drawn = draw(300)
+@pytest.mark.parametrize("strategy", [variants, mixture_variants], ids=["dense", "mixtures"])
+def test_more_drawn_models(engine_server, tmp_path, strategy):
+    drawn = draw(300, strategy)
     for start in range(0, len(drawn), AT_A_TIME):
         check(compare(engine_server, drawn[start : start + AT_A_TIME], tmp_path / str(start)))

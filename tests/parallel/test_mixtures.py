@@ -135,6 +135,19 @@ def test_parity(reference_of, layout: MixtureLayout):
     assert not {kind: worst for kind, worst in found.items() if not worst[0] <= BOUNDS[kind]}
 
 
+@pytest.mark.parallel
+def test_the_balancing_loss_is_a_mean_of_the_updates_tokens(reference_of):
+    """So it doesn't grow with them. It does depend on microbatches, which are balanced one by one."""
+    folder, updates, oracle = reference_of("qwen3_moe")
+    norms = []
+    for budget in ("single", "large"):
+        layout = MixtureLayout(1, 1, 1, 1, 1, 1, 1, "none", budget, "qwen3_moe")
+        overrides = [*layout.overrides, "actor.moe_aux_loss_coeff=0.01"]
+        ((_, metrics, _, _),) = run_ranks(1, run_rank, str(folder), overrides, updates[:1])
+        norms.append(metrics[0]["actor/grad_norm"] / oracle.metrics[0]["actor/grad_norm"])
+    assert all(1e-4 < abs(norm - 1) < 0.02 for norm in norms) and norms[0] != norms[1], norms
+
+
 def test_the_table_and_its_share_on_a_push():
     assert (
         len(LAYOUTS) >= 20 and len(set(LAYOUTS)) == len(LAYOUTS) and {layout.model for layout in LAYOUTS} == {*MODELS}

@@ -13,7 +13,7 @@ import torch
 
 from megatron_nft.config import load_config
 from megatron_nft.types import MicroBatch, TrainSequence
-from tests.parallel.families import FAMILIES, make_folder
+from tests.parallel.families import FAMILIES, MIXTURES, make_folder
 from tests.parallel.ranks import run_ranks
 
 pytestmark = pytest.mark.parallel
@@ -60,7 +60,7 @@ def allocated_on_rank(rank: int, master: str, overrides: list[str]) -> Allocated
     config = load_config("launch/recipes/quickstart.toml", [*BASE, *overrides])
     worker = Worker(config, rank=rank, master=master)
     worker.train_step([[MicroBatch(sequences=(sequence(24),))]])  # Adam's moments come into being at the first update
-    buffers = [buffer for chunk in worker.model for buffer in chunk.buffers]
+    buffers = [b for chunk in worker.model for b in (*chunk.buffers, *chunk.expert_parallel_buffers)]
     assert {p.untyped_storage().data_ptr() for chunk in worker.model for p in chunk.parameters()} <= {
         b.param_data.untyped_storage().data_ptr() for b in buffers
     }, "a parameter lies outside the buffers"
@@ -69,12 +69,13 @@ def allocated_on_rank(rank: int, master: str, overrides: list[str]) -> Allocated
     }]  # fmt: skip
     moments = [
         tensor
-        for state in worker.optimizer.optimizer.state.values()
+        for part in worker.optimizer.chained_optimizers
+        for state in part.optimizer.state.values()
         for name, tensor in state.items()
         if name in ("exp_avg", "exp_avg_sq")
     ]
     mine = parameters_of_rank(worker.hf, config.actor, worker.topology.pp_rank)
-    shard = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    shards = parallel_state.get_data_parallel_rank(True), parallel_state.get_expert_data_parallel_rank()
     element = weight_element_bytes(config)
     result = Allocated(
         weights=sum(b.param_data.nbytes for b in buffers),
@@ -84,7 +85,7 @@ def allocated_on_rank(rank: int, master: str, overrides: list[str]) -> Allocated
         planned=(
             mine.weight_bytes(element),
             mine.gradient_bytes,
-            mine.optimizer_bytes(element, shard),
+            mine.optimizer_bytes(element, *shards),
             list(bucket_bytes(config, worker.hf, worker.topology.pp_rank)),
         ),
     )
@@ -110,16 +111,27 @@ LAYOUTS = {
         "actor.ddp_bucket_size=30000",
     ],
 }  # fmt: skip
+SP = "actor.sequence_parallel=true"
+OF_EXPERTS = {
+    "tp2, experts": ("qwen2_moe", ["actor.tp=2", SP]),
+    "dp4 ep2": ("qwen3_moe", ["actor.dp=4", "actor.ep=2"]),
+    "pp2 dp2 ep2, some layers dense": ("qwen3_moe mixed", ["actor.pp=2", "actor.dp=2", "actor.ep=2"]),
+    "tp2 dp2 ep2 etp2": ("mixtral", ["actor.tp=2", SP, "actor.dp=2", "actor.ep=2", "actor.etp=2"]),
+}
+LAYOUTS |= {name: overrides for name, (_, overrides) in OF_EXPERTS.items()}
 CASES = [
     pytest.param(family, layout, id=f"{family}, {layout}")
-    for number, layout in enumerate(LAYOUTS)
+    for number, layout in enumerate(name for name in LAYOUTS if name not in OF_EXPERTS)
     for family in (("qwen2 tied", "qwen2") if "pp2" in layout else (tuple(FAMILIES)[number % len(FAMILIES)],))
 ]
+CASES += [pytest.param(family, layout, id=f"{family}, {layout}") for layout, (family, _) in OF_EXPERTS.items()]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    return {family: make_folder(family, "float32", 0, tmp_path_factory.mktemp("model")) for family in FAMILIES}
+    return {
+        family: make_folder(family, "float32", 0, tmp_path_factory.mktemp("model")) for family in (*FAMILIES, *MIXTURES)
+    }
 
 
 @pytest.mark.parametrize(("family", "layout"), CASES)

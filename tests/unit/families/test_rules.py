@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_nft.families.family import Mixture
+from megatron_nft.families.family import Mixture, ModelFolderError
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.families.registry import families, family_of, table_of
 from megatron_nft.families.rules import (
@@ -19,6 +19,7 @@ from megatron_nft.families.rules import (
     vocabulary,
     whole,
 )
+from megatron_nft.families.serving import check_served
 from tests.variants import MIXTURES
 
 HF = HFConfig(
@@ -109,6 +110,16 @@ def test_a_layer_has_experts_or_an_mlp():
     for stranger in ("decoder.layers.1.mlp.linear_fc1.weight", "decoder.layers.0.mlp.router.weight"):
         with pytest.raises(MappingError):
             some.find(stranger)
+
+
+def test_experts_that_a_cpus_engine_has_no_kernel_for():
+    hf = replace(HF, model_type="qwen3_moe", head_dim=32, hidden_size=144, mixture=MIXTURE)
+    with pytest.raises(
+        ModelFolderError, match=r"no kernel for experts of hidden_size = 144; it must be a multiple of 32"
+    ):
+        check_served(hf, "folder", max_tokens=64, device="cpu")
+    check_served(hf, "folder", max_tokens=64, device="cuda")
+    check_served(replace(hf, hidden_size=160), "folder", max_tokens=64, device="cpu")
 
 
 def test_what_a_token_goes_through_is_less_than_what_a_mixture_holds():

@@ -15,6 +15,12 @@ SHAPES = {
                 "intermediate_size": 18944, "max_position_embeddings": 4096},
 }  # fmt: skip
 """Qwen2.5-32B and Qwen2.5-Math-7B."""
+SHAPES["30b_a3b"] = {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
+    "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "vocab_size": 151936,
+}  # fmt: skip
+"""Qwen3-30B-A3B."""
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from megatron_nft.plan.buckets import AUTOMATIC_BUCKETS, LARGEST_BUCKET_BYTES, S
 from megatron_nft.plan.parameters import (
     Parameter,
     lay_out_buffer,
+    layers_of_chunk,
     layers_of_rank,
     parameters_of_rank,
     shard_elements,
@@ -47,6 +48,28 @@ def test_32b_by_hand(models):
     assert one.elements == whole == 32_763_876_352
     assert one.weight_bytes(2) == 2 * whole and one.gradient_bytes == 4 * whole
     assert one.optimizer_bytes(2) == 12 * whole and one.optimizer_bytes(4) == 8 * whole
+
+
+def test_30b_a3b_by_hand(models):
+    hf = read_hf_config(models["30b_a3b"])
+    experts = 128 * 3 * 2048 * 768
+    layer = 2048 * (32 + 4 + 4 + 32) * 128 + 2 * 2048 + 2 * 128 + 128 * 2048
+    whole = 48 * (layer + experts) + 2 * 151936 * 2048 + 2048
+    assert parameters_of_rank(hf, ActorConfig(), 0).elements == whole == 30_532_122_624
+    spread = parameters_of_rank(hf, ActorConfig(dp=16, ep=8), 0)
+    assert spread.expert_buffer_elements == 48 * experts // 8, "whole tiles: no padding"
+    assert spread.elements == spread.buffer_elements + 48 * experts // 8
+    assert len(spread.shards) == 16 and spread.expert_shards == (48 * experts // 16,) * 2
+    together = parameters_of_rank(hf, ActorConfig(dp=16), 0)
+    assert together.expert_buffer_elements == 0 and together.buffer_elements == whole, "one buffer for all"
+    sharded = parameters_of_rank(hf, ActorConfig(tp=2, dp=4, ep=4, etp=2, sequence_parallel=True), 0)
+    assert sharded.expert_buffer_elements == spread.expert_buffer_elements and len(sharded.expert_shards) == 1
+
+
+def test_layers_of_virtual_stages():
+    actor = ActorConfig(pp=3, vpp=2, num_layers_in_last_pipeline_stage=2)
+    chunks = [list(layers_of_chunk(actor, 10, pp_rank, stage)) for stage in range(2) for pp_rank in range(3)]
+    assert chunks == [[0, 1], [2, 3], [4], [5, 6], [7, 8], [9]]
 
 
 def test_all_ranks_together_hold_the_model(models):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_nft.families.family import Mixture
 from megatron_nft.families.registry import table_of
 from megatron_nft.families.rules import along
 from megatron_nft.weights.plan import LARGEST_BUCKET_BYTES, SMALLEST_BUCKET_BYTES, plan_weights
@@ -51,3 +52,25 @@ def test_automatic_size_is_a_16th_within_bounds():
     assert plan(None, [(name, tensor.repeat(64)) for name, tensor in many], wider).largest_bucket_bytes == max(
         LARGEST_BUCKET_BYTES, 2 << 30
     )
+
+
+def test_the_experts_of_a_layer_lie_in_one_bucket_if_they_fit():
+    """An engine that has some of them holds these until the others come, beside the layer that it makes of all."""
+    mixture = Mixture(num_experts=4, experts_per_token=2, intermediate_size=8, normalizes_weights=True)
+    names = [f"experts.local_experts.{slot}.linear_fc{number}" for slot in range(4) for number in (1, 2)]
+    shapes = {"router": (4, 16), **{name: (16, 16) if name.endswith("1") else (16, 8) for name in names}}
+    parameters = [
+        (f"decoder.layers.{layer}.mlp.{name}.weight", torch.zeros(shape))
+        for layer in range(2) for name, shape in shapes.items()
+    ]  # fmt: skip
+    hf = replace(HF, model_type="qwen3_moe", mixture=mixture)
+    one_expert, router = 2 * (2 * 8 * 16 + 16 * 8), 2 * 4 * 16  # bytes in bf16
+
+    def layers_of(bucket_bytes):
+        plan = plan_weights(parameters, table_of(hf), places=[()], dtype=torch.bfloat16, bucket_bytes=bucket_bytes)
+        return [[s.numbers["layer"] for s in bucket.shards if "experts" in s.name] for bucket in plan.buckets]
+
+    assert layers_of(4 * one_expert + router) == [[0] * 8, [1] * 8]
+    assert layers_of(6 * one_expert) == [[0] * 8, [1] * 8], "not two of the second layer's beside the first's"
+    assert layers_of(4 * one_expert) == [[], [0] * 8, [], [1] * 8]
+    assert max(map(len, layers_of(one_expert))) == 2, "where they don't fit, tensor by tensor"

@@ -1,0 +1,125 @@
+"""A step of the 32B recipe with the real driver, on a cluster that is simulated on this machine.
+
+    python -m benchmarks.scale.run [--gpus 16,128,512,2048] [--steps 2] [--markdown] [section.key=value ...]
+    python -m benchmarks.scale.run --gpus 128 --weak ...      the batch grows with the GPUs, answers shrink
+
+Driver, sampler, queue, graders, packing, Ray and the control of the weight sync are the run's own; ranks and engines
+are played (stand_ins.py). Each size is a process of its own. README.md says how the figures are to be read.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scale.cluster import NUM_PROMPTS, ray_with, scaled_recipe
+from benchmarks.scale.table import render
+from megatron_nft.cluster.placement import ray_cluster
+from megatron_nft.config import Config
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.plan.hardware import load_machine
+from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.workload import Assumptions
+
+SIZES = (16, 128, 512, 2048)
+WEAK_GPUS = 128
+"""At which --weak has the recipe's own batch and answers."""
+
+
+def simulate(config: Config, plan: Plan) -> dict[str, Any]:
+    """A run of the recipe on played ranks and engines, in this process: what it spent, stage by stage."""
+    from benchmarks.scale.stand_ins import PlayedActors, PlayedEngines
+    from benchmarks.scale.watch import Watch
+    from megatron_nft.run.parts import Processes, begin_build
+    from megatron_nft.run.run import run_recipe
+    from megatron_nft.train import train
+
+    with ExitStack() as stack:
+        stack.enter_context(ray_with(gpus=config.actor.world_size, cpus=2 * config.actor.world_size + 8))
+        begun = time.perf_counter()
+        placement = stack.enter_context(ray_cluster(config))
+        reserve_s = time.perf_counter() - begun
+        actors, engines = PlayedActors(config, placement), PlayedEngines(config, placement, plan, starts_empty=True)
+        processes = Processes(actors=actors, engines=engines)
+        watch = Watch(actors.host, engines.host)  # they are up
+        stack.callback(watch.end)
+        begun = time.perf_counter()
+        for pending in begin_build(processes, shared=config.is_colocated):
+            pending.wait()
+        build_s = time.perf_counter() - begun
+
+        def steps(run: Any, stop: Any) -> None:
+            watch.report(run.report)
+            train(run, stop)
+
+        run_recipe(config, steps, processes=processes)
+        watch.close("end")
+        return {
+            "gpus": config.actor.world_size,
+            "engines": config.rollout.engines,
+            "steps": config.train.steps,
+            "reserve_s": reserve_s,
+            "build_s": build_s,
+            "planned_s": {stage.name: stage.seconds for stage in plan.stages},
+            "driver_bytes": watch.private_bytes,
+            "store_bytes": watch.store_bytes,
+            "spent": {
+                step: {name: vars(spent) | {"messages": dict(spent.messages)} for name, spent in stages.items()}
+                for step, stages in watch.steps.items()
+            },
+        }
+
+
+def size_of(gpus: int, folder: Path, weak: bool, prompts: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """One size, in this process."""
+    if weak:
+        factor = gpus / WEAK_GPUS
+        groups, longest = int(512 * factor), int(14_336 / factor)
+        overrides = [f"train.groups_per_step={groups}", f"rollout.max_answer_tokens={longest}", *overrides]
+    config = scaled_recipe(folder, gpus, overrides, prompts)
+    plan = make_plan(config, read_hf_config(config.model.path), load_machine("H100"), Assumptions())
+    return simulate(config, plan)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--gpus", default=",".join(map(str, SIZES)))
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--weak", action="store_true", help="groups grow with the GPUs, answers get shorter")
+    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="rows of the training file")
+    parser.add_argument("--markdown", action="store_true", help="tables for a results page")
+    parser.add_argument("--json", metavar="FILE", help="all that was counted, into a file")
+    parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # this process: the result into a file
+    arguments = parser.parse_intermixed_args(argv)
+    sizes = [int(size) for size in arguments.gpus.split(",")]
+    settings = [f"train.steps={arguments.steps}", "checkpoint.every=1", *arguments.overrides]
+    if arguments.one:
+        folder = Path(arguments.one).parent
+        result = size_of(sizes[0], folder, arguments.weak, arguments.prompts, settings)
+        Path(arguments.one).write_text(json.dumps(result))
+        return 0
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            file = Path(folder) / "result.json"
+            command = [sys.executable, "-m", "benchmarks.scale.run", "--one", str(file), "--gpus", str(size)]
+            command += ["--steps", str(arguments.steps), "--prompts", str(arguments.prompts)]
+            command += ["--weak"] * arguments.weak + arguments.overrides
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            results.append(json.loads(file.read_text()))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1))
+    print(render(results, markdown=arguments.markdown))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

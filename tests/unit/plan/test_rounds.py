@@ -1,0 +1,142 @@
+"""Rounds as the queue has them, tails, and what a run has beside its steps."""
+
+from math import ceil
+
+import numpy as np
+import pytest
+
+from megatron_nft.config import load_config
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.groups import queue
+from megatron_nft.groups.queue import GroupQueue
+from megatron_nft.plan import rounds
+from megatron_nft.plan.__main__ import main
+from megatron_nft.plan.engine import play_round, without_tail
+from megatron_nft.plan.hardware import load_machine
+from megatron_nft.plan.planner import make_plan
+from megatron_nft.plan.rounds import sampling_rounds
+from megatron_nft.plan.suggestions import suggest_clusters
+from megatron_nft.plan.workload import Assumptions, length_quantiles
+from tests.unit.plan.test_planner import NFT_32B
+from tests.unit.plan.test_workload import ENGINE
+
+
+@pytest.fixture
+def planned(models):
+    def plan(*overrides, **assumptions):
+        config = load_config(NFT_32B, [f'model.path="{models["32b"]}"', *overrides])
+        return make_plan(config, read_hf_config(models["32b"]), load_machine("H100"), Assumptions(**assumptions))
+
+    return plan
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.5, 0.2, 0.05])
+def test_a_step_asks_as_the_queue_does(share):
+    """Once it knows the share from a step that has asked as this one will."""
+    planned = sampling_rounds(512, share)
+    real = GroupQueue(groups_per_step=512, max_staleness=0, max_rounds=10, num_steps=9)
+    real.mixed_share, real.share_of = share, planned.first
+    assert real.num_missing() == planned.first
+    assert rounds.MARGIN == queue.MARGIN
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
+def test_as_many_steps_need_a_second_round(share):
+    planned, draw = sampling_rounds(512, share), np.random.default_rng(0)
+    estimates = draw.binomial(planned.first, share, 20_000) / planned.first
+    asked = [rounds.asked_for(512, estimate, planned.first) for estimate in estimates]
+    again = np.mean(draw.binomial(asked, share) < 512)
+    assert again == pytest.approx(planned.again, abs=0.01)
+    assert 512 / share < planned.prompts < 1.15 * 512 / share + 40 / share
+
+
+def round_of(answers, places=8, lengths=(100.0, 200.0, 400.0, 800.0)):
+    return play_round(
+        ENGINE, load_machine("H100"), answers=answers, prompts=1.0, prompt_tokens=100.0, lengths=lengths, places=places
+    )
+
+
+def test_the_tail_begins_when_nothing_waits():
+    alone = round_of(1)
+    assert alone.tail_s == pytest.approx(alone.seconds - alone.parts["prefill"])
+    assert round_of(8, lengths=(500.0,)).tail_s == 0, "all end together"
+    many = round_of(400)
+    assert 0 < many.tail_s < 0.1 * many.seconds
+
+
+def test_engines_that_go_on_have_no_tail():
+    lengths = length_quantiles(300.0, 0.8, 1000)
+    kind = {"prompts": 32.0, "prompt_tokens": 100.0, "lengths": lengths, "places": 8}
+    whole = play_round(ENGINE, load_machine("H100"), answers=512, **kind)
+    steady = without_tail(ENGINE, load_machine("H100"), answers=512, **kind)
+    assert whole.seconds - whole.tail_s < steady < whole.seconds - 0.3 * whole.tail_s
+
+
+def test_evaluation_beside_rollouts_costs_its_tokens_and_no_tail(planned):
+    evaluation = planned("train.evaluate_every=2").evaluation
+    assert evaluation.prompts == 30 + 500 + 30 + 40 + 674 + 272
+    assert evaluation.answers == 32 * 100 + 500 + 674 + 272
+    assert 0 < evaluation.beside_s < 0.6 * evaluation.alone_s
+    greedy = planned("evaluate.greedy=true", "evaluate.max_prompts=10").evaluation
+    assert (greedy.prompts, greedy.answers) == (10, 330)
+    assert planned("data.held_out=[]", "evaluate.samples_of={}").evaluation is None
+    split = planned("cluster.placement=split", "actor.dp=4", "rollout.engines=16")
+    assert split.evaluation.beside_s == max(split.evaluation.alone_s - split.seconds_of("log-prob", "train"), 0)
+
+
+def test_a_checkpoint_by_hand(planned):
+    saving = planned().saving
+    assert saving.num_bytes == 14 * 32_763_876_352
+    assert saving.copy_s == pytest.approx(saving.num_bytes / 128 / 2.3e9)
+    assert saving.write_s == pytest.approx(saving.num_bytes / 15e9)
+    assert saving.seconds == saving.copy_s and planned("checkpoint.every=0").saving is None
+    waiting = planned("checkpoint.in_background=false").saving
+    assert waiting.seconds == waiting.copy_s + waiting.write_s
+
+
+def test_a_start_by_hand(planned):
+    """Every node reads its stage once: 8 nodes the first, 8 the second."""
+    start = planned().start
+    assert start.read_bytes == pytest.approx(8 * 2 * 32_763_876_352, rel=1e-3)
+    assert start.parts["weights from storage"] == pytest.approx(start.read_bytes / 15e9)
+    assert start.parts["engines, after the ranks"] == 60
+    split = planned("cluster.placement=split", "actor.dp=4", "rollout.engines=16").start
+    assert split.parts["engines, beside the ranks"] < 60
+
+
+def test_a_whole_run_is_the_sum_of_its_parts(planned):
+    plan = planned("train.steps=100", "train.evaluate_every=30", "checkpoint.every=40")
+    parts = plan.whole_run.parts
+    assert parts["steps"] == pytest.approx(100 * plan.seconds)
+    assert parts["evaluations"] == pytest.approx(3 * plan.evaluation.beside_s + 2 * plan.evaluation.alone_s)
+    assert parts["checkpoints"] == pytest.approx(3 * plan.saving.copy_s + plan.saving.write_s)
+    assert plan.whole_run.device_hours == pytest.approx(128 * sum(parts.values()) / 3600)
+    assert plan.asynchronous_run is None
+    split = planned("cluster.placement=split", "actor.dp=4", "rollout.engines=16")
+    assert split.asynchronous_run.hours < split.whole_run.hours
+
+
+def test_other_clusters_fit_and_are_what_they_say(planned, models):
+    plan = planned()
+    found = suggest_clusters(plan, 64)
+    assert {s.plan.config.cluster.placement for s in found} == {"colocated", "split"}
+    assert all(s.plan.fits and s.plan.num_devices == 64 for s in found)
+    assert len({s.plan.config.rollout.tp for s in found}) > 1
+    for each in (found[0], found[-1]):
+        changes = [change.replace("None", "0") for change in each.changes]
+        again = planned(*changes)
+        assert again.fits and again.seconds == each.plan.seconds
+    assert suggest_clusters(plan, ceil(0.5)) == [], "nothing fits on one device"
+
+
+def test_the_command_plans_the_recipe_on_other_devices(capsys, models):
+    seven = NFT_32B.with_name("nft_qwen2.5_math_7b_4x8h100.toml")
+    assert main([str(seven), "--model", str(models["math_7b"]), "--gpus", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "8 x H100, " in out and "engines and placement on 8 devices" in out and "(fastest" in out
+    for line in ("tail: in the last ", "evaluation every ", "checkpoint every 10 steps: ", "start: ", "run of "):
+        assert f"\n{line}" in out, line
+    assert main([str(NFT_32B), "--model", str(models["32b"]), "--gpus", "1"]) == 1
+    assert capsys.readouterr().out.startswith("nothing fits on 1 device; ")
+    assert main([str(NFT_32B), "--model", str(models["32b"]), "--gpus", "0"]) == 2
+    assert "--gpus 0; give at least 1 device" in capsys.readouterr().err
