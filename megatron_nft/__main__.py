@@ -23,6 +23,7 @@ class Command:
 COMMANDS = (
     Command("doctor", "megatron_nft.doctor.__main__", "is this machine fit to run, and for this recipe?"),
     Command("plan", "megatron_nft.plan.__main__", "memory and seconds of a recipe, and layouts that fit"),
+    Command("init", "megatron_nft.init.__main__", "write a recipe for a model, data and the GPUs at hand"),
     Command("config", "megatron_nft.config.__main__", "every setting of a recipe: default and meaning"),
     Command("smoke", "megatron_nft.smoke.__main__", "check one node's actor, and time a step"),
     Command("preflight", "megatron_nft.preflight.__main__", "are a job's nodes fit for this run?"),

@@ -57,6 +57,7 @@ def train(run: Run, stop: Stop) -> None:
                     run.checkpoints.begin(run.progress)  # written while the run goes on
             with report.stage("sync"):
                 report.add(run.sync())  # resharded weights -> engines
+            report.add(run.measured(batch))
         run.checkpoints.poll()
         with stop.interruptible():
             evaluate_and_export_if_due(run, step)

@@ -110,7 +110,7 @@ def lend(group: RolloutGroup) -> RolloutGroup:
     )
 
 
-def fetch(share: Any) -> Any:
+def bring(share: Any) -> Any:
     """A rank's microbatches, in whatever lists, with the arrays in place of their references.
 
     One that is lost, since its node is, becomes one without rows: the tokens whose experts are known are its first 0.

@@ -18,6 +18,7 @@ from megatron_nft.cluster.elsewhere import Shelf
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, ProcessLost, dead_of, log_of, lost_of, watchdog
 from megatron_nft.cluster.restarts import Restarts
+from megatron_nft.cluster.usage import Usage, fetch
 from megatron_nft.config import Config
 from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.weights.wire import BucketManifest
@@ -48,7 +49,7 @@ class _EngineProcess(Process):
             self.shelf = Shelf()
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
-        with watchdog(timeout_s):
+        with watchdog(timeout_s), self.log.during(verb):
             answer = getattr(self.engine, verb)(*arguments)
         if verb == "advance":
             groups, seconds = answer
@@ -61,6 +62,11 @@ class _EngineProcess(Process):
         """What groups have left here (elsewhere.py); a value for each of several references."""
         arrays = self.shelf.hand_over(keys)
         return arrays if len(arrays) > 1 else arrays[0]
+
+    def usage(self) -> Usage:
+        usage = super().usage()
+        usage.more = self.engine.decode_steps()
+        return usage
 
 
 class Fleet:
@@ -234,6 +240,11 @@ class Fleet:
             ray.kill(engine)
 
     # --- verbs of all engines
+
+    def usage(self) -> dict[str, Usage]:
+        """Of each engine that has started, since the last call."""
+        with self._lock:
+            return fetch({name: engine for name, engine in self._engines.items() if name not in self._starting})
 
     def sleep(self) -> None:
         """Leaves the GPUs to the actor: see rollout/api.py."""

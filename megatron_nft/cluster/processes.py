@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from megatron_nft.cluster.nodes import ClusterError
+from megatron_nft.cluster.usage import Usage, UsageLog
 from megatron_nft.config import RecipeError
 
 STDOUT, STDERR = 1, 2
@@ -46,9 +47,14 @@ class Process:
             _write_to(log)
         faulthandler.enable(STDERR, all_threads=True)
         faulthandler.register(signal.SIGUSR2, STDERR, all_threads=True)
+        self.log = UsageLog()
 
     def ping(self) -> None:
         """Answers, if this process lives."""
+
+    def usage(self) -> Usage:
+        """Of this process since the last call."""
+        return self.log.take()
 
 
 @contextmanager

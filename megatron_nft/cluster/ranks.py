@@ -15,9 +15,10 @@ import ray
 from megatron_nft.actor.manifest import CheckpointError, read_manifest, shares
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.cluster.connections import connections, device_generation
-from megatron_nft.cluster.elsewhere import fetch
+from megatron_nft.cluster.elsewhere import bring
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, log_of, watchdog
+from megatron_nft.cluster.usage import Usage, fetch
 from megatron_nft.config import Config
 from megatron_nft.types import TrainBatch
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
@@ -48,9 +49,9 @@ class _ActorRank(Process):
             self.worker = Worker(config, rank=rank, master=master)
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
-        with watchdog(timeout_s):
+        with watchdog(timeout_s), self.log.during(verb):
             if verb in ON_BATCHES:
-                arguments = (fetch(arguments[0]), *arguments[1:])
+                arguments = (bring(arguments[0]), *arguments[1:])
             return getattr(self.worker, verb)(*arguments)
 
 
@@ -123,6 +124,10 @@ class Actors:
         """Waits until every rank has done what it was at, and answers. Raises ProcessLost."""
         refs = {name: rank.ping.remote() for name, rank in self._ranks.items()}
         Pending("ping", refs, timeout_s, self._ranks, self._logs).wait()
+
+    def usage(self) -> dict[str, Usage]:
+        """Of each rank since the last call."""
+        return fetch(self._ranks)
 
     def begin_build(self) -> Pending:
         """Every rank joins the process groups, builds its part of the model and reads its weights."""

@@ -5,8 +5,6 @@ answers are a model's output and untrusted: no byte of them can end the JSON's s
 them as text, and a content security policy forbids every request. Called by `observe.report`.
 """
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +14,17 @@ from typing import Any
 
 from megatron_nft.config import Config, to_toml
 from megatron_nft.observe.answers import AnswerRecord
+from megatron_nft.observe.charts import sections
 from megatron_nft.observe.evaluation_table import benchmark_rows, curve_ends, paper_rows, series_rows
+from megatron_nft.observe.facts import facts_of
 from megatron_nft.observe.metrics import METRICS, STAGES
-from megatron_nft.observe.series import columns, correct_rates
+from megatron_nft.observe.series import columns, correct_rates, with_axes
+from megatron_nft.observe.whole_file import replace_text, script_json
 from megatron_nft.types import StepReport
 
-PAGE_FILES = ("style.css", "charts.js", "tables.js", "answers.js", "page.js")
+PAGE_FILES = ("style.css", "charts.js", "tables.js", "answers.js", "timeline.js", "specs.js", "page.js")
+RELOAD_S = 15
+"""Of a page that is served while its run lasts."""
 
 
 def write_page(
@@ -32,6 +35,8 @@ def write_page(
     minutes: float,
     records: Sequence[StepReport],
     answers: Sequence[AnswerRecord],
+    facts: Mapping[str, str] | None = None,
+    timeline: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the page so that `path` is at any time a whole page: the previous one or this one.
 
@@ -42,19 +47,19 @@ def write_page(
         minutes: wall time so far.
         records: all steps and evaluations so far, in order.
         answers: sampled answers to browse.
+        facts: of the run (facts.py); None: those of this process.
+        timeline: rows of the newest step (timeline.py).
     """
-    page = render_page(config=config, verdict=verdict, minutes=minutes, records=records, answers=answers)
+    page = render_page(
+        config=config,
+        verdict=verdict,
+        minutes=minutes,
+        records=records,
+        answers=answers,
+        facts=facts,
+        timeline=timeline,
+    )
     replace_text(path, page)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is whole at any time: the previous one or this one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def render_page(
@@ -64,17 +69,22 @@ def render_page(
     minutes: float,
     records: Sequence[StepReport],
     answers: Sequence[AnswerRecord],
+    facts: Mapping[str, str] | None = None,
+    timeline: Mapping[str, Any] | None = None,
+    reloads: bool = False,
 ) -> str:
-    """The page as text."""
+    """The page as text; `reloads` itself while the run lasts, if it is served."""
+    records = with_axes(records)
     steps = [r for r in records if r.kind == "step"]
     evaluations = [r for r in records if r.kind == "evaluation"]
+    measured = {name for r in records for name in r.metrics}
     data = {
         "run": {
             "name": config.run.name,
             "verdict": verdict,
             "minutes": minutes,
-            "model": Path(config.model.path).name,
-            "layout": _layout(config),
+            "facts": dict(facts_of(config) if facts is None else facts),
+            "reload_s": RELOAD_S if reloads and verdict == "running" else 0,
             "recipe": to_toml(config),
             "num_steps": steps[-1].step if steps else 0,
             "total_steps": config.train.steps,
@@ -83,6 +93,8 @@ def render_page(
         },
         "metrics": {m.name: {"unit": m.unit, "meaning": m.meaning} for m in METRICS.values()},
         "stages": STAGES,
+        "sections": sections(config.algorithm.name, measured),
+        "timeline": timeline,
         "steps": columns(steps),
         "rates": correct_rates(steps),
         "evaluations": columns(evaluations),
@@ -101,19 +113,6 @@ def fill_template(name: str, names_of_parts: Sequence[str], data: Mapping[str, A
     """The page of a template in page/ with the files there for each {{file}}, and for {{data}} the data, as JSON."""
     folder = files("megatron_nft.observe") / "page"
     template, *parts = [(folder / file).read_text(encoding="utf-8") for file in (name, *names_of_parts)]
-    filled = {**dict(zip(names_of_parts, parts, strict=True)), "data": _script_json(data)}
+    filled = {**dict(zip(names_of_parts, parts, strict=True)), "data": script_json(data)}
     # One pass over the template: what is filled in is never searched, so an answer can't pose as a placeholder.
     return re.sub(r"\{\{([\w.]+)\}\}", lambda match: filled[match[1]], template)
-
-
-def _layout(config: Config) -> str:
-    actor, rollout = config.actor, config.rollout
-    axes = " x ".join(f"{axis} {size}" for axis, size in (("tp", actor.tp), ("pp", actor.pp), ("dp", actor.dp)))
-    engines = f"{rollout.engines} engine{'s' if rollout.engines > 1 else ''} x tp {rollout.tp}"
-    return f"actor {axes}, {actor.precision}; {engines}, {rollout.dtype}; {config.cluster.device}"
-
-
-def _script_json(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element: pure ASCII, and without the characters that could end or open a tag."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_nft.observe.throughput import length_metrics
 from megatron_nft.types import RolloutGroup
 
 Reduction = Literal["mean", "sum", "max", "min", "last"]
@@ -33,6 +34,27 @@ class UnknownMetricError(ValueError):
     """A metric was recorded under a name that is not in METRICS."""
 
 
+_QUANTILES = {"p10": "10th percentile", "p50": "median", "p90": "90th percentile", "p99": "99th percentile"}
+_WHOSE = {"answer": "all answers", "right": "right answers", "wrong": "answers graded wrong, or cut"}
+_LENGTHS: tuple[tuple[str, str, Reduction, str], ...] = tuple(
+    (f"rollout/{whose}_tokens_{quantile}", "tokens", "mean", f"{words} of the lengths of {of}")
+    for whose, of in _WHOSE.items()
+    for quantile, words in _QUANTILES.items()
+    if whose == "answer" or quantile != "p99"
+)
+_PLACES = {"gpu": "torch's allocations on the fullest GPU", "host": "the largest process's host memory"}
+_PHASES = {
+    "rollout": "while engines sample",
+    "score": "while the actor scores",
+    "train": "while the actor trains",
+    "checkpoint": "while the actor's state is copied for a checkpoint",
+    "sync": "while weights are sent and loaded, by actor and engines",
+}
+_MEMORY: tuple[tuple[str, str, Reduction, str], ...] = tuple(
+    (f"memory/{place}_{phase}_gib", "GiB", "max", f"peak of {of} {when}")
+    for place, of in _PLACES.items()
+    for phase, when in _PHASES.items()
+)
 _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("nft/loss", "nats/token", "mean", "the minimised loss, as reduced over the optimizer mini-batch"),
     ("nft/loss_right", "nats/token", "mean", "the part of nft/loss that comes from right answers"),
@@ -60,6 +82,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("actor/experts_missing", "fraction", "max", "tokens whose experts were lost with a node, and so not replayed"),
     ("rollout/answers", "answers", "sum", "answers sampled, unmixed groups included"),
     ("rollout/answer_tokens_mean", "tokens", "mean", "mean length of an answer"),
+    *_LENGTHS,
     ("rollout/truncated_fraction", "fraction", "mean", "share of answers cut at rollout.max_answer_tokens"),
     ("rollout/groups_mixed", "groups", "sum", "groups with right and wrong answers; only these are trained on"),
     ("rollout/groups_all_right", "groups", "sum", "groups without a wrong answer, dropped"),
@@ -82,6 +105,15 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
         "mean",
         "share of answer tokens cut at algorithm.importance_cap",
     ),
+    ("engine/running_mean", "answers", "mean", "answers that an engine decodes at a time, mean over decode steps"),
+    (
+        "engine/waiting_mean",
+        "answers",
+        "mean",
+        "answers that an engine has but hasn't begun, mean over decode steps",
+    ),
+    ("engine/kv_use_mean", "fraction", "mean", "share of an engine's KV cache in use, mean over decode steps"),
+    ("engine/kv_use_max", "fraction", "max", "the same at its fullest, of any engine"),
     ("rollout/policy_version", "syncs", "min", "weight syncs behind the oldest sampled answer"),
     ("async/staleness_mean", "syncs", "mean", "weight syncs between the policy that sampled and the one that trains"),
     (
@@ -128,8 +160,30 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("time/wait_s", "s", "max", "asynchronous rollouts: the trainer waited for groups"),
     ("time/evaluate_s", "s", "max", "held-out evaluation"),
     ("time/step_s", "s", "max", "the whole step, stages and what lies between them"),
-    ("perf/rollout_tokens_per_s", "tokens/s", "sum", "answer tokens sampled per second of time/rollout_s"),
+    (
+        "perf/rollout_tokens_per_s",
+        "tokens/s",
+        "sum",
+        "answer tokens sampled per second of time/rollout_s; of the step, where engines are ahead",
+    ),
+    ("perf/rollout_tokens_per_s_per_gpu", "tokens/s", "mean", "that per GPU of the engines (on a CPU: process)"),
     ("perf/train_tokens_per_s", "tokens/s", "sum", "actor/tokens per second of time/train_s"),
+    ("perf/train_tokens_per_s_per_gpu", "tokens/s", "mean", "that per GPU of the actor (on a CPU: process)"),
+    ("perf/train_tflops_per_gpu", "TFLOP/s", "mean", "model operations of the updates, per second and GPU"),
+    (
+        "perf/mfu",
+        "fraction",
+        "mean",
+        "that as a share of the peak in plan/hardware.toml (bf16; on a CPU, of cores)",
+    ),
+    (
+        "perf/gpu_hours",
+        "hours",
+        "last",
+        "of all GPUs so far, starts and earlier attempts too (on a CPU: of processes)",
+    ),
+    *_MEMORY,
+    ("memory/host_driver_gib", "GiB", "max", "host memory of the driver at the step's end"),
     ("eval/greedy_accuracy", "fraction", "mean", "share of held-out prompts answered right at temperature 0"),
     ("eval/greedy_accuracy_low", "fraction", "mean", "lower end of its 95% interval (Wilson), over prompts"),
     ("eval/greedy_accuracy_high", "fraction", "mean", "upper end of its 95% interval (Wilson)"),
@@ -251,7 +305,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "verdict/by_omission": sum(count for rule, count in rules.items() if rule.endswith((" left out", " added"))),
     }
     if rollouts:
-        metrics |= {
+        metrics |= length_metrics(groups) | {
             "nft/correct_rate": num_right / (num_graded or 1),
             "rollout/answer_tokens_mean": sum(len(r.token_ids_A) for r in rollouts) / len(rollouts),
             "rollout/truncated_fraction": sum(r.truncated for r in rollouts) / len(rollouts),

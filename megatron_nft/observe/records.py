@@ -1,13 +1,16 @@
-"""A run's .jsonl files, read back: by a run that goes on, by the page of several runs, by a replay."""
+"""A run's .jsonl files: opened and written line by line by `observe.report`; read back by a run that goes on, by the
+page of several runs, by a replay."""
 
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.observe.html import replace_text
+from megatron_nft.config import Config, RecipeError, to_toml
+from megatron_nft.observe.whole_file import replace_text
 from megatron_nft.types import StepReport
 
 
@@ -42,6 +45,18 @@ class Lines:
         os.close(self._file)
 
 
+def record_line(step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
+    """One of metrics.jsonl."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return {"step": step, "kind": kind, "time": now, **finite, **more}
+
+
+def plain_number(value: float) -> float:
+    """A plain int or float out of Python's, numpy's or torch's."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a run's .jsonl, less one that was cut short by the end of an attempt."""
     for line in path.read_text().splitlines(keepends=True):
@@ -67,3 +82,21 @@ def read_step_reports(path: Path) -> list[StepReport]:
         )
         for record in read_records(path)
     ]
+
+
+def open_folder(config: Config) -> tuple[Lines, Lines]:
+    """Writes recipe.toml, and opens metrics.jsonl and rollouts.jsonl for appending."""
+    folder = config.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "recipe.toml", to_toml(config))
+        return open_for_appending(folder)
+    except OSError as error:
+        raise RecipeError(
+            f"can't write to the run folder {folder}: {error}; set run.dir to a writable folder"
+        ) from None
+
+
+def open_for_appending(folder: Path) -> tuple[Lines, Lines]:
+    """Its metrics.jsonl and rollouts.jsonl."""
+    return Lines(folder / "metrics.jsonl"), Lines(folder / "rollouts.jsonl")

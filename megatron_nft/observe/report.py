@@ -5,39 +5,54 @@ The training loop hands over metrics, judged groups and evaluations; the run fol
     recipe.toml     the resolved recipe
     metrics.jsonl   one record a step or evaluation; NaN and infinity are null
     rollouts.jsonl  a few answers of each, to be read by people
+    timeline/       who worked when, a trace file a step, of the newest steps
     report.html     the page, replaced as a whole (never half-written) at every evaluation and now and then between
     tensorboard/, wandb/    what the trackers write, if observe.trackers names any
 
 Called by train and evaluate, on the driver only.
 """
 
-import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from itertools import groupby
-from pathlib import Path
+from datetime import datetime
 from typing import Any, TextIO
 
-from megatron_nft.config import Config, RecipeError, to_toml
-from megatron_nft.observe.answers import PageAnswers, Source, choose_answers
-from megatron_nft.observe.html import replace_text, write_page
+from megatron_nft.config import Config
+from megatron_nft.observe.answers import Source, add_strips, choose_answers
+from megatron_nft.observe.closing import closing_rows
 from megatron_nft.observe.metrics import check_names, count_by_correct_rate, rollout_metrics
-from megatron_nft.observe.records import Lines, keep_records, read_records, read_step_reports
-from megatron_nft.observe.terminal import Progress, accuracy_rows, closing_table, evaluation_line, step_line
+from megatron_nft.observe.records import (
+    Lines,
+    keep_records,
+    open_folder,
+    open_for_appending,
+    plain_number,
+    read_step_reports,
+    record_line,
+)
+from megatron_nft.observe.run_page import RunPage
+from megatron_nft.observe.step_line import StepView
+from megatron_nft.observe.terminal import Console, Progress, closing_table, latest_accuracy
+from megatron_nft.observe.throughput import throughput
+from megatron_nft.observe.timeline import Timeline
 from megatron_nft.observe.trackers import Trackers
-from megatron_nft.types import RolloutGroup, StepReport
+from megatron_nft.types import RolloutGroup, StepReport, TrainBatch
 
-FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html")
+FILES = ("recipe.toml", "metrics.jsonl", "rollouts.jsonl", "report.html", "run.json")
 PAGE_EVERY_S = 120.0  # so that a run without evaluations has a page to look at, too
 ETA_STEPS = 20  # the ETA follows the latest steps: answers grow longer, and the first step is slow
 
 
 class Report:
-    """Records what the loop reports, in a run folder that is there. Every metric name must be in observe.metrics."""
+    """Records what the loop reports, in a run folder that is there. Every metric name must be in observe.metrics.
+
+    Attributes:
+        timeline: takes who works when.
+        token_text: says a token as text, for people; None: nobody knows.
+    """
 
     def __init__(self, config: Config, stream: TextIO | None = None):
         """
@@ -50,9 +65,9 @@ class Report:
         """
         self._config = config
         self._trackers = Trackers(config)
-        self._stream = stream if stream is not None else sys.stdout
+        self._console = Console(stream if stream is not None else sys.stdout)
         self._dir = config.run_dir
-        self._metrics_file, self._rollouts_file = _open_folder(config)
+        self._metrics_file, self._rollouts_file = open_folder(config)
         self._trouble = ""  # with the disk, that has been told
         self._minutes_before = 0.0  # of earlier attempts
         self._page_written = self._start = time.perf_counter()
@@ -62,15 +77,17 @@ class Report:
         self._groups: list[RolloutGroup] = []  # of the open step
         self._is_trained = False  # the open step
         self._loose: dict[str, float] = {}  # stage times outside a step, for the next evaluation's record
-        self._progress: Progress | None = None
         self._closed = False
+        self.timeline = Timeline()
+        self.token_text: Callable[[int], str] | None = None
+        self._batch: TrainBatch | None = None  # of the open step
+        self._page = RunPage(config, self.announce)
+        self._page.begin()
         self._read_back()  # what an earlier attempt has recorded
 
     def announce(self, line: str) -> None:
         """Prints a plain line."""
-        if self._progress is not None:
-            self._progress.clear()
-        print(line, file=self._stream, flush=True)
+        self._console.say(line)
 
     def rewind(self, step: int, record: Mapping[str, Any] | None = None) -> None:
         """Goes on from a checkpoint of this step: what is recorded up to it stays, the rest will come again.
@@ -83,7 +100,7 @@ class Report:
             keep_records(self._dir / name, lambda record: record["step"] <= step)
         self._metrics_file.close()
         self._rollouts_file.close()
-        self._metrics_file, self._rollouts_file = _open_for_appending(self._dir)
+        self._metrics_file, self._rollouts_file = open_for_appending(self._dir)
         self._read_back()
         if record is not None and not any(known.kind == "step" and known.step == step for known in self._records):
             self._append(self._metrics_file, record)
@@ -92,9 +109,7 @@ class Report:
 
     def _read_back(self) -> None:
         self._records = read_step_reports(self._dir / "metrics.jsonl")
-        self._page_answers = PageAnswers()
-        for _, answers in groupby(read_records(self._dir / "rollouts.jsonl"), key=lambda r: (r["step"], r["source"])):
-            self._page_answers.add(list(answers))
+        self._page.read_back()
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the run has evaluated after this step, in this attempt or an earlier one."""
@@ -131,13 +146,17 @@ class Report:
         finally:
             # A step that failed is the one whose answers somebody will want to read.
             self._write_answers(step, "train", self._groups)
-            self._metrics, self._groups = None, []
+            self._metrics, self._groups, self._batch = None, [], None
         if time.perf_counter() - self._page_written > PAGE_EVERY_S:
             self._write_page("running")
 
     def trained(self) -> None:
         """The open step has changed the actor: from here on a stop saves this step, not the one before."""
         self._is_trained = True
+
+    def seconds(self, stage: str) -> float:
+        """That a stage of the open step has taken so far."""
+        return (self._metrics or {}).get(f"time/{stage}_s", 0.0)
 
     def so_far(self, step: int) -> dict[str, Any] | None:
         """The record that the open step would leave if it ended now; None if it is another one."""
@@ -146,8 +165,8 @@ class Report:
         metrics = self._metrics | {"train/step": step, "train/updates": self._count_updates(step)}
         rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
         if self._groups:
-            metrics |= {name: _number(value) for name, value in rollout_metrics(self._groups).items()}
-        return _line(step, "step", metrics, groups_by_correct_rate=rates)
+            metrics |= {name: plain_number(value) for name, value in rollout_metrics(self._groups).items()}
+        return record_line(step, "step", metrics, groups_by_correct_rate=rates)
 
     def _end_step(self, step: int, start: float) -> None:
         end = time.perf_counter()
@@ -155,10 +174,23 @@ class Report:
         if self._groups:
             self.add(rollout_metrics(self._groups))
         self.add({"time/step_s": end - start, "train/step": step, "train/updates": self._count_updates(step)})
-        self._add_throughput()
+        self.add(throughput(self._metrics, self._config, self.minutes))
         rates = tuple(count_by_correct_rate(self._groups)) if self._groups else ()
         self._write_record(step, "step", self._metrics, groups_by_correct_rate=rates)
-        self.announce(step_line(step, self._config.train, self._metrics, self._eta_s(step)))
+        self._page.add_timeline(step, self.timeline.take(start, end))
+        self._console.step(self._view(step))
+
+    def _view(self, step: int) -> StepView:
+        train = self._config.train
+        return StepView(
+            step=step,
+            steps=train.steps,
+            updates=train.steps * train.updates_per_step,
+            metrics=self._metrics or {},
+            accuracy=latest_accuracy(self._records),
+            eta_s=self._eta_s(step),
+            now=datetime.now(),
+        )
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Progress]:
@@ -169,14 +201,15 @@ class Report:
         metric = f"time/{name}_s"
         check_names([metric])
         times = self._loose if self._metrics is None else self._metrics
-        outer, self._progress = self._progress, Progress(self._stream, name, total, unit)
+        progress, outer = self._console.begin(name, total, unit)
         start = time.perf_counter()
         try:
-            yield self._progress
+            yield progress
         finally:
-            times[metric] = times.get(metric, 0.0) + time.perf_counter() - start
-            self._progress.clear()
-            self._progress = outer
+            end = time.perf_counter()
+            times[metric] = times.get(metric, 0.0) + end - start
+            self.timeline.add("driver", name, start, end)
+            self._console.end(progress, outer)
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Records metrics of the open step.
@@ -189,7 +222,7 @@ class Report:
             raise RuntimeError("report.add outside of `with report.step(...)`: there is no step to add to")
         check_names(metrics)
         for name, value in metrics.items():
-            number = _number(value)
+            number = plain_number(value)
             if name in self._metrics and repr(self._metrics[name]) != repr(number):  # repr: NaN equals NaN
                 raise ValueError(f"{name} = {number} was already recorded as {self._metrics[name]} in this step")
             self._metrics[name] = number
@@ -202,6 +235,10 @@ class Report:
         if self._metrics is None:
             raise RuntimeError("report.add_rollouts outside of `with report.step(...)`: there is no step to add to")
         self._groups += groups
+
+    def add_batch(self, batch: TrainBatch) -> None:
+        """Takes what the open step has trained on, for the log-probs of the answers that are kept."""
+        self._batch = batch
 
     def add_evaluation(
         self,
@@ -217,12 +254,12 @@ class Report:
             benchmarks: the metrics of each file's prompts.
         """
         check_names(metrics)
-        numbers = self._loose | {name: _number(value) for name, value in metrics.items()}
+        numbers = self._loose | {name: plain_number(value) for name, value in metrics.items()}
         numbers |= {"train/step": step, "train/updates": self._updates_after(step)}
         self._loose = {}
         first = next((r.metrics for r in self._records if r.kind == "evaluation"), {})
         self._write_record(step, "evaluation", numbers, benchmarks={k: dict(v) for k, v in (benchmarks or {}).items()})
-        self.announce(evaluation_line(step, numbers, first))
+        self._console.evaluation(step, numbers, first)
         self._write_answers(step, "evaluation", samples)
         self._write_page("running")
 
@@ -240,23 +277,8 @@ class Report:
         self._rollouts_file.close()
         self._trackers.close()
         self._pass_on_messages()
-        rows = {"run": f"{self._config.run.name}: {verdict}"}
-        rows |= accuracy_rows(self._records)
-        rows["steps"] = f"{sum(r.kind == 'step' for r in self._records)} of {self._config.train.steps}"
-        rows["minutes"] = f"{self.minutes:.1f}"
-        rows |= {name.partition(".")[0]: str(self._dir / name) for name in FILES}
-        self.announce(closing_table(rows))
-
-    def _add_throughput(self) -> None:
-        """Derives perf/ from tokens and stage times, unless the caller has recorded it."""
-        m = self._metrics or {}
-        rollout_tokens = m.get("rollout/answers", 0) * m.get("rollout/answer_tokens_mean", 0)
-        for name, tokens, stage_s in (
-            ("perf/rollout_tokens_per_s", rollout_tokens, m.get("time/rollout_s", 0.0)),
-            ("perf/train_tokens_per_s", m.get("actor/tokens", 0), m.get("time/train_s", 0.0)),
-        ):
-            if name not in m and tokens and stage_s:
-                self.add({name: tokens / stage_s})
+        rows = closing_rows(self._config, verdict, self._records, self.minutes)
+        self._console.print(closing_table(rows, self._console.width))
 
     def _count_updates(self, step: int) -> int:
         """Optimizer updates at the end of the open step."""
@@ -280,7 +302,7 @@ class Report:
         return per_step * max(self._config.train.steps - step, 0)
 
     def _write_record(self, step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> None:
-        line = _line(step, kind, metrics, **more)
+        line = record_line(step, kind, metrics, **more)
         record = StepReport(step=step, kind=kind, time=line["time"], metrics=dict(metrics), **more)
         self._records.append(record)
         self._append(self._metrics_file, line)
@@ -290,9 +312,10 @@ class Report:
     def _write_answers(self, step: int, source: Source, groups: Sequence[RolloutGroup]) -> None:
         count, seed = self._config.observe.rollouts_per_step, self._config.run.seed
         answers = choose_answers(groups, count, step=step, source=source, seed=seed)
+        add_strips(answers, groups, self._batch if source == "train" else None, self.token_text)
         for answer in answers:
             self._append(self._rollouts_file, answer)
-        self._page_answers.add(answers)
+        self._page.add_answers(answers)
 
     def _append(self, file: Lines, record: Mapping[str, object]) -> None:
         """A disk that is full is no reason to lose a run: what it has no room for is written once it has."""
@@ -302,43 +325,4 @@ class Report:
 
     def _write_page(self, verdict: str) -> None:
         self._page_written = time.perf_counter()
-        try:
-            write_page(
-                self._dir / "report.html",
-                config=self._config,
-                verdict=verdict,
-                minutes=self.minutes,
-                records=self._records,
-                answers=self._page_answers.records,
-            )
-        except OSError as error:  # metrics.jsonl has everything; a page is no reason to lose a run
-            self.announce(f"report.html was not written: {error}")
-
-
-def _open_folder(config: Config) -> tuple[Lines, Lines]:
-    """Writes recipe.toml, and opens metrics.jsonl and rollouts.jsonl for appending."""
-    folder = config.run_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "recipe.toml", to_toml(config))
-        return _open_for_appending(folder)
-    except OSError as error:
-        raise RecipeError(
-            f"can't write to the run folder {folder}: {error}; set run.dir to a writable folder"
-        ) from None
-
-
-def _open_for_appending(folder: Path) -> tuple[Lines, Lines]:
-    return Lines(folder / "metrics.jsonl"), Lines(folder / "rollouts.jsonl")
-
-
-def _line(step: int, kind: str, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
-    """Of metrics.jsonl."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    return {"step": step, "kind": kind, "time": now, **finite, **more}
-
-
-def _number(value: float) -> float:
-    """A plain int or float out of Python's, numpy's or torch's."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+        self._page.write(verdict, self.minutes, self._records)

@@ -5,14 +5,39 @@ Pure functions, called by `observe.html` and `observe.compare`.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from megatron_nft.observe.metrics import METRICS, RATE_BINS
 from megatron_nft.types import StepReport
 
 SIGNIFICANT_DIGITS = 6  # of an embedded value: more can't be seen
-MAX_POINTS = 2000  # of a curve: beyond, neighbouring steps are taken together; a chart has 1,200 pixels at most
+MAX_POINTS = 800  # of a curve: beyond, neighbouring steps are taken together; a chart has 1,200 pixels at most
 MAX_RATE_POINTS = 150  # of the picture of correct rates, where a column needs a few pixels
+
+
+def with_axes(records: Sequence[StepReport]) -> list[StepReport]:
+    """The records with what a chart may be drawn over besides steps and updates: hours since the first record, and
+    tokens trained on, as axis/hours and axis/tokens."""
+    begin = _seconds(records[0].time) if records else None
+    tokens, found = 0.0, []
+    for record in records:
+        axes: dict[str, float] = {}
+        if begin is not None and (now := _seconds(record.time)) is not None:
+            axes["axis/hours"] = (now - begin) / 3600
+        tokens += record.metrics.get("actor/tokens", 0.0) if record.kind == "step" else 0.0
+        if tokens or record.kind == "evaluation":
+            axes["axis/tokens"] = tokens
+        found.append(replace(record, metrics=record.metrics | axes))
+    return found
+
+
+def _seconds(time: str) -> float | None:
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return None
 
 
 def columns(records: Sequence[StepReport]) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""What a run says on the terminal: the step line, the evaluation line, the closing table, live progress of a stage.
+"""What a run says on the terminal: plain lines, step lines, evaluation lines, the closing table, progress of a stage.
 
-Metrics come in, text goes out; `observe.report` and `run.folder` call it. A segment without its metrics is left out.
+Metrics come in, text goes out; `observe.report` and `run.folder` call it. A segment without its metrics is left out. On
+a terminal no line is longer than it is wide; elsewhere, in a log, every line begins with the time of day.
 """
 
+import os
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TextIO
 
-from megatron_nft.config import TrainConfig
-from megatron_nft.observe.metrics import STAGES
+from megatron_nft.observe.step_line import StepView, duration, log_line, table_head, table_row
 from megatron_nft.types import StepReport
 
 CLOSING = (
@@ -18,41 +21,88 @@ CLOSING = (
 )
 TTY_REDRAW_S = 0.2  # faster flickers
 LOG_LINE_S = 30.0  # without a terminal a long stage says this often that it is alive
+HEAD_EVERY = 20
+"""Rows of steps under one head."""
+UNKNOWN_WIDTH = 80
 
 
-def step_line(step: int, train: TrainConfig, metrics: Mapping[str, float], eta_s: float) -> str:
-    """One line a step: `step 12/40 | update 192/640 | 7.9s | loss 0.0123 | correct 0.41 | ... | ETA 3m12s`."""
-    parts = [
-        f"step {step}/{train.steps}",
-        f"update {metrics['train/updates']:.0f}/{train.steps * train.updates_per_step}",
-        f"{metrics['time/step_s']:.1f}s",
-    ]
-    if "nft/loss" in metrics:
-        parts.append(f"loss {_decimal(metrics['nft/loss'])}")
-    if "nft/correct_rate" in metrics:
-        parts.append(f"correct {metrics['nft/correct_rate']:.2f}")
-    if "verdict/right" in metrics:
-        other = sum(metrics[f"verdict/{kind}"] for kind in ("unparsable", "timeout", "error"))
-        counts = (metrics["verdict/right"], metrics["verdict/wrong"], other)
-        parts.append("right/wrong/other " + "/".join(f"{count:.0f}" for count in counts))
-    if "rollout/groups_mixed" in metrics:
-        groups = sum(metrics[f"rollout/groups_{kind}"] for kind in ("mixed", "all_right", "all_wrong"))
-        parts.append(f"mixed {metrics['rollout/groups_mixed']:.0f}/{groups:.0f}")
-    if "rollout/logprob_gap_mean" in metrics:
-        parts.append(f"gap {metrics['rollout/logprob_gap_mean']:.1e}")
-    if "actor/grad_norm" in metrics:
-        parts.append(f"grad {metrics['actor/grad_norm']:.2f}")
-    if "actor/learning_rate" in metrics:
-        parts.append(f"lr {metrics['actor/learning_rate']:.1e}")
-    times = [f"{stage} {metrics[f'time/{stage}_s']:.1f}s" for stage in STAGES if f"time/{stage}_s" in metrics]
-    if times:
-        parts.append(" ".join(times))
-    parts.append(f"ETA {duration(eta_s)}")
-    return " | ".join(parts)
+class Console:
+    """Where a run's lines go."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._is_terminal = stream, stream.isatty()
+        self._rows, self._width_of_head = 0, 0
+        self._progress: Progress | None = None
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal, as it is now; None: it is none."""
+        return terminal_width(self._stream) if self._is_terminal else None
+
+    def say(self, line: str) -> None:
+        """A plain line, or several."""
+        if self.width is None:
+            self.print(f"{datetime.now():%H:%M:%S} {line}")
+        else:
+            self.print("\n".join(_wrapped(each, self.width) for each in line.split("\n")))
+
+    def print(self, text: str) -> None:
+        """As it is."""
+        if self._progress is not None:
+            self._progress.clear()
+        print(text, file=self._stream, flush=True)
+
+    def step(self, view: StepView) -> None:
+        """A step's line: of a table on a terminal, with a head at times."""
+        if (width := self.width) is None:
+            return self.say(log_line(view))
+        if self._rows % HEAD_EVERY == 0 or width != self._width_of_head:
+            self.print(table_head(view, width))
+            self._rows, self._width_of_head = 0, width
+        self._rows += 1
+        self.print(table_row(view, width))
+
+    def evaluation(self, step: int, metrics: Mapping[str, float], first: Mapping[str, float]) -> None:
+        """An evaluation's line; the last segments go where there is no room for them."""
+        parts = evaluation_parts(step, metrics, first)
+        while self.width is not None and len(parts) > 2 and len(" | ".join(parts)) > self.width:
+            parts.pop()
+        self.say(" | ".join(parts))
+
+    def begin(self, label: str, total: int | None, unit: str) -> "tuple[Progress, Progress | None]":
+        """The progress of a stage that begins, and of the one around it, for `end`."""
+        outer, self._progress = self._progress, Progress(self._stream, label, total, unit)
+        return self._progress, outer
+
+    def end(self, progress: "Progress", outer: "Progress | None") -> None:
+        """The stage is over."""
+        progress.clear()
+        self._progress = outer
 
 
-def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str, float]) -> str:
-    """One line an evaluation; `first` is the run's first one (or empty), the base of the change in brackets."""
+def terminal_width(stream: TextIO) -> int:
+    """In columns."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or UNKNOWN_WIDTH
+    except (OSError, ValueError):
+        return UNKNOWN_WIDTH
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Broken between words only: a path is longer than a line rather than cut."""
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    return "\n".join(
+        textwrap.wrap(
+            line.strip(), width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )  # fmt: skip
+
+
+def evaluation_parts(step: int, metrics: Mapping[str, float], first: Mapping[str, float]) -> list[str]:
+    """What an evaluation says; `first` is the run's first one (or empty), the base of the change in brackets."""
     parts = [f"evaluation at step {step}"]
     k = f"avg@{metrics['eval/k']:.0f}" if "eval/k" in metrics else "avg@k"
     for name, label in (("eval/average", "average"), ("eval/greedy_accuracy", "greedy"), ("eval/avg_at_k", k)):
@@ -65,7 +115,15 @@ def evaluation_line(step: int, metrics: Mapping[str, float], first: Mapping[str,
         parts.append(f"{metrics['eval/prompts']:.0f} prompts")
     if "time/evaluate_s" in metrics:
         parts.append(f"{metrics['time/evaluate_s']:.1f}s")
-    return " | ".join(parts)
+    return parts
+
+
+def latest_accuracy(records: Sequence[StepReport]) -> float | None:
+    """Of the last evaluation, the first kind of CLOSING that it has."""
+    for record in reversed(records):
+        if record.kind == "evaluation":
+            return next((record.metrics[name] for name, _ in CLOSING if name in record.metrics), None)
+    return None
 
 
 def accuracy_rows(records: Sequence[StepReport]) -> dict[str, str]:
@@ -80,27 +138,20 @@ def accuracy_rows(records: Sequence[StepReport]) -> dict[str, str]:
     return rows
 
 
-def closing_table(rows: Mapping[str, str]) -> str:
-    """Label and value a line, aligned, between rules."""
-    width = max(len(label) for label in rows)
-    lines = [f"  {label:<{width}}  {value}" for label, value in rows.items()]
-    rule = "-" * min(max(len(line) for line in lines), 100)
+def closing_table(rows: Mapping[str, str], width: int | None = None) -> str:
+    """Label and value a line, aligned, between rules.
+
+    Args:
+        width: of the terminal, beyond which values are broken between words.
+    """
+    left = max(len(label) for label in rows)
+    lines = []
+    for label, value in rows.items():
+        room = max((width or 10_000) - left - 4, 20)
+        first, *others = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += [f"  {label:<{left}}  {first}", *(" " * (left + 4) + other for other in others)]
+    rule = "-" * min(max(len(line) for line in lines), width or 100)
     return "\n".join([rule, *lines, rule])
-
-
-def duration(seconds: float) -> str:
-    """42s, 3m12s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def _decimal(value: float) -> str:
-    """Four decimals, or an exponent where those would show only zeros."""
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 class Progress:
@@ -122,7 +173,10 @@ class Progress:
         self._last = now
         of_total = "" if self._total is None else f"/{self._total}"
         text = f"  {self._label} {done}{of_total} {self._unit}".rstrip() + f", {duration(now - self._start)}"
-        self._stream.write(f"\r\x1b[K{text}" if self._live else f"{text}\n")
+        if self._live:
+            self._stream.write(f"\r\x1b[K{text[: terminal_width(self._stream) - 1]}")
+        else:
+            self._stream.write(f"{datetime.now():%H:%M:%S} {text}\n")
         self._stream.flush()
         self._drawn = self._live
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED = Path(__file__).with_name("hardware.toml")
+SHIPPED_NAMES = ("H100", "H200", "A100", "B200")
+"""Of GPUs, as torch's names of devices have them in themselves."""
 GIB = 1 << 30
 
 

@@ -48,8 +48,24 @@ class Request:
     sampling: Sampling
 
 
+@dataclass
+class DecodeSteps:
+    """What an engine had to do in each of its decode steps, added up."""
+
+    steps: int = 0
+    running: int = 0  # answers being decoded
+    waiting: int = 0  # answers that have not begun
+    kv_use: float = 0.0  # share of the KV cache in use
+    kv_use_max: float = 0.0
+
+    def add(self, running: int, waiting: int, kv_use: float) -> None:
+        """One more step."""
+        self.steps, self.running, self.waiting = self.steps + 1, self.running + running, self.waiting + waiting
+        self.kv_use, self.kv_use_max = self.kv_use + kv_use, max(self.kv_use_max, kv_use)
+
+
 class Engine(Protocol):
-    """One rollout engine, in its own process. Starting it (its constructor) is the ninth verb."""
+    """One rollout engine, in its own process. Starting it (its constructor) is the tenth verb."""
 
     policy_version: int
 
@@ -65,6 +81,9 @@ class Engine(Protocol):
         Raises:
             EngineError: the weights are not whole, or a prompt is refused.
         """
+
+    def decode_steps(self) -> dict[str, DecodeSteps]:
+        """Its steps since the last call, by the stream of `advance`."""
 
     def forget(self) -> None:
         """Drops the requests of all streams: another run asks from here on."""

@@ -31,6 +31,7 @@ class Data:
     prompts: PromptStream
     canary: Prompt  # the longest: there positions show most
     held_out: tuple[Prompt, ...]
+    token_text: Callable[[int], str]  # for people
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,9 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
             check_weights(folder, hf)
     check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
     canary = max(train.prompts, key=lambda prompt: len(prompt.token_ids_P))
-    return Data(hf=hf, prompts=prompts, canary=canary, held_out=held_out)
+    return Data(
+        hf=hf, prompts=prompts, canary=canary, held_out=held_out, token_text=lambda token: tokenizer.decode([token])
+    )
 
 
 def start_processes(

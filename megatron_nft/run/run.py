@@ -15,6 +15,7 @@ from megatron_nft.cluster.placement import refuse_unfit_machine
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
+from megatron_nft.cluster.usage import Usage
 from megatron_nft.config import Config
 from megatron_nft.groups.queue import Taken
 from megatron_nft.groups.source import GroupSource
@@ -27,6 +28,7 @@ from megatron_nft.run.folder import ending_of, run_folder
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
 from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.run.usage import engine_load, memory, note_spans, training_speed
 from megatron_nft.types import TrainBatch
 from megatron_nft.verdict.judge import Judge, JudgeError
 from megatron_nft.weights.sync import sync_weights
@@ -70,7 +72,7 @@ class Run:
     ) -> None:
         self.config, self.report, self._owner = config, report, owner
         data: Data = read_data(config, report.announce)
-        self.hf, self.canary = data.hf, data.canary
+        self.hf, self.canary, report.token_text = data.hf, data.canary, data.token_text
         processes = start_processes(
             config, report.announce, stack, processes, beside=lambda: self._start_judge(data, stack)
         )
@@ -147,6 +149,16 @@ class Run:
                 self.report.announce(f"canary: engines and actor are {gap:.1e} nats a token apart | {seconds:.1f}s")
             self._is_proven = True
         return metrics
+
+    def measured(self, batch: TrainBatch) -> dict[str, float]:
+        """What the open step, which has trained on this batch, has taken."""
+        self.report.add_batch(batch)
+        ranks, engines = self.actors.usage(), self.engines.usage()
+        note_spans(self.report.timeline, ranks | engines | {"graders": Usage(self.judge.take_spans())})
+        device = next((usage.device for usage in ranks.values()), "")
+        usages = [*ranks.values(), *engines.values()]
+        speed = training_speed(batch, self.hf, self.config, self.report.seconds("train"), device)
+        return speed | memory(usages) | engine_load(usages)
 
     def _progress_of(self, step: int) -> Progress:
         """What a checkpoint of this step must hold."""

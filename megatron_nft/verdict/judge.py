@@ -9,7 +9,7 @@ later: who knows what they depend on.
 
 import dataclasses
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
@@ -36,6 +36,7 @@ BATCH_CHARS, BATCH_TEXTS = 400_000, 64
 READ_DEADLINE_S = 30.0
 """For a batch, whose reading is linear."""
 GOLDS_AT_ONCE = 64
+MOST_SPANS = 2_000
 REGRADE_DEADLINES = 6
 """At most so many deadlines are spent on grading once more, one answer after the other."""
 
@@ -67,6 +68,7 @@ class Judge:
         )
         self._cache: OrderedDict[_Case, Verdict] = OrderedDict()
         self._turn = Lock()
+        self._spans: deque[tuple[str, float, float]] = deque(maxlen=MOST_SPANS)
 
     def __enter__(self) -> "Judge":
         return self
@@ -102,6 +104,7 @@ class Judge:
         """
         members = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
         with self._turn:
+            start = time.time()
             verdicts = self.judge_answers(
                 [rollout.text for _, rollout in members],
                 [prompt.ground_truth for prompt, _ in members],
@@ -109,8 +112,13 @@ class Judge:
                 on_progress,
                 [prompt for prompt, _ in members],
             )
+            self._spans.append(("grade", start, time.time()))
         arriving = iter(verdicts)
         return [dataclasses.replace(group, verdicts=tuple(next(arriving) for _ in group.rollouts)) for group in groups]
+
+    def take_spans(self) -> list[tuple[str, float, float]]:
+        """When it has graded since the last call: what, from, to, in time of day."""
+        return [self._spans.popleft() for _ in range(len(self._spans))]
 
     def gold_problems(self, prompts: Sequence[Prompt]) -> list[GoldProblem]:
         """The prompts' ground truths that their modes can't take: no answer in another notation would be right."""

@@ -112,8 +112,8 @@ class Run:
     def check_went_on(self, step: int) -> None:
         """The last driver, if it has got so far, has begun at a checkpoint of this step, or at a later one that it has
         completed."""
-        (begun,) = re.findall(r"^resumed from .*: step (\d+)", self.said(), re.M)[:1] or ["0"]
-        if "\nready after" in self.said() and int(begun) < step:
+        (begun,) = re.findall(r"^(?:[\d:]+ )?resumed from .*: step (\d+)", self.said(), re.M)[:1] or ["0"]
+        if re.search(r"^(?:[\d:]+ )?ready after", self.said(), re.M) and int(begun) < step:
             raise Wrong(f"it did not go on from step {step}, but from {begun}")
 
     def left_over(self) -> list[str]:

@@ -70,10 +70,15 @@ def assert_no_survivors(mark):
     assert list(living(mark).values()) == []
 
 
+def without_clock(line):
+    """A log's line without the time of day before it."""
+    return re.sub(r"^\d\d:\d\d:\d\d ", "", line)
+
+
 def wait_for(process, beginning):
-    """Until the driver prints a line that begins so."""
+    """Until the driver prints a line that begins so, the time of day aside."""
     for line in process.stdout:
-        if line.startswith(beginning):
+        if without_clock(line).startswith(beginning):
             return
     pytest.fail(process.stderr.read())
 
@@ -164,7 +169,7 @@ def all_records(run):
 
 def records(run):
     """Of metrics.jsonl, without what a clock says."""
-    timed = ("time", "perf/", "weights/")
+    timed = ("time", "perf/", "weights/", "memory/", "engine/")
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in all_records(run)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ray
 
-from megatron_nft.cluster.elsewhere import InRay, Shelf, fetch, hand_over, leave, lend
+from megatron_nft.cluster.elsewhere import InRay, Shelf, bring, hand_over, leave, lend
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import Kept
 from megatron_nft.types import MicroBatch, Prompt, Rollout, RolloutGroup, TrainSequence, Verdict
@@ -57,7 +57,7 @@ class Rank:
     """As cluster/ranks.py has it."""
 
     def experts(self, share):
-        return [s.experts_R for update in fetch(share) for m in update for s in m.sequences]
+        return [s.experts_R for update in bring(share) for m in update for s in m.sequences]
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import threading
 
 import pytest
 
+from tests.e2e.driver import without_clock
+
 pytestmark = pytest.mark.e2e
 RECIPE = "launch/recipes/quickstart.toml"
 SMALL = ["actor.tp=1", "train.groups_per_step=4", "train.updates_per_step=1", "train.steps=1", "evaluate.samples=0",
@@ -56,7 +58,7 @@ def test_usr1_starts_the_run_again(tmp_path):
     try:
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("actor: ") and signals:  # starting: the launcher has forwarding to do
+            if without_clock(line).startswith("actor: ") and signals:  # starting: the launcher has forwarding to do
                 process.send_signal(signals.pop())
     finally:
         overdue.cancel()

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.e2e
 
 def test_six_steps_leave_a_whole_run_folder(straight):
     out = (straight.parent / "out").read_text()
-    assert re.search(r"^step 6/6 \| .*loss .*gap .*sync", out, re.M)
+    assert re.search(r"^\d\d:\d\d:\d\d step 6/6 \| acc .*gap .*loss .*train", out, re.M)
     assert "greedy accuracy" in out and "given up" not in out
     assert order(straight) == [
         ("evaluation", 0), *(("step", step) for step in (1, 2, 3)), ("evaluation", 3),
@@ -48,6 +48,36 @@ def test_six_steps_leave_a_whole_run_folder(straight):
     assert {p.name for p in (straight / "checkpoints").iterdir()} == {"step_3", "step_6", "latest"}
     rollouts = [json.loads(line) for line in (straight / "rollouts.jsonl").read_text().splitlines()]
     assert {"prompt", "answer", "policy_version"} <= rollouts[0].keys()
+
+
+def test_a_steps_spans_are_the_step_and_its_speed_that_of_its_tokens(straight):
+    """The driver's spans, within 3% of the step's time; operations as counted from the tensors' shapes, within 5%."""
+    from safetensors import safe_open
+
+    last = steps(straight)[-1]
+    events = json.loads((straight / "timeline" / "step_6.json").read_text())["traceEvents"]
+    tracks = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    seconds = dict.fromkeys(tracks.values(), 0.0)
+    for event in (e for e in events if e["ph"] == "X"):
+        seconds[tracks[event["tid"]]] += event["dur"] / 1e6
+    assert seconds["driver"] == pytest.approx(last["time/step_s"], rel=0.03)
+    assert {"engine 0", "graders", "actor rank 0", "actor rank 1"} <= seconds.keys()
+    assert all(0 < s <= last["time/step_s"] for s in seconds.values())
+
+    with safe_open(straight / "hf" / "model.safetensors", "np") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    layers = sum(s[0] * s[1] for name, s in shapes.items() if ".layers." in name and len(s) == 2)
+    config = json.loads((straight / "hf" / "config.json").read_text())
+    depth, width = config["num_hidden_layers"], config["hidden_size"]
+    batch = [s for update in load_batch(straight / "batches" / "step_6.npz") for s in update]
+    flops = sum(
+        6 * layers * s.num_tokens + 6 * depth * width * s.num_tokens**2
+        + 6 * width * config["vocab_size"] * s.num_answer_tokens
+        for s in batch
+    )  # fmt: skip
+    assert last["perf/mfu"] == pytest.approx(flops / last["time/train_s"] / 2 / 0.165e12, rel=0.05)
+    assert last["engine/running_mean"] > 1 and 0 < last["engine/kv_use_mean"] <= last["engine/kv_use_max"] <= 1
+    assert all(0.1 < last[f"memory/host_{phase}_gib"] < 8 for phase in ("rollout", "score", "train", "sync", "driver"))
 
 
 @pytest.mark.skipif(not find_spec("wandb"), reason="pip install -r requirements-trackers.txt")
@@ -117,7 +147,7 @@ def test_a_model_that_engines_and_actor_read_differently_never_trains(straight, 
     assert re.search(r"canary: engine 0's log-probs are \S+ nats per token from the actor's, weights.canary", ended.err)
     assert "config.json otherwise than the actor" in ended.err
     said = (straight.parent / "out").read_text()
-    (gap,) = re.findall(r"^canary: engines and actor are (\S+) nats a token apart \| [\d.]+s$", said, re.M)
+    (gap,) = re.findall(r"canary: engines and actor are (\S+) nats a token apart \| [\d.]+s$", said, re.M)
     assert float(gap) < 1e-5 and not any("weights/canary_gap" in record for record in steps(straight))
 
 

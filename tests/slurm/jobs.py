@@ -1,5 +1,6 @@
 """Submitting jobs and waiting for them, for the tests on an emulated Slurm (emulated.py)."""
 
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ NEEDS_SLURM = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reas
 TRAIN = "slurm/nft_32b.sbatch"
 SMALL = ["actor.tp=1", "rollout.engines=1", "weights.carrier=collective", "train.groups_per_step=8",
          "evaluate.samples=0", "evaluate.max_prompts=8", "rollout.kv_cache_gib=0.25"]  # fmt: skip
+CLOCK = r"(?:\d\d:\d\d:\d\d )?"
+"""Before every line of a run's log."""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
@@ -53,7 +56,7 @@ def wait_for(slurm, job, output, within_s, *, line=None, attempt=0):
     while time.monotonic() < deadline:
         text = output.read_text() if output.exists() else ""
         _, begun, words = text.partition(f"job {job}, attempt {attempt},")
-        if line and begun and any(each.startswith(line) for each in words.splitlines()):
+        if line and begun and any(re.match(CLOCK + re.escape(line), each) for each in words.splitlines()):
             return "RUNNING"
         state = slurm.job(job)["JobState"]
         if state in ENDED:

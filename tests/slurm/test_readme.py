@@ -152,7 +152,7 @@ PROMISES = {
         "actor: 128 Megatron ranks (tp 8 x pp 2 x dp 8), bf16 | 32 vLLM engines, bfloat16 | starting ...",
         "ready after ... s",
         "evaluation at step 0 | average ... | avg@k ... | truncated ... | ... prompts | ...s",
-        "step 1/320 | update 16/5120 | ...s | loss ... | correct ... | right/wrong/other ... | mixed ... | gap ...",
+        "... step 1/320 ... | acc ... | right ... | length ... | cut ... | gap ... | tok/s ... | time ... | ETA ... |",
     ),
 }
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"cluster"},
     {"groups"},
     {"run"},
-    {"train", "train_async", "evaluate", "smoke", "replay", "report", "preflight", "__main__"},
+    {"train", "train_async", "evaluate", "smoke", "replay", "report", "preflight", "init", "__main__"},
 ]
 """From the ground up. A module of a room may stand on another floor than its room."""
 MAY_MEET = [{"train", "train_async"}, {"doctor", "plan"}, {"doctor", "data"}]

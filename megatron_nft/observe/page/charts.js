@@ -9,7 +9,8 @@
      floor   lowest y that the axis must show; ceiling: highest it may
      smooth  draw noisy lines thin, with a running mean over them
      connect draw lines on over missing values
-     axis    what xs count, if not steps
+     axis    what xs count, if not steps; whole: they are whole numbers (default: steps are)
+     good    a sentence: what is good, and what is not
      domain  [first, last] of it, shared by all charts of steps                                                    */
 
 const NS = document.getElementById("svg-origin").namespaceURI;
@@ -109,7 +110,7 @@ function drawChart(card, full) {
   html("h3", "", card, full.title);
   const legend = html("div", "legend", card);
   const series = full.series.filter(one => one.ys.some(y => y !== null));
-  const heat = full.kind === "heat";
+  const heat = full.kind === "heat", whole = full.wholeAxis !== false;
   if (heat ? !full.xs.length : !series.length) { html("div", "empty", card, full.none || "no data yet"); return; }
   for (const one of series) html("span", "", legend, one.name).style.setProperty("--color", `var(--${one.color})`);
 
@@ -133,7 +134,7 @@ function drawChart(card, full) {
     svg("line", {x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), stroke: "var(--grid)"}, root);
     svg("text", {x: LEFT - 7, y: y(value) + 4, "text-anchor": "end"}, root, label);
   }
-  for (const [value, label] of linearTicks(first, last, Math.max(2, plotWidth / 90), true)) {
+  for (const [value, label] of linearTicks(first, last, Math.max(2, plotWidth / 90), whole)) {
     const middle = Math.min(x(value), width - 3.6 * label.length);  // so that the last label is not cut off
     svg("text", {x: middle, y: HEIGHT - BOTTOM + 17, "text-anchor": "middle"}, root, label);
   }
@@ -146,20 +147,32 @@ function drawChart(card, full) {
   else if (bars) drawBars(root, spec, x, y, plotWidth * spec.size / (last - first + 2 * half));
   else for (const one of spec.series) drawLine(root, spec, one, legend, x, y);
   hover(root, spec, x, y, bars);
+  if (full.good) html("p", "hint", card, full.good);
 }
 
-/* A card for each chart, drawn again whenever the width changes. */
+/* A card for each of specs(), drawn again whenever the width changes, or the returned function is called. */
 function fillCharts(parent, specs) {
-  const cards = specs.map(spec => [html("article", "chart", parent), spec]);
+  const cards = specs().map(() => html("article", "chart", parent));
   let drawnWidth = 0;
-  const draw = () => {
-    const width = parent.clientWidth;
-    if (width === drawnWidth) return;
-    drawnWidth = width;
-    for (const [card, spec] of cards) drawChart(card, spec);
+  const draw = () => specs().forEach((spec, i) => drawChart(cards[i], spec));
+  const resized = () => {
+    if (parent.clientWidth === drawnWidth) return;
+    drawnWidth = parent.clientWidth;
+    draw();
   };
-  draw();
-  window.addEventListener("resize", () => requestAnimationFrame(draw));
+  resized();
+  window.addEventListener("resize", () => requestAnimationFrame(resized));
+  return draw;
+}
+
+/* A small curve without axes, for a row of a table. */
+function sparkline(parent, ys) {
+  const width = 96, height = 22, there = ys.map((y, i) => [i, y]).filter(([, y]) => y !== null);
+  if (there.length < 2) return;
+  const values = there.map(([, y]) => y), low = Math.min(...values), span = Math.max(...values) - low || 1;
+  const at = ([i, y]) => `${(2 + (width - 4) * i / (ys.length - 1)).toFixed(1)} ${(height - 3 - (height - 6) * (y - low) / span).toFixed(1)}`;
+  const root = svg("svg", {viewBox: `0 0 ${width} ${height}`, width, height, class: "spark", "aria-hidden": "true"}, parent);
+  svg("path", {d: "M" + there.map(at).join("L"), fill: "none", stroke: "var(--blue)", "stroke-width": 1.5}, root);
 }
 
 /* Groups by correct rate: ten bins, of which the lowest is "none right" and the highest "all right". */
@@ -252,7 +265,7 @@ function hover(root, spec, x, y, bars) {
     guide.setAttribute("visibility", "visible");
     const end = spec.ends ? spec.ends[i] : spec.xs[i], start = spec.ends ? spec.xs[i] : end - (spec.together || 1) + 1;
     tip.replaceChildren();
-    html("strong", "", tip, start === end ? `${spec.axis || "step"} ${end}` : `${spec.axis || "step"}s ${start}–${end}${spec.counts ? "" : ", together"}`);
+    html("strong", "", tip, spec.wholeAxis === false ? `${show(end)} ${spec.axis}` : start === end ? `${spec.axis || "step"} ${end}` : `${spec.axis || "step"}s ${start}–${end}${spec.counts ? "" : ", together"}`);
     for (const one of bars ? [...spec.series].reverse() : spec.series) {
       if (one.ys[i] === null) continue;
       const row = html("div", "", tip);

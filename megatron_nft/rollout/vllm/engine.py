@@ -15,16 +15,15 @@ the number of engines nor the order of the prompts matters, up to the rounding o
 import hashlib
 import logging
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from megatron_nft.config import RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
-from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling
+from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Request, Sampling
 from megatron_nft.rollout.vllm.environment import cpu_settings, model_settings
-from megatron_nft.rollout.vllm.experts import experts_of_answers, experts_settings
+from megatron_nft.rollout.vllm.experts import experts_of_answers, experts_settings, with_experts
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
@@ -104,6 +103,7 @@ class VllmEngine:
         self._unusable = (
             "it started without weights" if starts_empty else ""
         )  # why the weights are not to be sampled from; empty: they are fine
+        self._decode_steps: dict[str, DecodeSteps] = {}  # by the stream that was asked for
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")  # vLLM's label of every token
 
@@ -119,9 +119,20 @@ class VllmEngine:
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
             self._step()
+            self._note_step(stream)
             if time.perf_counter() - start >= seconds:
                 break
         return finished + self._finished.pop(stream, []), time.perf_counter() - start
+
+    def decode_steps(self) -> dict[str, DecodeSteps]:
+        """See rollout/api.py."""
+        found, self._decode_steps = self._decode_steps, {}
+        return found
+
+    def _note_step(self, stream: str) -> None:
+        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
+        running, waiting = scheduler.get_request_counts()
+        self._decode_steps.setdefault(stream, DecodeSteps()).add(running, waiting, scheduler.kv_cache_manager.usage)
 
     def forget(self) -> None:
         """See rollout/api.py."""
@@ -277,7 +288,7 @@ class VllmEngine:
         texts = self._tokenizer.batch_decode([a.token_ids for a in answers], skip_special_tokens=True)
         rollouts = [_rollout(request.prompt, answer, text) for answer, text in zip(answers, texts, strict=True)]
         if request.sampling.with_experts:
-            rollouts = [_with_experts(request.prompt, r, rows) for r, rows in zip(rollouts, experts, strict=True)]
+            rollouts = [with_experts(request.prompt, r, rows) for r, rows in zip(rollouts, experts, strict=True)]
         return RolloutGroup(prompt=request.prompt, rollouts=tuple(rollouts))
 
 
@@ -321,15 +332,3 @@ def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
         policy_version=spans[0][1],
         newer_versions=tuple(spans[1:]),
     )
-
-
-def _with_experts(prompt: Prompt, rollout: Rollout, experts_R: np.ndarray | None) -> Rollout:
-    """With those of every token that the engine has read: all but the last."""
-    read = len(prompt.token_ids_P) + len(rollout.token_ids_A) - 1
-    if experts_R is None or len(experts_R) != read:
-        given = "none" if experts_R is None else f"those of {len(experts_R)} tokens"
-        raise EngineError(
-            f"prompt {prompt.prompt_id}: the experts of {read} tokens were asked for, vLLM gave {given}; set "
-            'actor.routing_replay = "off"'
-        )
-    return replace(rollout, experts_R=experts_R)

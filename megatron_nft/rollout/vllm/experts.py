@@ -13,10 +13,13 @@ experts that a token goes to.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+
+from megatron_nft.rollout.api import EngineError
+from megatron_nft.types import Prompt, Rollout
 
 
 class ExpertsOfAnswers(Protocol):
@@ -83,6 +86,22 @@ def experts_of_answers(llm: Any, device: str, is_asked: bool) -> ExpertsOfAnswer
 def experts_settings(device: str, is_asked: bool) -> dict[str, Any]:
     """What vLLM is started with for it."""
     return {"enable_return_routed_experts": True} if is_asked and device == "cuda" else {}
+
+
+def with_experts(prompt: Prompt, rollout: Rollout, experts_R: np.ndarray | None) -> Rollout:
+    """The answer with the experts of every token that the engine has read: all but the last.
+
+    Raises:
+        EngineError: vLLM gave others.
+    """
+    read = len(prompt.token_ids_P) + len(rollout.token_ids_A) - 1
+    if experts_R is None or len(experts_R) != read:
+        given = "none" if experts_R is None else f"those of {len(experts_R)} tokens"
+        raise EngineError(
+            f"prompt {prompt.prompt_id}: the experts of {read} tokens were asked for, vLLM gave {given}; set "
+            'actor.routing_replay = "off"'
+        )
+    return replace(rollout, experts_R=experts_R)
 
 
 @dataclass

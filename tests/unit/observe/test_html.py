@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -83,7 +85,7 @@ def test_scripts_never_set_markup(make_config):
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", scripts)
 
 
-@pytest.mark.parametrize(("num_steps", "num_evaluations"), [(0, 0), (1, 0), (1, 1), (2000, 40)])
+@pytest.mark.parametrize(("num_steps", "num_evaluations"), [(0, 0), (1, 0), (1, 1), (800, 40)])
 def test_any_number_of_records(make_config, num_steps, num_evaluations):
     text = render(make_config(), records(num_steps, num_evaluations))
     data = Page(text).data
@@ -102,7 +104,11 @@ def test_missing_and_infinite_values_become_null(make_config):
 
 def test_headers_come_from_the_recipe(make_config):
     run = Page(render(make_config())).data["run"]
-    assert run["model"] == "tiny-model" and run["layout"].startswith("actor tp 1 x pp 1 x dp 1, bf16; 1 engine x tp 1")
+    facts = run["facts"]
+    assert facts["Method"] == "NFT" and facts["Model"] == "tiny-model" and facts["Data"] == "sums.jsonl"
+    assert facts["Layout"].startswith("actor tp 1 x pp 1 x dp 1, bf16; 1 engine x tp 1") and facts["Seed"] == "1"
+    assert facts["Host"] == socket.gethostname() and "pytest" in facts["Command"] and facts["Begun"]
+    assert re.fullmatch(r"[0-9a-f]{10}\+?", facts["Commit"]) or not Path(".git").exists()
     assert "[optimizer]" in run["recipe"]
 
 

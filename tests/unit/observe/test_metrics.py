@@ -15,7 +15,7 @@ from megatron_nft.observe.metrics import (
     rollout_metrics,
 )
 
-AREAS = {"nft", "rollout", "train", "verdict", "actor", "async", "weights", "time", "perf", "eval"}
+AREAS = {"nft", "rollout", "train", "verdict", "actor", "async", "weights", "time", "perf", "memory", "engine", "eval"}
 
 
 def test_every_metric_is_in_a_known_area_and_explained():
@@ -93,6 +93,16 @@ def test_rollout_metrics_by_hand(make_group):
         "verdict/by_omission": 0,
         "nft/correct_rate": 3 / 6,
         "rollout/answer_tokens_mean": (60 + 30 + 100) / 9,
+        "rollout/answer_tokens_p10": 10,
+        "rollout/answer_tokens_p50": 20,
+        "rollout/answer_tokens_p90": 32,
+        "rollout/answer_tokens_p99": pytest.approx(39.2),
+        "rollout/right_tokens_p10": 10,  # of 10, 10, 20
+        "rollout/right_tokens_p50": 10,
+        "rollout/right_tokens_p90": 18,
+        "rollout/wrong_tokens_p10": 22,  # of 20, 30, and the truncated 30
+        "rollout/wrong_tokens_p50": 30,
+        "rollout/wrong_tokens_p90": 30,
         "rollout/truncated_fraction": 1 / 9,
         "rollout/policy_version": 2,
     }

@@ -6,8 +6,11 @@ import random
 
 import pytest
 
+from megatron_nft.observe.charts import SECTIONS
 from megatron_nft.observe.compare import RunRecord, render_comparison
 from megatron_nft.observe.html import render_page
+from megatron_nft.observe.metrics import METRICS
+from megatron_nft.observe.timeline import Span, rows_to_draw
 from megatron_nft.types import StepReport
 from tests.browser import CHROMIUM, Browser
 
@@ -20,13 +23,13 @@ STEPS = 120
 KINDS = ("right", "wrong", "unparsable", "timeout", "error")
 
 STICKS_OUT = "document.documentElement.scrollWidth - innerWidth"
-CHARTS = """[...document.querySelectorAll('.chart')].map(card => ({
+CHARTS = """[...document.querySelectorAll('.chart:not([hidden])')].map(card => ({
     title: card.querySelector('h3').textContent, empty: !!card.querySelector('.empty'),
     marks: [...card.querySelectorAll('svg > path, svg > rect, svg > circle, svg > polygon')]
         .filter(mark => { const box = mark.getBBox(); return box.width + box.height > 1; }).length}))"""
 EMPTY_LINES = """[...document.querySelectorAll('.chart svg > path')]
     .filter(path => path.getTotalLength() < 10).length"""
-OVERLAPS = """[...document.querySelectorAll('.chart')].flatMap(card => {
+OVERLAPS = """[...document.querySelectorAll('.chart:not([hidden])')].flatMap(card => {
     const labels = [...card.querySelectorAll('svg text')].map(node => [node.textContent, node.getBoundingClientRect()]);
     const frame = card.getBoundingClientRect(), found = [];
     labels.forEach(([text, box], i) => {
@@ -37,14 +40,14 @@ OVERLAPS = """[...document.querySelectorAll('.chart')].flatMap(card => {
     });
     return found;
 })"""
-BAR_GAPS = """(() => { const bars = [...document.querySelectorAll('.chart')].find(card =>
+BAR_GAPS = """(() => { const bars = [...document.querySelectorAll('.chart:not([hidden])')].find(card =>
         card.querySelector('h3').textContent === 'Time of a step').querySelectorAll('svg rect');
     const boxes = [...bars].map(bar => bar.getBoundingClientRect()).sort((a, b) => a.left - b.left);
     if (!boxes.length) return [];
     return boxes.slice(1).map((box, i) => (box.left - boxes[i].right) / box.width); })()"""
 SHOWN = """({count: document.getElementById('answer-count').textContent,
     chips: [...document.querySelectorAll('.answer')].map(card =>
-        [...card.querySelectorAll('.chip')].map(chip => chip.textContent).join('+'))})"""
+        [...card.querySelectorAll('header .chip')].map(chip => chip.textContent).join('+'))})"""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,7 @@ def step_report(step, draw):
     metrics |= {"nft/loss": draw.gauss(-2e-4, 1e-3), "nft/correct_rate": right / 512, "actor/grad_norm": 0.3}
     metrics |= {"rollout/logprob_gap_mean": 3e-7 * draw.uniform(1, 9), "rollout/logprob_gap_max": 2e-3 * draw.random()}
     metrics |= {"rollout/answer_tokens_mean": 900 + 10 * step, "rollout/truncated_fraction": 0.1 * draw.random()}
+    metrics["rollout/answers"] = 512
     metrics |= {"verdict/right": right, "verdict/wrong": 500 - right, "verdict/unparsable": 9, "verdict/timeout": 2,
                 "verdict/error": 1}  # fmt: skip
     if step == 40:
@@ -101,24 +105,27 @@ def answer(i):
         "step": i // 10, "source": "evaluation" if i % 3 == 0 else "train", "prompt_id": f"dapo_math_17k/{i}",
         "prompt": "<|im_start|>user\nWhat is $\\sqrt{" + "x+" * 60 + "1}$?<|im_end|>", "answer": "word " * (5 + 9 * i),
         "ground_truth": "2", "verdict": kind, "detail": "2", "truncated": i % 7 == 0, "policy_version": i // 10,
-        "correct_rate": 0.25, "num_tokens": 5 + i,
+        "correct_rate": 0.25, "num_tokens": 5 + i, "rule": "evaluated", "place": 0,
+        "group": [[kind, 5 + i, "2"], ["wrong", 40, "3"]], "tokens": ["a", " b\n"], "engine_logprobs": [-0.1, -2.0],
     }  # fmt: skip
 
 
 ANSWERS = [answer(i) for i in range(60)]
+TIMELINE = rows_to_draw(
+    7, [Span("driver", "rollout", 0.0, 2.0), Span("engine 0", "rollout", 0.1, 1.9), Span("driver", "train", 2.0, 3.0),
+        *(Span(f"actor rank {rank}", "train", 2.1, 2.9) for rank in range(12))],
+)  # fmt: skip
 
 
 @pytest.fixture
 def make_page(make_config, tmp_path):
     """make_page(records, answers): the page of a run, as a file."""
 
-    def make(its_records=None, answers=ANSWERS, name="nft_qwen2.5_math_7b_second_attempt_longer_warmup"):
+    def make(its_records=None, answers=ANSWERS, name="nft_qwen2.5_math_7b_second_attempt_longer_warmup", **more):
         its_records = records() if its_records is None else its_records
         path = tmp_path / "report.html"
-        config = make_config(name=name)
-        path.write_text(
-            render_page(config=config, verdict="running", minutes=321.0, records=its_records, answers=answers)
-        )
+        more = {"config": make_config(name=name), "verdict": "running", "timeline": TIMELINE} | more
+        path.write_text(render_page(minutes=321.0, records=its_records, answers=answers, **more))
         return path
 
     return make
@@ -137,7 +144,7 @@ def test_a_long_run(browser, make_page, tmp_path, width):
     page = browser.open(make_page(), width)
     check(page, width, tmp_path / "page.png")
     charts = page.run(CHARTS)
-    assert len(charts) == 12
+    assert len(charts) == 14, [chart["title"] for chart in charts]
     assert [chart["title"] for chart in charts[:2]] == [
         "Mean of the 6 benchmarks",
         "Mean of the 6 benchmarks, by updates",
@@ -151,6 +158,37 @@ def test_a_long_run(browser, make_page, tmp_path, width):
     assert "math500" in rows and "this run, step 120" in rows and "7B NFT (published)" in rows
 
 
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_a_chart_is_there_if_one_of_its_numbers_was_measured(browser, make_page, tmp_path, width):
+    """All of them, then one after the other; no card is ever empty."""
+
+    def measured(names):
+        kinds = {"eval": "evaluation"}
+        kept = [(kinds.get(name.partition("/")[0], "step"), name) for name in names]
+        return [
+            StepReport(step=step, kind=kind, time=f"2026-11-28T1{step}:00:00+00:00",
+                       metrics={name: 0.1 * step + 0.2 for its, name in kept if its == kind},
+                       groups_by_correct_rate=(1,) * 10 if kind == "step" and "rollout/answers" in names else ())
+            for step in (1, 2) for kind in ("step", "evaluation")
+        ]  # fmt: skip
+
+    page = browser.open(make_page(measured(METRICS)), width)
+    check(page, width, tmp_path / "page.png")
+    charts = page.run(CHARTS)
+    assert not [chart for chart in charts if chart["empty"] or not chart["marks"]]
+    words = {"{method} loss": "NFT loss", "Mean of the benchmarks": "Mean of the 0 benchmarks"}
+    alone = [chart for _, its in SECTIONS for chart in its if chart.kind != "benchmarks"]  # that takes several files
+    assert {words.get(chart.title, chart.title) for chart in alone} <= {chart["title"] for chart in charts}
+    assert page.run("document.querySelectorAll('.chart .hint').length") == len(charts)
+    if width == DESK:
+        return
+    for chart in random.Random(1).sample(alone, 6):
+        page = browser.open(make_page(measured([chart.lines[0][1]]), timeline=None), width)
+        titles = {each["title"] for each in page.run(CHARTS)}
+        expected = words.get(chart.title, chart.title)
+        assert expected in titles and len(titles) <= 2, titles  # of a benchmark's mean there are two
+
+
 @pytest.mark.night("runs that have just begun, or are as long as none")
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize("num_steps", [0, 1, 10_000])
@@ -158,8 +196,8 @@ def test_runs_of_any_length(browser, make_page, tmp_path, width, num_steps):
     path = make_page(records(num_steps))
     page = browser.open(path, width)
     check(page, width, tmp_path / "page.png")
-    empty = {chart["title"] for chart in page.run(CHARTS) if chart["empty"]}
-    assert ("NFT loss" in empty) == (num_steps == 0) and "Held-out accuracy" not in empty
+    titles = {chart["title"] for chart in page.run(CHARTS)}
+    assert ("NFT loss" in titles) == (num_steps > 0) and "Held-out accuracy, over all prompts" in titles
     assert path.stat().st_size < 2_000_000
     assert all(
         gap < 0.5 for gap in page.run(BAR_GAPS) or []
@@ -204,6 +242,61 @@ def test_filters_from_the_address_combine_and_more_shows_the_rest(browser, make_
     page.run("location.hash = 'step=no-such-step'")
     page.run("new Promise(done => setTimeout(done, 50))")
     assert page.run(SHOWN)["count"] == "60 of 60"
+
+
+def test_search_order_and_the_group_beside(browser, make_page):
+    page = browser.open(
+        make_page(answers=[*ANSWERS, ANSWERS[1] | {"answer": "its neighbour", "num_tokens": 999}]), DESK
+    )
+
+    def choose(name, value, event):
+        page.run(f"""(() => {{ const box = document.getElementById('filter-{name}'); box.value = {value!r};
+            box.dispatchEvent(new Event('{event}')); }})()""")
+
+    first = "document.querySelector('.answer').textContent"
+    choose("order", "longest", "change")
+    assert "999 tokens" in page.run(first) and page.run("location.hash") == "#order=longest"
+    choose("order", "shortest", "change")
+    assert "5 tokens" in page.run(first)
+    choose("search", "NEIGHBOUR", "input")
+    assert page.run(SHOWN)["count"] == "1 of 61" and page.run("location.hash") == "#order=shortest&search=NEIGHBOUR"
+    page.run("document.querySelector('.answer details').open = true")
+    assert ANSWERS[1]["answer"].strip() in page.run("document.querySelector('.beside').textContent")
+    chips = page.run("[...document.querySelectorAll('.members .chip')].map(chip => chip.title)")
+    assert chips == ["wrong, 6 tokens: 2", "wrong, 40 tokens: 3"]
+    assert "extracted: 2  |  gold: 2  |  rule: evaluated" in page.run(first)
+    assert page.run("[...document.querySelectorAll('.strip span')].map(mark => mark.title)") == [
+        "token 0: engine -0.1000", "token 1: engine -2.0000",
+    ]  # fmt: skip
+    assert page.problems() == []
+
+
+def test_a_failed_run_shows_its_error_and_its_answers_first(browser, make_page):
+    page = browser.open(make_page([], verdict="failed: NoMixedGroups: step 1: 0 of 18\nand a second line"), DESK)
+    assert page.run("document.getElementById('run-verdict').textContent") == "failed"
+    assert page.run("document.getElementById('error-text').textContent").endswith("0 of 18\nand a second line")
+    tops = page.run(
+        "['error', 'browser', 'headline'].map(id => document.getElementById(id).getBoundingClientRect().top)"
+    )
+    assert tops == sorted(tops) and page.run(CHARTS)[:-1] == [] and page.problems() == []
+
+
+def test_another_axis(browser, make_page):
+    its = [
+        StepReport(step=i, kind="step", time=f"2026-11-28T{10 + i}:30:00+00:00",
+                   metrics={"nft/loss": i, "train/updates": 16 * i, "actor/tokens": 5e6})
+        for i in (1, 2, 3)
+    ]  # fmt: skip
+    page = browser.open(make_page(its, timeline=None), DESK)
+    labels = "[...document.querySelectorAll('.chart svg text')].map(node => node.textContent)"
+    for axis, (title, last) in {
+        "update": ("update", "48"),
+        "hour": ("hours", "2.0"),
+        "token": ("M tokens trained on", "15"),
+    }.items():
+        page.run(f"""(() => {{ const box = document.getElementById('axis'); box.value = '{axis}';
+            box.dispatchEvent(new Event('change')); }})()""")
+        assert {title, last} <= set(page.run(labels)), (axis, page.run(labels))
 
 
 def test_a_hostile_answer_does_nothing(browser, make_page):

@@ -1,0 +1,118 @@
+"""Writes a recipe for a model, data and the GPUs at hand: commented, and one that the planner says fits.
+
+    megatron-nft init --model models/Qwen2.5-Math-7B --data train.jsonl --held-out test.jsonl
+    megatron-nft init --model models/Qwen2.5-Math-7B --gpus 8 --out my.toml        data to be named later
+    megatron-nft init --model tests/assets/quickstart/model --data my.jsonl --gpus 0        two CPU cores
+
+Of the model config.json is enough, the tokenizer and the data are read if they are there: prompts are
+counted, and what is wrong with a row is said now. Actor and engines share the GPUs; of all layouts
+the planner takes the fastest that fits. Then: megatron-nft train RECIPE.
+
+Exit status: 0 written, 1 no layout fits, 2 wrong arguments, model or data.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_nft.config import RecipeError, load_config, path_argument
+from megatron_nft.data.errors import DataError
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
+from megatron_nft.init.choose import Given, choose
+from megatron_nft.init.machine import hardware_at_hand
+from megatron_nft.init.prompts import measure
+from megatron_nft.init.text import recipe_text
+from megatron_nft.plan.hardware import GIB, HardwareError, load_machine
+from megatron_nft.plan.planner import Plan, make_plan
+
+PLACEHOLDER = "data/dapo-math-17k.parquet"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _init(arguments)
+    except (RecipeError, ModelFolderError, DataError, HardwareError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    found, kind = hardware_at_hand()
+    gpus = found if arguments.gpus is None else arguments.gpus
+    model = arguments.model.parent if arguments.model.name == "config.json" else arguments.model
+    out = arguments.out
+    if gpus < 0:
+        raise RecipeError(f"--gpus {gpus}; give the number of GPUs, 0 for a CPU")
+    if out.exists() and not arguments.force:
+        raise RecipeError(f"{out} is there already; give --out another name, or --force")
+    hf, machine = read_hf_config(model), load_machine("cpu" if gpus == 0 else arguments.hardware or kind)
+    data = arguments.data or [PLACEHOLDER]
+    given = Given(
+        model=str(model),
+        data=tuple(data),
+        held_out=tuple(arguments.held_out),
+        gpus=gpus,
+        name=arguments.name or out.stem,
+        prompts=measure(model, arguments.data, arguments.held_out) if arguments.data else None,
+    )
+    chosen = choose(given, hf, machine)
+    if chosen.problems:
+        print("error: no layout fits:", *chosen.problems, sep="\n  ", file=sys.stderr)
+        return 1
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(recipe_text(given, chosen), encoding="utf-8")
+    config = load_config(out, checks_weights=False)  # as training will
+    for line in _told(given, make_plan(config, hf, machine), out):
+        print(line)
+    return 0
+
+
+def _told(given: Given, plan: Plan, out: Path) -> list[str]:
+    config, prompts = plan.config, given.prompts
+    fullest = max(plan.memory.usages, key=lambda usage: usage.total / usage.limit)
+    devices = f"{given.gpus} x {plan.machine.name}" if given.gpus else "CPU"
+    hours = plan.seconds * config.train.steps / 3600
+    rows = f"none given: {PLACEHOLDER}"
+    if prompts:
+        rows = f"{prompts.count:,} prompts, the longest of {prompts.longest:,} tokens"
+    size = sum(rank.elements for rank in plan.ranks) * config.actor.tp / 1e9
+    engines = f"{config.rollout.engines} engine{'s' if config.rollout.engines > 1 else ''} of tp {config.rollout.tp}"
+    return [
+        f"model: {given.model}, {size:.3g} B parameters | data: {rows}",
+        f"wrote {out}: {devices}, actor {config.actor.layout}, {engines}",
+        f"plan: fits, {fullest.total / GIB:.1f} of {fullest.limit / GIB:.1f} GiB at the fullest ({fullest.phase}); "
+        f"{plan.seconds:.0f} s a step, {config.train.steps} steps {hours:.1f} h (planned, not measured)",
+        f"next: {_next(given, plan)} {out}",
+    ]
+
+
+def _next(given: Given, plan: Plan) -> str:
+    if given.gpus > plan.machine.gpus_per_node:
+        return "slurm/README.md, and there NFT_RECIPE="
+    return "launch/train.sh" if given.gpus else "megatron-nft train"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron-nft init", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", required=True, type=path_argument, metavar="DIR", help="HF folder, or its config.json"
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE", help="to train on: parquet, jsonl, csv, hub name"
+    )
+    parser.add_argument("--held-out", nargs="+", default=[], metavar="FILE", help="to evaluate on; none: no evaluation")
+    parser.add_argument("--gpus", type=int, metavar="N", help="default: those of this machine; 0: a CPU")
+    parser.add_argument("--hardware", metavar="NAME", help="H100, H200, A100, B200 (default: this machine's, or H100)")
+    parser.add_argument("--out", type=path_argument, default=Path("recipe.toml"), help="default: %(default)s")
+    parser.add_argument("--name", help="of the run (default: the recipe's)")
+    parser.add_argument("--force", action="store_true", help="replace a recipe that is there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A model's size, data and GPUs -> the settings of a recipe: lengths and sizes by rule, the layout by the planner.
+
+On GPUs actor and engines share all of them, and take turns: nothing idles, and any number of GPUs will do. Of the
+planner's layouts the fastest that fits is taken; if none does, the optimizer goes to the host. Called by the command.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_nft.config import Config, RecipeError, check_layout
+from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.init.prompts import Prompts
+from megatron_nft.plan.hardware import Machine
+from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.suggestions import suggest
+
+Settings = dict[str, dict[str, Any]]
+SMALL = 100e6
+"""Parameters below which a model is a toy: it learns at another rate."""
+ENGINE_TPS = (1, 2, 4, 8)
+ROOM = 0.85
+"""Of a GPU's memory, that a plan should leave the rest of: no plan is exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the command was given, and what it has found out."""
+
+    model: str
+    data: tuple[str, ...]
+    held_out: tuple[str, ...]
+    gpus: int  # 0: a CPU
+    name: str
+    prompts: Prompts | None  # None: no data was given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The settings, by section; or why there are none."""
+
+    settings: Settings
+    plan: Plan | None = None
+    problems: tuple[str, ...] = ()
+
+
+def choose(given: Given, hf: HFConfig, machine: Machine) -> Chosen:
+    """The recipe's settings.
+
+    Raises:
+        RecipeError: the model has room for no answer.
+    """
+    base = _on_gpus(given, hf) if given.gpus else _on_a_cpu(given, hf)
+    plans, problems = [], ()
+    for settings in _candidates(base, given, hf):
+        plan = make_plan(Config.model_validate(settings), hf, machine)
+        problems = problems or plan.problems
+        found = [suggestion.plan for suggestion in suggest(plan)] if given.gpus else [plan]
+        plans += [plan for plan in found if plan.fits]
+    if not plans:
+        return Chosen(settings=base, problems=problems or ("no engine of these GPUs divides the model's heads",))
+    best = min(plans, key=_worth)
+    return Chosen(settings=_with_layout(base, best.config), plan=best)
+
+
+def _worth(plan: Plan) -> tuple[bool, bool, float]:
+    """The less the better: a state that leaves the GPU costs more than the plan knows, so does a GPU that is nearly
+    full; context parallelism of sequences that one rank could hold has to be worth it."""
+    fullest = max(usage.total / usage.limit for usage in plan.memory.usages)
+    return (
+        plan.config.optimizer.optimizer_cpu_offload,
+        fullest > ROOM,
+        plan.seconds * (1.1 if plan.config.actor.cp > 1 else 1.0),
+    )
+
+
+def _candidates(base: Settings, given: Given, hf: HFConfig) -> Iterator[Settings]:
+    """The settings with each size of an engine, and with the optimizer on the GPUs or not."""
+    if not given.gpus:
+        yield base
+        return
+    for offload in (False, True):
+        for tp in ENGINE_TPS:
+            if given.gpus % tp or hf.num_attention_heads % tp or hf.num_key_value_heads % tp:
+                continue
+            settings = _merged(base, {
+                "rollout": {"tp": tp, "engines": given.gpus // tp},
+                "actor": {"tp": 1, "dp": given.gpus},
+                "optimizer": {"optimizer_cpu_offload": offload},
+            })  # fmt: skip
+            try:
+                check_layout(Config.model_validate(settings), hf)
+            except (ValueError, RecipeError):
+                continue
+            yield settings
+
+
+def _with_layout(base: Settings, config: Config) -> Settings:
+    """The settings with the layout of a plan, as far as it isn't the default."""
+    actor, rollout = config.actor, config.rollout
+    changes: Settings = {
+        "rollout": {"engines": rollout.engines, "tp": rollout.tp},
+        "actor": {"tp": actor.tp, "dp": actor.dp},
+    }
+    changes["actor"] |= {axis: getattr(actor, axis) for axis in ("pp", "cp") if getattr(actor, axis) > 1}
+    changes["actor"] |= {"sequence_parallel": True} if actor.sequence_parallel else {}
+    changes["actor"] |= {"recompute": actor.recompute} if actor.recompute != "none" else {}
+    if config.optimizer.optimizer_cpu_offload:
+        changes["optimizer"] = {"optimizer_cpu_offload": True}
+    return _merged(base, changes)
+
+
+def _lengths(given: Given, hf: HFConfig, longest_answer: int, longest_prompt: int) -> tuple[int, int]:
+    """Tokens of a prompt and of an answer, at most; both within the model's positions."""
+    positions = min(hf.max_position_embeddings, hf.sliding_window or hf.max_position_embeddings)
+    needed = given.prompts.most if given.prompts else longest_prompt
+    prompt = min(-(-max(needed, 1) // 64) * 64, longest_prompt, positions // 2)
+    answer = min(longest_answer, positions - prompt)
+    if answer < 1:
+        raise RecipeError(f"the model has {positions} positions: no room for a prompt and an answer")
+    return prompt, answer
+
+
+def _on_gpus(given: Given, hf: HFConfig) -> Settings:
+    prompt, answer = _lengths(given, hf, 4096, 1024 if given.prompts else 512)
+    groups = min(128, given.prompts.count // 4) if given.prompts else 128
+    return _merged(_of_both(given, hf, prompt), {
+        "rollout": {"group_size": 16, "max_answer_tokens": answer, "gpu_memory_fraction": 0.6},
+        "verdict": {"workers": 4 * given.gpus},
+        "actor": {"tokens_per_microbatch": max(8192, prompt + answer)},
+        "optimizer": {"weight_decay": 0.1, "warmup_rollout_steps": 10},
+        "train": {"steps": 100, "groups_per_step": max(groups, 1), "updates_per_step": 4},
+        "checkpoint": {"every": 10},
+        "cluster": {"device": "cuda", "placement": "colocated"},
+    })  # fmt: skip
+
+
+def _on_a_cpu(given: Given, hf: HFConfig) -> Settings:
+    prompt, answer = _lengths(given, hf, 128, 512)
+    groups = min(8, given.prompts.count // 4) if given.prompts else 8
+    return _merged(_of_both(given, hf, prompt), {
+        "rollout": {"engines": 1, "tp": 1, "group_size": 8, "max_answer_tokens": answer, "dtype": "float32",
+                    "kv_cache_gib": 0.25},
+        "actor": {"tp": 1, "precision": "fp32", "tokens_per_microbatch": max(2048, prompt + answer)},
+        "weights": {"bucket_mib": 4},
+        "optimizer": {"warmup_updates": 4},
+        "train": {"steps": 10, "groups_per_step": max(groups, 1), "updates_per_step": 2},
+        "checkpoint": {"every": 5},
+        "cluster": {"device": "cpu"},
+    })  # fmt: skip
+
+
+def _of_both(given: Given, hf: HFConfig, prompt: int) -> Settings:
+    size = hf.num_hidden_layers * hf.layer_parameters + hf.vocab_size * hf.hidden_size
+    settings: Settings = {
+        "run": {"name": given.name},
+        "model": {"path": given.model},
+        "data": {"train": list(given.data), "max_prompt_tokens": prompt},
+        "algorithm": {"name": "nft"},
+        "optimizer": {"learning_rate": 5e-5 if size < SMALL else 1e-6},
+    }
+    if given.held_out:
+        settings["data"]["held_out"] = list(given.held_out)
+        settings["evaluate"] = {"samples": 4}
+        settings["train"] = {"evaluate_every": 5}
+        if not given.gpus:
+            settings["evaluate"] |= {"max_prompts": 128, "in_background": False}
+    return settings
+
+
+def _merged(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Settings:
+    return {name: {**one.get(name, {}), **other.get(name, {})} for name in dict.fromkeys([*one, *other])}

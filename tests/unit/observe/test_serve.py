@@ -1,0 +1,77 @@
+"""A page on localhost: as of now at every request, reloading while the run lasts, and for nobody else."""
+
+import io
+import json
+import re
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from megatron_nft import report as command
+from megatron_nft.observe.report import Report
+from megatron_nft.observe.serve import make_server
+
+
+@pytest.fixture
+def served():
+    """served(*folders): the address at which they are served."""
+    servers = []
+
+    def serve(*folders):
+        servers.append(make_server(folders, 0))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def data_at(address):
+    with urllib.request.urlopen(address, timeout=20) as answer:
+        text = answer.read().decode()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_every_request_shows_the_run_as_it_is_and_it_reloads_until_the_run_ends(make_config, make_group, served):
+    config = make_config()
+    report = Report(config, io.StringIO())
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25})
+    address = served(config.run_dir)
+    first = data_at(address)["run"]
+    with report.step(1):
+        report.add_rollouts([make_group("right", "wrong")])
+    data = data_at(f"{address}/report.html")
+    assert data["run"]["reload_s"] == first["reload_s"] > 0 and data["run"]["facts"] == first["facts"]
+    assert data["steps"]["step"] == [1] and len(data["answers"]) == 2 and first["num_steps"] == 0
+    report.close("done")
+    data = data_at(address)
+    assert data["run"]["reload_s"] == 0 and data["run"]["verdict"] == "done" and data["timeline"]["step"] == 1
+
+
+def test_several_runs_are_compared(make_config, served):
+    for name in ("one", "two"):
+        Report(make_config(name=name), io.StringIO()).close("done")
+    data = data_at(served(*(make_config(name=name).run_dir for name in ("one", "two"))))
+    assert [run["label"] for run in data["runs"]] == ["one", "two"] and data["reload_s"] == 0
+
+
+@pytest.mark.parametrize(("path", "host", "status"), [("/", "evil.example", 403), ("/recipe.toml", "localhost", 404)])
+def test_nothing_else_is_served_to_nobody_else(make_config, served, path, host, status):
+    config = make_config()
+    Report(config, io.StringIO()).close("done")
+    request = urllib.request.Request(served(config.run_dir) + path, headers={"Host": host})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=20)
+    assert refused.value.code == status
+
+
+def test_one_run_without_serve_is_a_file_and_what_is_no_run_is_refused(make_config, tmp_path, capsys):
+    config = make_config()
+    Report(config, io.StringIO()).close("done")
+    assert command.main([str(config.run_dir), "--out", str(tmp_path / "page.html")]) == 0
+    assert "Training report" in (tmp_path / "page.html").read_text() and capsys.readouterr().out.startswith("1 run: ")
+    assert command.main(["--serve", str(tmp_path)]) == 2 and "no run's folder" in capsys.readouterr().err
