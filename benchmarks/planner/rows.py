@@ -27,6 +27,11 @@ MODELS = {
         "model_type": "qwen3", "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 64,
         "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 25600, "vocab_size": 151936,
     },
+    "Qwen3-30B-A3B": {
+        "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "vocab_size": 151936,
+        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
+    },
     "Qwen2.5-32B": {
         "model_type": "qwen2", "hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40,
         "num_key_value_heads": 8, "intermediate_size": 27648, "vocab_size": 152064,
@@ -178,6 +183,34 @@ ROWS = [
         **nemo("Qwen3-32B", **QWEN3, sequence=3258, overlapped=True, updates=1),
     ),
     Row(
+        name="NeMo-RL 0.7, Qwen3-30B-A3B, 32 H100",
+        published=(171, 171),
+        assumed=NEMO + "; batch of 2,048; ep 8, no other axis; engines of tp 2",
+        **nemo(
+            "Qwen3-30B-A3B",
+            engines=16,
+            engine_tp=2,
+            actor={"dp": 32, "ep": 8},
+            sequence=3198,
+            overlapped=False,
+            updates=1,
+        ),
+    ),
+    Row(
+        name="NeMo-RL 0.7, Qwen3-30B-A3B, 32 H100, one step off",
+        published=(141, 141),
+        assumed=NEMO + "; batch of 2,048; ep 8, pp 2 on 16 GPUs; 16 generate, engines of tp 2",
+        **nemo(
+            "Qwen3-30B-A3B",
+            engines=8,
+            engine_tp=2,
+            actor={"dp": 8, "pp": 2, "ep": 8},
+            sequence=3203,
+            overlapped=True,
+            updates=1,
+        ),
+    ),
+    Row(
         name="NeMo-RL 0.4, Llama3.1-8B, 16 H100",
         published=(97.7, 97.7),
         assumed=NEMO + "; full recomputation (its recipe)",
@@ -281,8 +314,8 @@ ROWS = [
 
 NOT_PLANNED = [
     "NeMo-RL 0.7, Qwen3-32B on 16 and 32 GB200, 295 and 140 s a step: no layout published, nodes of 4 devices",
-    "NeMo-RL 0.7, Qwen3-30B-A3B on 32 H100, 171 s (one step off 141 s): a mixture of experts",
     "NeMo-RL FP8, Llama3.1-8B, 53.0 s: engines with FP8 weights; rollout.dtype has no FP8",
-    "NeMo-RL Qwen3-30B-A3B, Qwen3-235B and DeepSeek V3, refits of 30B-A3B and 235B: mixtures of experts, not supported",
+    "NeMo-RL Qwen3-235B, DeepSeek V3, refits of 30B-A3B and 235B: no layout published, a family that is not supported, "
+    "or another mechanism",
     "miles 27B on 8 H200, 2.5 s a sync; verl's 72B and delta syncs: no layout published, or another mechanism",
 ]
