@@ -31,7 +31,7 @@ from typing import Any
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.stream import stream_groups
+from megatron_nft.cluster.stream import stream_answers
 from megatron_nft.config import Config, RecipeError, to_toml
 from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
 from megatron_nft.data.prompts import DataError, load_tokenizer
@@ -46,7 +46,8 @@ from megatron_nft.families.serving import check_served
 from megatron_nft.families.weight_files import check_weights
 from megatron_nft.observe.published import column_of
 from megatron_nft.observe.terminal import Progress
-from megatron_nft.rollout.api import EngineError
+from megatron_nft.rollout.api import EngineError, Request, requests_of
+from megatron_nft.rollout.vllm.arguments import check_arguments
 from megatron_nft.run.held_out import evaluation_sampling
 from megatron_nft.types import Prompt
 from megatron_nft.verdict.graders import mode_of
@@ -66,6 +67,7 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     hf = read_hf_config(config.model.path)
     check_weights(config.model.path, hf)
     check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
+    check_arguments(config)
     tokenizer = load_tokenizer(config.model.path)
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     num_samples = samples_of(config, benchmarks)
@@ -163,13 +165,13 @@ def sample_with_engines(config: Config, missing: dict[int, list[Prompt]], sample
 def sample(engines: Fleet, config: Config, missing: dict[int, list[Prompt]], samples: SamplesFile) -> None:
     """Has the engines answer the prompts; keeps each one's answers as soon as they are whole."""
     progress = Progress(sys.stdout, "sampling", sum(map(len, missing.values())), "prompts")
-    done = 0
+    requests: list[Request] = []
     # Many answers first: the engines are then never left with a few prompts and much to do.
     for count, prompts in sorted(missing.items(), reverse=True):
-        for _, group in stream_groups(engines, prompts, evaluation_sampling(config, count), config.rollout):
-            samples.append(group)
-            done += 1
-            progress.update(done)
+        requests += requests_of(prompts, evaluation_sampling(config, count), len(requests))
+    for done, (_, group) in enumerate(stream_answers(engines, requests, config.rollout), 1):
+        samples.append(group)
+        progress.update(done)
     progress.clear()
 
 

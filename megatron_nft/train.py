@@ -42,11 +42,13 @@ def train(run: Run, stop: Stop) -> None:
             run.turns.actor_turn()
             with report.stage("score"), stop.interruptible():
                 batch = score(run, batch)
+            with report.stage("train"):
+                trained, batch = run.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
+            report.add(trained)
+            if config.algorithm.old_logprobs == "actor":
+                report.add(logprob_gap(batch, config.algorithm.importance_cap))
             if config.observe.save_batches:
                 save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
-            with report.stage("train"):
-                trained = run.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
-            report.add(trained)
             if trained["actor/nonfinite_updates"]:
                 keep_nonfinite(step, batch, config, run.actors, report)
             run.trained(step)
@@ -79,14 +81,11 @@ def batch_of(run: Run, groups: Sequence[RolloutGroup]) -> TrainBatch:
 
 
 def score(run: Run, batch: TrainBatch) -> TrainBatch:
-    """Sets old_logprobs, which the loss holds its ratio to."""
-    algorithm = run.config.algorithm
-    if algorithm.old_logprobs == "engine":
+    """Sets old_logprobs, which the loss holds its ratio to; the actor's of the first update come of its training."""
+    if run.config.algorithm.old_logprobs == "engine":
         batch = batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=s.engine_logprobs_A))
         return run.actors.score_reference(batch)
-    batch = run.actors.score(batch)
-    run.report.add(logprob_gap(batch, algorithm.importance_cap))
-    return batch
+    return run.actors.score_later(batch)
 
 
 def evaluate_and_export_if_due(run: Run, step: int) -> None:

@@ -168,7 +168,7 @@ class TrainSequence:
     correct_rate: float  # of its group
     advantage: float = 0.0  # of GRPO and its kin; NFT learns from verdict and correct_rate
     engine_logprobs_A: np.ndarray  # float32 [A]; the sampler's
-    old_logprobs_A: np.ndarray | None = None  # float32 [A]; the actor's before the first update; set by score
+    old_logprobs_A: np.ndarray | None = None  # float32 [A]; the actor's before the first update; set by score or train
     reference_logprobs_A: np.ndarray | None = None  # float32 [A]; the frozen reference model's; set by score if asked
     columns: Columns = field(default_factory=dict)  # further ones: the rollout's, and those that its method adds
     experts_R: Experts | None = None  # the rollout's

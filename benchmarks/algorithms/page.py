@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from cells import LEARNING_RATES, METHODS, all_cells
+
+from benchmarks.algorithms.cells import LEARNING_RATES, METHODS, all_cells
 
 Curves = dict[tuple[str, int], dict[int, dict[int, float]]]
 """(method, updates) -> seed -> step -> held-out greedy accuracy."""

@@ -1,6 +1,6 @@
 """NFT and its baselines from one base model: trains every cell of the study, then writes its table and curves.
 
-    python benchmarks/algorithms/run.py --out runs/algorithms            (105 runs, hours on two cores)
+    python -m benchmarks.algorithms.run --out runs/algorithms            (105 runs, hours on two cores)
 
 Resumable: a finished cell is kept (its cell.json says so) and the page is made of what is there. Runs go side by side
 in `--lanes` processes, one after the other in each.
@@ -18,10 +18,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; a lane has one core
 
-from cells import Cell, all_cells
-from page import write_page
-from task import write_problems
-
+from benchmarks.algorithms.cells import Cell, all_cells
+from benchmarks.algorithms.page import write_page
+from benchmarks.algorithms.task import write_problems
 from megatron_nft.run.run import run_recipe
 from megatron_nft.train import train
 
@@ -74,7 +73,7 @@ def main() -> None:
     write_problems(out / "data")
     print(f"{len(chosen)} cells, {len(missing)} to train", flush=True)
     lanes = [
-        subprocess.Popen([sys.executable, *sys.argv, "--lane", str(lane)])
+        subprocess.Popen([sys.executable, "-m", "benchmarks.algorithms.run", *sys.argv[1:], "--lane", str(lane)])
         for lane in range(arguments.lanes if missing else 0)
     ]
     if sum(abs(lane.wait()) for lane in lanes):

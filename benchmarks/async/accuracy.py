@@ -1,6 +1,6 @@
 """Accuracy of the quickstart over seeds, synchronous and asynchronous, at equal updates: a table and the curves.
 
-    python benchmarks/async/accuracy.py [--seeds 5] [--only REGEX] [--jobs 1] [--page FOLDER] [section.key=value ...]
+    python -m benchmarks.async.accuracy [--seeds 5] [--only REGEX] [--jobs 1] [--page FOLDER] [section.key=value ...]
 
 Runs launch/recipes/quickstart.toml with each seed by megatron_nft.train, and by megatron_nft.train_async with staleness
 1, 2 and 4; with 4 also corrected for the policy that sampled ("capped"), and with the ratio held to that policy

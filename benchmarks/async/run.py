@@ -1,6 +1,6 @@
 """Steps of the asynchronous driver beside the synchronous one, with generation slowed to 1x and 2x of training.
 
-    python benchmarks/async/run.py [--steps 12] [--slow 1 2] [--staleness 1 2] [section.key=value ...]
+    python -m benchmarks.async.run [--steps 12] [--slow 1 2] [--staleness 1 2] [section.key=value ...]
 
 A first run without slowing measures training (pack, score, train, sync) and the tokens that a step samples. Then the
 engine process is held to a rate, in answer tokens per second, at which those tokens take `slow` times as long as

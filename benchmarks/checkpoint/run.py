@@ -1,6 +1,6 @@
 """What saving costs a run: the quickstart without checkpoints, and with one every step, in background and not.
 
-    python benchmarks/checkpoint/run.py --rounds 2 --steps 10
+    python -m benchmarks.checkpoint.run --rounds 2 --steps 10
 
 The three go in turn, `--rounds` times. They are the same run bit for bit, so each step is compared with itself: the
 seconds from its record to the next (all that lies between counts: the copy, the writing beside it, the publishing).

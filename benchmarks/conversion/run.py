@@ -1,6 +1,6 @@
 """GB/s and memory of checkpoint_tools' converters, beside reading and copying the same files.
 
-    python benchmarks/conversion/run.py [--scratch DIR] [--rounds 2]      # 15 GB of disk
+    python -m benchmarks.conversion.run [--scratch DIR] [--rounds 2]      # 15 GB of disk
 
 Makes two random models (Qwen2.5-0.5B's shape, and 4 GB in files of 1 GB), then takes turns: a plain read of the model's
 files, a copy of them brought to the disk, HF -> Megatron, Megatron -> HF. Every sample is a fresh process. Prints a

@@ -1,6 +1,6 @@
 """Log-probs of one microbatch's labels, forward and backward: in blocks (actor/logprobs.py) beside whole logits.
 
-    python benchmarks/logprobs/run.py            # the published table: 8 minutes on two cores
+    python -m benchmarks.logprobs.run            # the published table: 8 minutes on two cores
 
 Every sample is a fresh process: the model's last hidden states and output layer are made, one pass warms up, the mark
 of the process's highest memory is set back, and a second pass is timed. Ways take turns; medians and pairwise ratios

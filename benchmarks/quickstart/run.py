@@ -1,6 +1,6 @@
 """The quickstart over seeds and layouts: what it gains and what it costs. Prints the results table as Markdown.
 
-    python benchmarks/quickstart/run.py seed=1 seed=2 seed=3 "actor.tp=1 actor.pp=2" ...
+    python -m benchmarks.quickstart.run seed=1 seed=2 seed=3 "actor.tp=1 actor.pp=2" ...
 
 Each argument is one run: `seed=N`, or overrides of launch/recipes/quickstart.toml. A finished run is not done again
 (its folder under --out says so), so an interrupted series goes on where it was.

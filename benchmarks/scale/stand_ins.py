@@ -32,9 +32,9 @@ class RankHost:
     def __init__(self, config: Config) -> None:
         self._ranks = PlayedRanks(config)
 
-    def call(self, index: int, verb: str, arguments: tuple, *of_a_replica: Any) -> Any:
+    def call(self, index: int, verb: str, arguments: tuple) -> Any:
         """Of one rank."""
-        return self._ranks.call(index, verb, *of_a_replica or (arguments,))
+        return self._ranks.call(index, verb, arguments)
 
     def counts(self) -> Mapping[str, float]:
         """Calls by verb."""
@@ -63,9 +63,7 @@ def handle(host: Any, index: int) -> SimpleNamespace:
     """Looks to a driver like Ray's handle of a process of its own."""
 
     def call(verb: str, arguments: Any, timeout_s: float) -> Any:
-        if isinstance(arguments, ray.ObjectRef):  # a replica's share: Ray hands it over as what it is
-            return host.call.remote(index, verb, (), arguments)
-        return host.call.remote(index, verb, arguments)
+        return host.call.remote(index, verb, arguments)  # a tuple, or Ray's reference to one
 
     def verb(name: str) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda *arguments: host.call.remote(index, name, ()))

@@ -6,6 +6,22 @@ PLANNED = {"rollout": "rollout", "verdict": "verdict", "score": "log-prob", "tra
 """Stage of a run -> the planner's."""
 HIDDEN = ("rollout", "verdict", "evaluate")
 """Beside engines that are at work: the step waits for the driver there only if it can't keep up."""
+COLUMNS = (
+    "GPUs",
+    "planned step s",
+    "simulated",
+    "of its ideal",
+    "others wait, CPU s",
+    "wall s",
+    "share",
+    "beside engines, CPU s",
+    "messages",
+    "stored MB",
+    "object store, peak MB",
+    "driver, peak MB",
+    "places reserved s",
+    "build calls s",
+)
 STAGES = ("rollout", "verdict", "pack", "score", "train", "checkpoint", "sync", "between", "evaluate")
 
 
@@ -28,6 +44,17 @@ def own_s(result: dict[str, Any], key: str = "cpu_s") -> float:
 def planned_step_s(result: dict[str, Any]) -> float:
     """The planner's."""
     return sum(result["planned_s"].values())
+
+
+def simulated_step_s(result: dict[str, Any]) -> float:
+    """Rollouts as the engines' clock has them, the actor's stages as planned, and what all wait for the driver."""
+    planned = sum(s for name, s in result["planned_s"].items() if name != "rollout")
+    return last_step(result)["rollout"]["simulated_s"] + planned + own_s(result)
+
+
+def ideal_step_s(result: dict[str, Any]) -> float:
+    """Without a tail, a margin, a second round, and without a driver."""
+    return planned_step_s(result) - result["planned_s"]["rollout"] + result["ideal_rollout_s"]
 
 
 def messages_of(spent: dict[str, Any]) -> int:
@@ -61,10 +88,7 @@ def _one(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _all(results: list[dict[str, Any]]) -> list[list[str]]:
-    rows = [
-        ["GPUs", "planned step s", "driver: others wait, CPU s", "wall s", "share", "beside engines, CPU s",
-         "messages", "stored MB", "object store, peak MB", "driver, peak MB", "places reserved s", "build calls s"]
-    ]  # fmt: skip
+    rows = [list(COLUMNS)]
     for result in results:
         stages = last_step(result)
         own, planned = own_s(result), planned_step_s(result)
@@ -74,6 +98,8 @@ def _all(results: list[dict[str, Any]]) -> list[list[str]]:
             [
                 f"{result['gpus']:,}",
                 f"{planned:.0f}",
+                f"{simulated_step_s(result):.0f}",
+                f"{simulated_step_s(result) / ideal_step_s(result):.2f}",
                 f"{own:.1f}",
                 f"{own_s(result, 'wall_s'):.1f}",
                 f"{own / planned:.1%}",

@@ -1,6 +1,6 @@
 """Weight sync, end to end: a Qwen2.5-0.5B-shaped actor at tp=2 into a running vLLM engine, in bf16, on a CPU.
 
-    python benchmarks/weight_sync/run.py            # about 8 minutes; needs `pip install --no-deps mbridge==0.15.1`
+    python -m benchmarks.weight_sync.run            # about 8 minutes; needs `pip install --no-deps mbridge==0.15.1`
 
 One run holds the actor (2 Ray processes) and the engine, and syncs again and again, from the call until the engine can
 generate. Between two syncs the machine's limits and mbridge's export are measured in processes of their own, so that

@@ -116,10 +116,12 @@ def _sequence(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, l
     answer_ids = [*tokenizer.encode(answer), tokenizer.eos_token_id]
     num_prompt_tokens = 1 if learns_prompt else len(prompt_ids)
     token_ids = np.array([*prompt_ids, *answer_ids], np.int32)
+    nothing_A = np.zeros(len(token_ids) - num_prompt_tokens, np.float32)
     return TrainSequence(
         token_ids_T=token_ids,
         num_prompt_tokens=num_prompt_tokens,
         verdict=1.0,
         correct_rate=0.5,  # without effect at normalize 0
-        engine_logprobs_A=np.zeros(len(token_ids) - num_prompt_tokens, np.float32),
+        engine_logprobs_A=nothing_A,
+        old_logprobs_A=nothing_A,  # so the log of the ratio is the log-prob itself
     )

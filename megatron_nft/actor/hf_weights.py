@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
@@ -38,6 +40,9 @@ def named_shards(model: Sequence[nn.Module], hf: HFConfig) -> Iterator[tuple[str
 def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig, topology: Topology) -> None:
     """Fills every parameter of this rank's chunks from an HF folder.
 
+    Of ranks with equal parameters one reads, and the others get what it has read: a file system gives a model's bytes
+    once to all replicas. A collective of those ranks.
+
     Raises:
         ModelFolderError: it is not the model of config.json, see families/weight_files.py.
     """
@@ -48,12 +53,26 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 name = "embedding.word_embeddings.weight"  # the last stage's copy
             rule, numbers = table.find(_with_global_layer(name, gpt))
-            sources = [tensors[hf_name] for hf_name in rule.hf_shapes(numbers, topology.place)]
-            shard = to_shard(rule, sources, topology.place)
+            names = list(rule.hf_shapes(numbers, topology.place))
+            group = _replicas(parameter)
+            if dist.get_rank(group) == 0:
+                shard = to_shard(rule, [tensors[hf_name] for hf_name in names], topology.place)
+            else:
+                shard = torch.empty(parameter.shape, dtype=tensors.spec(names[0])[0])
             assert shard.shape == parameter.shape, f"{name}: {tuple(shard.shape)}, Megatron's {tuple(parameter.shape)}"
+            if dist.get_world_size(group) > 1:
+                shard = shard.to(topology.device).contiguous()
+                dist.broadcast(shard, group=group, group_src=0)
             parameter.copy_(shard)
             if hasattr(parameter, "get_high_precision_init_val"):  # fp8_param: master weights start from this
                 parameter.get_high_precision_init_val().copy_(shard)
+
+
+def _replicas(parameter: nn.Parameter) -> dist.ProcessGroup:
+    """Ranks that have the same parameter: Megatron marks those of experts, which lie across the dense ones' axes."""
+    if getattr(parameter, "allreduce", True):
+        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return parallel_state.get_expert_data_parallel_group()
 
 
 def _with_global_layer(name: str, gpt: GPTModel) -> str:

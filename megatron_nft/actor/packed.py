@@ -32,8 +32,13 @@ class PackedTokens:
     gather_A: Tensor  # int64 [A]: where each answer token lies in all ranks' own ones, each padded to gather_most
     gather_most: int
     columns: Mapping[str, Tensor]  # [A, ...]: LOSS_COLUMNS and "sequence_id", and the answers' further ones
+    is_scored: bool  # old_logprobs are known; else they are those of this very pass
     answer_tokens_A: Tensor  # float32 [A]: tokens of the whole answer
     weights_A: Tensor  # float32 [A]: 1, or 0 for the stand-in of an empty microbatch
+
+    def with_old_logprobs(self, logprobs_A: Tensor) -> "PackedTokens":
+        """The same, scored: by its own forward pass, which gives the loss a ratio of exactly 1."""
+        return replace(self, columns={**self.columns, "old_logprobs": logprobs_A.detach()}, is_scored=True)
 
     def take(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Some of the columns.
@@ -95,9 +100,17 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
         gather_A=gather_A.to(device),
         gather_most=gather_most,
         columns=columns,
+        is_scored=_is_scored(sequences),
         answer_tokens_A=per_token([s.num_answer_tokens for s in sequences]),
         weights_A=per_token([weight] * len(sequences)),
     )
+
+
+def _is_scored(sequences: Sequence[TrainSequence]) -> bool:
+    known = {s.old_logprobs_A is not None for s in sequences}
+    if len(known) > 1:
+        raise ValueError("some answers of a microbatch have old_logprobs and some have none; score all of an update")
+    return known == {True}
 
 
 def _of_the_loss(name: str, sequences: Sequence[TrainSequence]) -> Tensor:

@@ -35,6 +35,8 @@ from megatron_nft.nft.loss import importance_weights, kl_divergence, ratio_metri
 from megatron_nft.nft.methods import method_of
 from megatron_nft.types import MicroBatch
 
+LOGPROBS = "logprobs_A"
+"""What each microbatch's sums have besides sums."""
 PUBLISHED_DIVISOR = 1000.0
 """What the NFT authors' code divides the sum of token losses by, on each of its data-parallel ranks."""
 
@@ -87,12 +89,15 @@ class Pipeline:
             chunk.train()
         return logprobs[: len(microbatches)]
 
-    def forward_backward(self, microbatches: Sequence[MicroBatch]) -> tuple[dict[str, float], float]:
+    def forward_backward(self, microbatches: Sequence[MicroBatch]) -> tuple[dict[str, float], float, list[Tensor]]:
         """Leaves the gradient of one update in the model's buffers.
 
+        Microbatches without old log-probs have those of this very pass: the weights that they are to be of are those
+        of a step's first update.
+
         Returns:
-            Metrics over the whole update on the last stage, equal on all its ranks (empty elsewhere), and the number
-            of answer tokens behind them.
+            Metrics over the whole update on the last stage, equal on all its ranks (empty elsewhere), the number of
+            answer tokens behind them, and the log-probs of this pass, as `score` gives them.
         """
         for chunk in self.model:
             chunk.zero_grad_buffer()
@@ -101,7 +106,8 @@ class Pipeline:
             self.model[0].config.moe_aux_loss_coeff = self.moe_aux_loss_coeff / totals["all_tokens"]
         with self.routing.during("train"):
             sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
-        return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"]
+        logprobs = [of_microbatch.pop(LOGPROBS) for of_microbatch in sums][: len(microbatches)]
+        return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"], logprobs
 
     def _denominator(self, totals: dict[str, float]) -> float:
         """What the sum of all token losses of the update is divided by."""
@@ -162,7 +168,9 @@ class Pipeline:
             logprobs_A = self._all_answers(logprobs_O, pack)
             if non_loss_data:
                 return logprobs_A
-            loss, sums = self._loss(logprobs_A, pack, denominator)
+            scored = pack if pack.is_scored else pack.with_old_logprobs(logprobs_A)
+            loss, sums = self._loss(logprobs_A, scored, denominator)
+            sums[LOGPROBS] = logprobs_A.detach()
             if entropies_O is not None:
                 sums["entropy"] = (pack.weights_A * self._all_answers(entropies_O, pack)).sum()
             # Megatron wants a number of tokens. It is of no use: the loss is normalised already.

@@ -121,8 +121,7 @@ class Routing:
     def during(self, purpose: Purpose) -> Iterator[None]:
         """Passes in this block are for that purpose."""
         if purpose == "score":
-            self._recorded, self._counts = {}, self.mode == "engine"
-            self._differing.zero_()
+            self._recorded = {}
         self._purpose = purpose
         try:
             yield
@@ -135,7 +134,7 @@ class Routing:
             pack.bounds.routed = routed
 
     def _routed(self, microbatch: MicroBatch, pack: PackedTokens) -> RoutedPass | None:
-        differing = self._differing if self._counts and self._purpose != "reference" else None
+        differing = self._differing if self._counts else None
         if self.mode == "engine" and self._purpose != "plain":
             experts_TK, known_T = self._engines(microbatch, pack)
             return RoutedPass(experts_TK, known_T, differing=differing)
@@ -144,6 +143,8 @@ class Routing:
             if self._purpose == "score":
                 return RoutedPass(recorded_TK=self._recorded.setdefault(key, {}))
             if key not in self._recorded:
+                if all(s.old_logprobs_A is None for s in microbatch.sequences):
+                    return None  # of the first update, whose own pass is its scoring
                 raise ReplayError(
                     'actor.routing_replay = "actor" replays what scoring has chosen, and a microbatch is trained on '
                     "that was not scored before; score the same batch first"
@@ -222,11 +223,14 @@ class Routing:
         if engine and logprobs:
             self._plain_gaps = np.abs(torch.cat(list(logprobs)).cpu().numpy() - np.concatenate(engine))
 
+    def step_begins(self) -> None:
+        """Of training: what is counted from here on is the step's."""
+        self._differing.zero_()
+        self._missing = np.zeros(2)
+
     def update_begins(self, number: int) -> None:
-        """Of a step, from 0 on. The engine's choice is compared with the actor's at the weights that both began the
-        step with, in scoring if there is one; that of scoring over all updates."""
-        if number == 0 and not self._counts:
-            self._differing.zero_()
+        """Of the step, from 0 on. The engine's choice is compared with the actor's at the step's first weights, that of
+        scoring over all updates."""
         self._counts = self.mode == "actor" or (self.mode == "engine" and number == 0)
 
     def metrics(self) -> dict[str, float]:
@@ -238,7 +242,6 @@ class Routing:
         sums = torch.cat([self._differing, torch.from_numpy(self._missing).to(device)])
         dist.all_reduce(sums)
         differing, chosen, missing, read = sums.tolist()
-        self._missing = np.zeros(2)
         metrics = {"actor/experts_differ": differing / max(chosen, 1.0)}
         if self.mode == "engine":
             metrics["actor/experts_missing"] = missing / max(read, 1.0)

@@ -87,6 +87,7 @@ class Worker:
         self._host = address_toward(master)
         self._sender: Sender | None = None
         self._save: Save | None = None
+        self._first_logprobs: list[np.ndarray] | None = None
         # Collections look at what training makes, not at half a million objects of the imports: Megatron-Core calls
         # for one, of 0.2 s, in every save.
         gc.collect()
@@ -95,11 +96,7 @@ class Worker:
     def score(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """Old log-probs, float32 [A] per sequence in order, from the rank that speaks for its replica."""
         microbatches = self.routing.agreed(microbatches)
-        scores = self._by_sequence(microbatches, self.pipeline.score(microbatches))
-        if self.routing.mode == "engine":  # what replay is good for, on a sample
-            plain = self.pipeline.score(microbatches[:1], purpose="plain")
-            self.routing.keep_plain_gaps(microbatches[:1], plain)
-        return scores
+        return self._by_sequence(microbatches, self.pipeline.score(microbatches))
 
     def score_reference(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """As `score`, under the frozen reference model. Needs algorithm.kl_weight."""
@@ -119,14 +116,26 @@ class Worker:
     def train_step(self, updates: Sequence[Sequence[MicroBatch]]) -> dict[str, float] | None:
         """One optimizer update per element; the updates' metrics reduced to one dict, from the rank that speaks.
 
+        The first update's sequences need no old log-probs: they are those of its forward pass, see `first_logprobs`.
+        The later ones' have to be `score`'s, of before the step.
+
         An update whose gradient is not finite never reaches the weights: it is left out if optimizer.skip_nonfinite,
         else it is the last. "actor/nonfinite_updates" counts them.
         """
+        if any(s.old_logprobs_A is None for update in updates[1:] for m in update for s in m.sequences):
+            raise ValueError("old_logprobs of a later update are not known; score all but the first before the step")
         reports, num_tokens = [], []
-        for number, microbatches in enumerate([self.routing.agreed(update) for update in updates]):
+        self.routing.step_begins()
+        updates = [self.routing.agreed(update) for update in updates]
+        if self.routing.mode == "engine":  # what replay is good for, on a sample
+            sample = updates[0][:1]
+            self.routing.keep_plain_gaps(sample, self.pipeline.score(sample, purpose="plain"))
+        for number, microbatches in enumerate(updates):
             self.routing.update_begins(number)
             self.schedule.step(1)
-            metrics, answer_tokens = self.pipeline.forward_backward(microbatches)
+            metrics, answer_tokens, logprobs = self.pipeline.forward_backward(microbatches)
+            if not reports:
+                self._first_logprobs = self._by_sequence(microbatches, logprobs)
             metrics["actor/learning_rate"] = self.optimizer.param_groups[0]["lr"]
             is_finite = self._is_finite(metrics.get("nft/loss", 0.0))
             metrics["actor/nonfinite_updates"] = float(not is_finite)
@@ -143,6 +152,10 @@ class Worker:
         if not self.topology.speaks or self.topology.dp_rank != 0:
             return None
         return reduce_metrics(reports, num_tokens) | routing
+
+    def first_logprobs(self) -> list[np.ndarray] | None:
+        """As `score` would have said of the last step's first update, before it: the log-probs of its forward pass."""
+        return self._first_logprobs
 
     def _is_finite(self, loss: float) -> bool:
         """Whether the loss and every rank's gradient are: the same answer on all ranks.

@@ -31,6 +31,12 @@ object store once."""
 class _EngineProcess(Process):
     """Runs in the engine's own process."""
 
+    def prepare(self) -> None:
+        """Imports what an engine is made of, whatever has its GPU: that takes none of its memory."""
+        from megatron_nft.rollout.vllm.engine import import_vllm
+
+        import_vllm()
+
     def build(self, config: Config, index: int, starts_empty: bool) -> None:
         from megatron_nft.rollout.vllm.engine import VllmEngine
 
@@ -52,8 +58,8 @@ class _EngineProcess(Process):
         with watchdog(timeout_s), self.log.during(verb):
             answer = getattr(self.engine, verb)(*arguments)
         if verb == "advance":
-            groups, seconds = answer
-            return [(key, self.shelf.put(group)) for key, group in groups], seconds
+            groups, load = answer
+            return [(key, self.shelf.put(group)) for key, group in groups], load
         if verb == "forget":
             self.shelf.clear()
         return answer
@@ -98,8 +104,10 @@ class Fleet:
         environment = engine_environment(cluster.device, cluster.threads_per_process, rollout.tp, index)
         environment |= self._placement.engine_environment(index)
         options = self._placement.engine_options(index)
-        process = ray.remote(_EngineProcess).options(**options, runtime_env={"env_vars": environment})
-        return process.remote(log_of(name, self._logs))
+        options |= {"runtime_env": {"env_vars": environment}}
+        process = ray.remote(_EngineProcess).options(**options).remote(log_of(name, self._logs))
+        process.prepare.remote()  # goes on beside the other processes' starts; what is wrong with it, `build` will say
+        return process
 
     # --- members
 

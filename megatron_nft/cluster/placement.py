@@ -40,6 +40,7 @@ class Placement:
             engines: a bundle an engine; None if they are on the ranks' own.
         """
         self._config, self._blocks, self._engines = config, blocks, engines
+        self._asked: dict[int, list[Any]] | None = None  # where each engine's ranks are, which nobody has read yet
 
     def actor_options(self, rank: int) -> dict[str, Any]:
         """Of an actor rank. Colocated, it leaves room for what else runs there."""
@@ -60,10 +61,12 @@ class Placement:
         if not self._config.is_colocated or self._config.cluster.device != "cuda":
             return {}
         tp = self._config.rollout.tp
-        ranks = range(index * tp, (index + 1) * tp)
-        asked = [_node_and_gpu.options(**self.task_options(rank)).remote() for rank in ranks]
+        if self._asked is None:  # at the start all engines' at once: each question takes a process of its own
+            self._asked = {each: self._ask(each) for each in range(self._config.rollout.engines)}
         try:
-            places = ray.get(asked, timeout=self._config.cluster.start_timeout_s)
+            places = ray.get(
+                self._asked.pop(index, None) or self._ask(index), timeout=self._config.cluster.start_timeout_s
+            )
         except GetTimeoutError:
             raise ClusterError(
                 f"engine {index}: the nodes of its actor ranks don't say within cluster.start_timeout_s = "
@@ -72,6 +75,11 @@ class Placement:
         if len({node for node, _ in places}) > 1:
             raise ClusterError(f"engine {index} needs {tp} GPUs of one node; its actor ranks lie on {places}")
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpu for _, gpu in places)}
+
+    def _ask(self, index: int) -> list[Any]:
+        tp = self._config.rollout.tp
+        ranks = range(index * tp, (index + 1) * tp)
+        return [_node_and_gpu.options(**self.task_options(rank)).remote() for rank in ranks]
 
     def _place(self, rank: int) -> tuple[PlacementGroup, int]:
         block, bundle = divmod(rank, ranks_per_block(self._config))

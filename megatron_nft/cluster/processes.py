@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.usage import Usage, UsageLog
@@ -119,6 +119,7 @@ class Pending:
             Exception: whatever a process raised, with all processes alive.
         """
         names = {ref: name for name, ref in self.refs.items()}
+        values: dict[Any, Any] = {}
         waiting, deadline = list(names), time.monotonic() + (0.0 if self._is_late() else self.timeout_s)
         while waiting:
             done, waiting = ray.wait(waiting, timeout=max(deadline - time.monotonic(), 0.0))
@@ -128,17 +129,29 @@ class Pending:
                     f"{self.what}: no answer from {', '.join(late)} within {self.timeout_s:g} s"
                     f"{self._see('what they were at', late)}"
                 )
-            for ref in done:
-                try:
-                    ray.get(ref)
-                except RayActorError as error:
-                    raise self._lost([names[ref]], error) from error
-                except Exception as error:
-                    # A death may first be seen as an error of those that were connected with the dead.
-                    if dead := dead_of(self.processes):
-                        raise self._lost(dead, error) from error
-                    raise
-        return ray.get(list(self.refs.values()))
+            if waiting:  # whoever else has answered: one look at a time would be thousands of looks at thousands
+                more, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+                done += more
+            values |= self._values(done, names)
+        return [values[ref] for ref in names]
+
+    def _values(self, done: list[Any], names: dict[Any, str]) -> dict[Any, Any]:
+        """What those have returned that have answered."""
+        try:
+            return dict(zip(done, ray.get(done), strict=True))
+        except Exception:
+            return {ref: self._value(ref, names[ref]) for ref in done}  # one of them: which?
+
+    def _value(self, ref: Any, name: str) -> Any:
+        try:
+            return ray.get(ref)
+        except RayActorError as error:
+            raise self._lost([name], error) from error
+        except Exception as error:
+            # A death may first be seen as an error of those that were connected with the dead.
+            if dead := dead_of(self.processes):
+                raise self._lost(dead, error) from error
+            raise cause_of(error) from error
 
     def _lost(self, dead: list[str], error: Exception) -> ProcessLost:
         return ProcessLost(f"{self.what}: {', '.join(dead)} died: {error}{self._see('what they said', dead)}")
@@ -147,6 +160,13 @@ class Pending:
         if self.logs is None:
             return ""
         return f"\n{what} is in {self.logs}/{{{','.join(log_of(name, self.logs).name for name in names)}}}"
+
+
+def cause_of(error: Exception) -> Exception:
+    """What a process raised there, without its traceback in the message: a refusal is one line. The error that brought
+    it here has it all."""
+    cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, Exception) else error
 
 
 def dead_of(processes: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from megatron_nft.actor.manifest import CheckpointError, read_manifest, shares
@@ -32,6 +33,10 @@ class _ActorRank(Process):
     """Runs in the rank's own process."""
 
     worker: Any = None
+
+    def prepare(self) -> None:
+        """Imports what a rank is made of: all do so side by side, and none waits for the first one's address."""
+        import megatron_nft.actor.worker  # noqa: F401
 
     def address(self) -> str:
         """ "host:port" at which this process can be the meeting point of all ranks."""
@@ -81,12 +86,15 @@ class Actors:
         config, placement = self._config, self._placement
         environment = {"OMP_NUM_THREADS": str(config.cluster.threads_per_process)}
         environment |= connections(tp=config.actor.tp, cp=config.actor.cp, generation=self._device_generation)
-        return {
+        ranks = {
             (name := f"actor rank {rank}"): ray.remote(_ActorRank)
             .options(**placement.actor_options(rank), runtime_env={"env_vars": environment})
             .remote(log_of(name, self._logs))
             for rank in range(config.actor.world_size)
         }
+        for rank in ranks.values():
+            rank.prepare.remote()  # what is wrong with it, `build` will say
+        return ranks
 
     @cached_property
     def _device_generation(self) -> int | None:
@@ -147,6 +155,13 @@ class Actors:
         """
         return self.score_reference(self._scored(batch, "score", "old_logprobs_A"))
 
+    def score_later(self, batch: TrainBatch) -> TrainBatch:
+        """As `score`, but for the first update's old_logprobs, which `train_step` finds by itself."""
+        first, later = TrainBatch(updates=batch.updates[:1]), TrainBatch(updates=batch.updates[1:])
+        if later.updates:
+            later = self._scored(later, "score", "old_logprobs_A")
+        return self.score_reference(TrainBatch(updates=first.updates + later.updates))
+
     def score_reference(self, batch: TrainBatch) -> TrainBatch:
         """The batch with reference_logprobs set, if the loss asks for them."""
         if self._config.algorithm.kl_weight:
@@ -155,18 +170,29 @@ class Actors:
 
     def _scored(self, batch: TrainBatch, verb: str, field: str) -> TrainBatch:
         shares = [[m for update in batch.updates for m in update[d]] for d in range(self._config.actor.dp)]
-        scores = {
+        return self._with(batch, self._call_by_replica(verb, shares), field)
+
+    def _with(self, batch: TrainBatch, answers: Sequence[list[np.ndarray] | None], field: str) -> TrainBatch:
+        """The batch with what the ranks say of each replica's sequences."""
+        values = {
             data_parallel_rank(self._config.actor, rank): iter(answer)
-            for rank, answer in enumerate(self._call_by_replica(verb, shares))
+            for rank, answer in enumerate(answers)
             if answer is not None
         }
+        return batch.map_sequences(lambda s, replica: replace(s, **{field: next(values[replica])}))
 
-        return batch.map_sequences(lambda s, replica: replace(s, **{field: next(scores[replica])}))
+    def train_step(self, batch: TrainBatch) -> tuple[dict[str, float], TrainBatch]:
+        """All optimizer updates of a batch whose later updates are scored, at least.
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """All optimizer updates of a scored batch; their metrics."""
+        Returns:
+            Their metrics, and the batch with the first update scored, too.
+        """
         shares = [[update[d] for update in batch.updates] for d in range(self._config.actor.dp)]
-        return next(answer for answer in self._call_by_replica("train_step", shares) if answer is not None)
+        metrics = next(answer for answer in self._call_by_replica("train_step", shares) if answer is not None)
+        first, later = TrainBatch(updates=batch.updates[:1]), batch.updates[1:]
+        if any(s.old_logprobs_A is None for s in first.sequences):
+            first = self._with(first, self._call("first_logprobs"), "old_logprobs_A")
+        return metrics, TrainBatch(updates=first.updates + later)
 
     @cached_property
     def weight_names(self) -> list[str]:

@@ -1,23 +1,28 @@
 """Requests that stay under way on the engines: asked at any time, answered in any order, kept over weight syncs.
 
 Whoever wants answers submits requests and polls for groups: the source of a run's groups (groups/source.py), and
-`sample_groups` for an evaluation. All engines share one queue: none idles while another has prompts waiting. Each
-engine that has work is always in one short call of `Engine.advance`, so that a weight sync, whose verbs queue behind
-that call, comes in between two decode steps. An engine that dies is started again (cluster/fleet.py); its requests go
-back to the queue, for the others or for itself once it has weights.
+`stream_answers` for an evaluation. All engines share one queue, in the order of `submit`: none idles while a prompt
+waits, since each is given the next one as soon as it has a place free (places.py). Each engine that has work is always
+in one short call of `Engine.advance`, so that a weight sync, whose verbs queue behind that call, comes in between two
+decode steps. An engine that dies is started again (cluster/fleet.py); its requests go back to the queue, for the others
+or for itself once it has weights.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from itertools import takewhile
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from megatron_nft.cluster.elsewhere import hand_over, leave
 from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.places import Places
+from megatron_nft.cluster.processes import cause_of
 from megatron_nft.config import RolloutConfig
 from megatron_nft.rollout.api import CANARY, EngineError, Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
@@ -44,23 +49,25 @@ class RequestStream:
 
     Args:
         name: of the stream, one of its kind at a time: engines tell streams apart by it.
-        requests_per_engine: that an engine is given at a time; the others wait for whichever engine has room next, so
-            that a slow one holds up few. None: all at once.
+        answers_at_once: that an engine works on; the requests beyond wait for whichever engine has a place next, so
+            that a slow one holds up few. None: all are given at once.
         timeout_s: longest wait for one `Engine.advance`.
 
     Attributes:
         busy_s: seconds that the engines have spent on requests, all together.
+        dropped_tokens: how long the unfinished answers were that engines have dropped, until somebody takes them.
     """
 
-    def __init__(self, fleet: Fleet, name: str, *, requests_per_engine: int | None, timeout_s: float) -> None:
-        self._fleet, self._name, self._room, self._timeout_s = fleet, name, requests_per_engine, timeout_s
+    def __init__(self, fleet: Fleet, name: str, *, answers_at_once: int | None, timeout_s: float) -> None:
+        self._fleet, self._name, self._at_once, self._timeout_s = fleet, name, answers_at_once, timeout_s
         self._call_s = max(CALL_S, CALL_S_PER_ENGINE * len(fleet.names))
         self._waiting: deque[Request] = deque()
         self._asked: dict[str, dict[int, Request]] = {name: {} for name in fleet.names}
         self._dropped: dict[str, list[int]] = {name: [] for name in fleet.names}
+        self._places = {name: Places(answers_at_once or 0) for name in fleet.names}
         self._handles = {name: fleet.handle(name) for name in fleet.names}
         self._calls: dict[Any, _Call] = {}
-        self.busy_s = 0.0
+        self.busy_s, self.dropped_tokens = 0.0, []
 
     @property
     def is_working(self) -> bool:
@@ -107,8 +114,9 @@ class RequestStream:
             EngineError: an engine refuses a request.
         """
         self.take_back_lost()
-        given = self._hand_out()
-        for name in self._asked:
+        free = self._free()
+        given = self._hand_out(free)
+        for name in free:
             self._call(name, given[name])
         return self._collect(wait_s)
 
@@ -125,27 +133,35 @@ class RequestStream:
             if self._fleet.handle(name) is not handle:
                 self._waiting.extendleft(reversed(self._asked[name].values()))
                 self._asked[name], self._dropped[name] = {}, []
+                self._places[name] = Places(self._at_once or 0)
                 self._calls = {ref: call for ref, call in self._calls.items() if call.engine != name}
                 self._handles[name] = self._fleet.handle(name)
 
-    def _hand_out(self) -> dict[str, list[Request]]:
-        """Gives requests that wait to the engines that have fewest: to idle ones in turn."""
-        given: dict[str, list[Request]] = {name: [] for name in self._asked}
-        names = [name for name in self._asked if self._may_be_called(name)]
-        while self._waiting and names:
-            name = min(names, key=lambda name: len(self._asked[name]))
-            if self._room is not None and len(self._asked[name]) >= self._room:
-                break
+    def _free(self) -> list[str]:
+        """Engines that may be called. Asked once a turn: a cluster has hundreds, and as many turns each."""
+        in_a_call = {call.engine for call in self._calls.values()}
+        return [name for name in self._asked if name not in in_a_call and self._fleet.is_ready(name)]
+
+    def _hand_out(self, names: Sequence[str]) -> dict[str, list[Request]]:
+        """Gives requests that wait to the engines that have least to do: to idle ones in turn."""
+        given: dict[str, list[Request]] = {name: [] for name in names}
+        loads = [(self._places[name].taken, turn, name) for turn, name in enumerate(names)] if self._waiting else []
+        heapify(loads)
+        while self._waiting and loads:
+            answers = self._waiting[0].sampling.group_size
+            _, turn, name = heappop(loads)
+            places = self._places[name]
+            if self._at_once is not None and self._asked[name] and not places.has_room(answers):
+                continue
             request = self._waiting.popleft()
             self._asked[name][request.request_id] = request
+            places.give(answers)
             given[name].append(request)
+            heappush(loads, (places.taken, turn, name))
         return given
 
-    def _may_be_called(self, name: str) -> bool:
-        return self._fleet.is_ready(name) and all(call.engine != name for call in self._calls.values())
-
     def _call(self, name: str, given: list[Request]) -> None:
-        if not self._may_be_called(name) or not (self._asked[name] or self._dropped[name]):
+        if not (self._asked[name] or self._dropped[name]):
             return
         sent = [replace(request, prompt=replace(request.prompt, extra_info={})) for request in given]  # graders' alone
         arguments = (self._name, sent, self._dropped[name], self._call_s)
@@ -162,21 +178,29 @@ class RequestStream:
         for ref in ready:
             name = self._calls.pop(ref).engine
             try:
-                groups, seconds = ray.get(ref)
+                groups, load = ray.get(ref)
             except RayActorError as error:
                 self._replace(name, f"generate: {name} died: {error}")
                 continue
-            self.busy_s += seconds
+            except RayTaskError as error:
+                raise cause_of(error) from error
+            self.busy_s += load.seconds
+            self.dropped_tokens += load.dropped_tokens
+            self._places[name].heard(load)
             for request_id, group in groups:
                 if (request := self._asked[name].pop(request_id, None)) is None:  # it was dropped meanwhile
                     leave(group, self._handles[name])
                     continue
                 group = hand_over(group, self._handles[name])
                 finished.append((request_id, replace(group, prompt=request.prompt)))
-        for call in list(self._calls.values()):
-            if time.monotonic() > call.deadline:
-                self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")
+        for call in self._late():
+            self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")
         return finished
+
+    def _late(self) -> list[_Call]:
+        """Calls whose time is over: the oldest, as all have the same."""
+        now = time.monotonic()
+        return list(takewhile(lambda call: now > call.deadline, self._calls.values()))
 
     def _replace(self, name: str, why: str) -> None:
         if self._fleet.handle(name) is self._handles[name]:  # else somebody else has noticed
@@ -184,22 +208,21 @@ class RequestStream:
         self.take_back_lost()
 
 
-def room_of(rollout: RolloutConfig, num_engines: int, group_size: int) -> int | None:
-    """Requests that each of several engines is given at a time: one more than it works on, so that it never waits for
-    the next. A single engine has none to share with: it gets all at once, and so in the same order in every run."""
-    return -(-rollout.max_concurrent // group_size) + 1 if num_engines > 1 else None
+def at_once(rollout: RolloutConfig, num_engines: int) -> int | None:
+    """Answers that each of several engines is given at a time, as `RequestStream` takes it. A single engine has none to
+    share with: it gets all at once, and so has the same ones side by side in every run."""
+    return rollout.max_concurrent if num_engines > 1 else None
 
 
-def stream_groups(
+def stream_answers(
     fleet: Fleet,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
+    requests: Sequence[Request],
     rollout: RolloutConfig,
     *,
     refill: Callable[[], Any] | None = None,
 ) -> Iterator[tuple[int, RolloutGroup]]:
-    """Samples `sampling.group_size` answers to each prompt; yields the groups as they get ready, each with its prompt's
-    place. Beside other requests under way, which go on.
+    """Has requests answered, in their order where they wait; yields the groups as they get ready, each with its
+    request's id. Beside other requests under way, which go on.
 
     Args:
         refill: gives engines that were started again the weights, so that they answer, too. None: the others do it.
@@ -208,9 +231,9 @@ def stream_groups(
         EnginesEmpty: none is left that has weights.
         ClusterError, EngineError: as `RequestStream.poll`.
     """
-    room = room_of(rollout, len(fleet.names), sampling.group_size)
-    stream = RequestStream(fleet, "evaluation", requests_per_engine=room, timeout_s=rollout.timeout_s)
-    stream.submit(requests_of(prompts, sampling))
+    places = at_once(rollout, len(fleet.names))
+    stream = RequestStream(fleet, "evaluation", answers_at_once=places, timeout_s=rollout.timeout_s)
+    stream.submit(requests)
     while stream.num_requests:
         if fleet.wants_weights and refill is not None:
             yield from stream.settle()
@@ -231,13 +254,13 @@ def sample_groups(
     on_progress: Callable[[int, int], None] | None = None,
     refill: Callable[[], Any] | None = None,
 ) -> list[RolloutGroup]:
-    """As `stream_groups`, all of them, in the prompts' order.
+    """Samples `sampling.group_size` answers to each prompt, as `stream_answers`; the groups in the prompts' order.
 
     Args:
         on_progress: called after every group with the groups done and the groups in all.
     """
     groups: dict[int, RolloutGroup] = {}
-    for place, group in stream_groups(fleet, prompts, sampling, rollout, refill=refill):
+    for place, group in stream_answers(fleet, requests_of(prompts, sampling), rollout, refill=refill):
         groups[place] = group
         if on_progress:
             on_progress(len(groups), len(prompts))

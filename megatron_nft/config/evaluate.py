@@ -25,9 +25,10 @@ class EvaluateConfig(Section):
     top_p: float = Field(0.7, gt=0, le=1)
     """Nucleus of the sampled answers."""
     in_background: bool = True
-    """In a run with cluster.placement = "split": evaluate a step's weights while the actor trains the next step, on the
-    engines that would idle; the sync waits for it. false, and `megatron_nft.train_async`: between the steps. The
-    answers are the same."""
+    """Evaluate a step's weights during the next step: with cluster.placement = "split" while the actor trains, on the
+    engines that would idle (the sync waits for it); "colocated" beside that step's rollouts, whose weights are the same
+    ones, so that there is one tail for both. false, and `megatron_nft.train_async`: between the steps. The answers are
+    the same."""
 
     def problems(self) -> Iterator[str]:
         """What its settings can't be together."""

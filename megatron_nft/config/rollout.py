@@ -1,10 +1,15 @@
 """The vLLM engines and how they sample."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 
 from megatron_nft.config.section import Section
+from megatron_nft.config.vllm_settings import OWN, refused
+
+Tail = Literal["wait", "drop", "keep"]
+"""What becomes of answers under way once enough groups are mixed: groups/queue.py."""
 
 
 class RolloutConfig(Section):
@@ -28,6 +33,13 @@ class RolloutConfig(Section):
     max_sampling_rounds: int = Field(10, ge=1)
     """Before the run stops for want of mixed groups, a step tries so many times four prompts a group: with 10, sampling
     ends where fewer than a fortieth of the groups are mixed."""
+    tail: Tail = "wait"
+    """`megatron_nft.train`: what becomes of a round's last answers once train.groups_per_step groups are mixed. "wait":
+    the step waits for all of them, and what it trains on depends on no machine's speed. "drop": they are given up;
+    those are the longest, so that training comes to favour short answers and easy prompts: `rollout/groups_cut` and
+    `rollout/cut_tokens_mean`, beside `rollout/answer_tokens_mean`, say how far. "keep" (with cluster.placement =
+    "split"): they go on while the actor trains and over the sync, as `on_sync` says, and the next step may train on
+    them, one weight sync old: nothing is given up, and `async/staleness_mean` says how old."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache of one engine on a CPU. On a GPU vLLM sizes it from `gpu_memory_fraction`."""
     gpu_memory_fraction: float = Field(0.6, gt=0, lt=1)
@@ -46,3 +58,11 @@ class RolloutConfig(Section):
     on_sync: Literal["keep", "recompute", "restart"] = "keep"
     """`megatron_nft.train_async`: what a weight sync means for answers under way. "keep": they go on with the new
     weights and the old KV cache; "recompute": and with a new one; "restart": they begin again from their prompt."""
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """Any other of vLLM's engine arguments by name, such as {quantization = "fp8_per_channel"} or {speculative_config =
+    {method = "ngram", num_speculative_tokens = 3}}: handed on as they are, once vLLM's own class has taken them. What
+    the program sets itself is refused. See megatron_nft/rollout/vllm/README.md."""
+
+    def problems(self) -> Iterator[str]:
+        """What its settings can't be together."""
+        yield from sorted(refused(self.vllm, OWN))

@@ -19,6 +19,7 @@ from megatron_nft.config.run import RunConfig
 from megatron_nft.config.section import Section
 from megatron_nft.config.train import TrainConfig
 from megatron_nft.config.verdict import VerdictConfig
+from megatron_nft.config.vllm_settings import OWN_ON_A_CPU, refused
 from megatron_nft.config.weights import WeightsConfig
 
 
@@ -54,7 +55,7 @@ class Config(Section):
 
     @property
     def evaluates_in_background(self) -> bool:
-        """Engines and actor don't wait for each other's memory, so that engines may work while the actor trains."""
+        """While the actor trains. Where engines then sleep, it is beside the rollouts, if anywhere."""
         return self.evaluate.in_background and not self.is_colocated
 
     @property
@@ -148,6 +149,7 @@ class Config(Section):
             section, _, key = setting.partition(".")
             if getattr(getattr(self, section), key):
                 yield (f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
+        yield from sorted(refused(self.rollout.vllm, OWN_ON_A_CPU))
 
     def _check_placement(self) -> Iterator[str]:
         workers = self.rollout.engines * self.rollout.tp
@@ -155,6 +157,11 @@ class Config(Section):
             yield (
                 f'cluster.placement = "colocated": rollout.engines x rollout.tp = {workers} workers don\'t fit on the '
                 f'actor\'s {self.actor.world_size} ranks; use fewer engines, or "split"'
+            )
+        if self.is_colocated and self.rollout.tail == "keep":
+            yield (
+                'rollout.tail = "keep" has answers go on while the actor trains, and with cluster.placement = '
+                '"colocated" it then has their GPUs; set rollout.tail = "drop" or "wait", or placement = "split"'
             )
         if self.carrier == "cuda_ipc" and not (self.is_colocated and self.cluster.device == "cuda"):
             yield (

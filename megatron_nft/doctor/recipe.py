@@ -15,7 +15,9 @@ from megatron_nft.doctor.run_folder import check_run_folder
 
 GIB = 1 << 30
 OTHER_MODEL = "give the folder of a model as it was published"
-GRADERS_TIMEOUT_S = 120
+APART_TIMEOUT_S = 120
+OWN_GRADERS = ("have the modules do less when they are imported", "mend verdict.modes, or what it names")
+OWN_VLLM = ("try again on a machine that is less busy", "mend rollout.vllm")
 
 
 def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -> Iterator[Finding]:
@@ -55,7 +57,10 @@ def check_recipe(machine: Machine, recipe: str, overrides: Sequence[str] = ()) -
     if config.model.reference is not None and (wrong := _wrong_weights(Path(config.model.reference))):
         yield fail("reference", config.model.reference, wrong, OTHER_MODEL)
     yield from data.findings(machine)
-    yield from check_own_graders([mode for mode in config.verdict.modes.values() if ":" in mode], recipe, overrides)
+    graders = ", ".join(dict.fromkeys(mode for mode in config.verdict.modes.values() if ":" in mode))
+    yield from check_apart("graders", graders, "megatron_nft.verdict.check", [recipe, *overrides], OWN_GRADERS)
+    settings = ", ".join(f"{name} = {value!r}" for name, value in config.rollout.vllm.items())
+    yield from check_apart("engine", settings, "megatron_nft.rollout.vllm.arguments", [recipe, *overrides], OWN_VLLM)
     yield from check_run_folder(machine, config, read_hf_config(folder))
 
 
@@ -94,22 +99,27 @@ def _wrong_weights(folder: Path) -> str | None:
     return None
 
 
-def check_own_graders(names: Sequence[str], recipe: str, overrides: Sequence[str]) -> Iterator[Finding]:
-    """By the verdict's own check, in a process of its own: to import a module is to run it."""
-    if not names:
+def check_apart(
+    check: str, value: str, module: str, arguments: Sequence[str], remedies: tuple[str, str]
+) -> Iterator[Finding]:
+    """By the room's own check, in a process of its own: to import a module is to run it.
+
+    Args:
+        value: what is checked; empty: the recipe has none of it.
+        remedies: if it takes too long, and if something is wrong.
+    """
+    if not value:
         return
-    command = [sys.executable, "-m", "megatron_nft.verdict.check", recipe, *overrides]
-    value = ", ".join(dict.fromkeys(names))
+    command = [sys.executable, "-m", module, *arguments]
     try:
-        checked = subprocess.run(command, capture_output=True, text=True, timeout=GRADERS_TIMEOUT_S)
+        checked = subprocess.run(command, capture_output=True, text=True, timeout=APART_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        reason = f"not checked within {GRADERS_TIMEOUT_S} s"
-        yield fail("graders", value, reason, "have the modules do less when they are imported")
+        yield fail(check, value, f"not checked within {APART_TIMEOUT_S} s", remedies[0])
         return
     if checked.returncode:
-        yield fail("graders", value, checked.stderr.strip(), "mend verdict.modes, or what it names")
+        yield fail(check, value, checked.stderr.strip(), remedies[1])
     else:
-        yield ok("graders", value)
+        yield ok(check, value)
 
 
 def _size(folder: Path) -> int:

@@ -7,10 +7,11 @@ ones that were mixed) than steps can take until then, and what others overtake u
 would favour short answers: so a step waits for one more group that is in time in place of each that it would drop,
 but never for those alone.
 
-With max_staleness = 0, a synchronous run, sampling goes in rounds: a round of prompts is whole before the next is asked
-for, and a step begins with none. What a step has no use for is dropped, since the next step's policy is another. A
-round lasts as long as its longest answer, so that a second one of a few prompts costs nearly as much as the first:
-the first asks for as many as will bring enough mixed groups in 98 of 100 steps.
+With max_staleness = 0, a synchronous run, sampling goes in rounds: a round lasts as long as its longest answer, so that
+a second one of a few prompts costs nearly as much as the first, and the first asks for as many as will bring enough
+mixed groups in 98 of 100 steps. The tail of a round, once enough groups are mixed, goes as rollout.tail says: a round
+is whole before a step begins ("wait"), and what a step has no use for is dropped, since the next step's policy is
+another; or it is cut ("drop"), which favours short answers; or it goes on for the next step ("keep"), one sync old.
 
 Called by source.py, under its lock.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_nft.config.rollout import Tail
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
@@ -30,6 +32,8 @@ MARGIN = 2.0
 PROMPTS_PER_GROUP = 4
 """Of rollout.max_sampling_rounds times so many prompts a missing group, with some margin, a step may ask: with ten,
 sampling ends where fewer than a fortieth are mixed. DAPO's limit is ten rounds of 3 prompts a group."""
+FEW = 10
+"""Groups beside that margin, so that chance ends a run with few groups a step no sooner than one with many."""
 
 
 class NoMixedGroups(RuntimeError):
@@ -77,8 +81,11 @@ class GroupQueue:
         under_way: requests that are not graded yet, by id.
     """
 
-    def __init__(self, *, groups_per_step: int, max_staleness: int, max_rounds: int, num_steps: int) -> None:
-        self.groups_per_step, self.max_staleness = groups_per_step, max_staleness
+    def __init__(
+        self, *, groups_per_step: int, max_staleness: int, max_rounds: int, num_steps: int, tail: Tail = "wait"
+    ) -> None:
+        self.groups_per_step, self.max_staleness, self.tail = groups_per_step, max_staleness, tail
+        self._oldest_allowed = max(max_staleness, int(tail == "keep"))  # staleness of a group that is trained on
         self.max_rounds, self.num_steps = max_rounds, num_steps
         self.version = self.num_taken = self.round = self._next_id = 0
         self.mixed_share, self.share_of = 1.0, 0  # the share, and how many graded groups say so; none yet
@@ -93,6 +100,11 @@ class GroupQueue:
     def num_ready(self) -> int:
         """Mixed groups that wait for a step."""
         return len(self._ready)
+
+    @property
+    def carries(self) -> bool:
+        """What is ready or under way at a weight sync is of use to later steps."""
+        return self._oldest_allowed > 0
 
     @property
     def num_asked(self) -> int:
@@ -129,13 +141,16 @@ class GroupQueue:
 
     @property
     def _is_in_round(self) -> bool:
-        """Without staleness a round is whole before anything else happens."""
-        return self.max_staleness == 0 and bool(self.under_way)
+        """Without staleness nothing is asked for while a round may do: all of it where a step waits for its tail."""
+        if self.max_staleness or not self.under_way:
+            return False
+        may_do = len(self._ready) + len(self.under_way) >= self.groups_per_step
+        return self.tail == "wait" or (may_do and self._counts.asked > 0)
 
     def _num_allowed(self) -> int:
         """Prompts that a step may try."""
         groups = self.groups_per_step
-        return self.max_rounds * ceil(PROMPTS_PER_GROUP * (groups + 4 * sqrt(groups)))
+        return self.max_rounds * ceil(PROMPTS_PER_GROUP * (groups + 4 * sqrt(groups) + FEW))
 
     def _why_none(self) -> str:
         """What the answers looked like."""
@@ -184,10 +199,11 @@ class GroupQueue:
     def take(self, step: int) -> tuple[Taken, list[int]] | None:
         """The groups of a step, the oldest first, and the ids of requests under way that no later step can train on;
         None: too few are ready yet, or too few to drop those."""
-        oldest_of_next = step - self.max_staleness
+        oldest_of_next = step - self._oldest_allowed
         late = [key for key, version in self._versions.items() if version < oldest_of_next]
         in_their_place = min(len(late), len(self.under_way) - len(late)) if step < self.num_steps else 0
-        if len(self._ready) < self.groups_per_step + in_their_place or self._is_in_round:
+        is_whole = self.tail != "wait" or not self._is_in_round
+        if len(self._ready) < self.groups_per_step + in_their_place or not is_whole:
             return None
         order = sorted(self._ready, key=lambda key: (oldest_version(self._ready[key]), key))
         chosen = order[: self.groups_per_step]
@@ -204,7 +220,9 @@ class GroupQueue:
         counts, self._counts = self._counts, _Counts()
         self._unreported, self.num_taken = {}, step
         metrics = {"rollout/rounds": counts.rounds, "rollout/groups_surplus": surplus}
-        if self.max_staleness:
+        if self.max_staleness == 0 and self.tail != "wait":
+            metrics["rollout/groups_cut"] = len(late) + len(self.under_way)
+        if self.carries:
             metrics |= staleness_metrics(groups, step) | {
                 "async/queue_groups": len(self._ready),
                 "async/groups_under_way": len(self.under_way),
@@ -275,7 +293,7 @@ class GroupQueue:
         self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}
         self._counts.graded = len(self._unreported)
         self._counts.mixed = sum(group.is_mixed for group in self._unreported.values())
-        oldest = self.num_taken - self.max_staleness  # for the next step; the saved run may have allowed older ones
+        oldest = self.num_taken - self._oldest_allowed  # for the next step; the saved run may have allowed older ones
         for key in [key for key, group in self._ready.items() if oldest_version(group) < oldest]:
             del self._ready[key]
             self._counts.dropped += 1

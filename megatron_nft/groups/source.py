@@ -3,12 +3,14 @@
     prompts --> requests on the engines --> answers --> verdicts --> GroupQueue --> take(step), by the trainer
                 (cluster/stream.py)                    (verdict/)   (queue.py)
 
-A run that may not be ahead (max_staleness = 0) asks for a round of prompts when a step begins, and for nothing more
-until the next; one that may goes on while the actor trains. Answers are graded as they come, beside the sampling. What
-the source knows between steps goes into the checkpoint, graded groups and requests under way with it. Used by train.py.
+A run that may not be ahead (max_staleness = 0) asks for a round of prompts when a step begins, the longest expected
+first, and with it for what somebody else wants of the same weights (`ask_beside`); one that may goes on while the actor
+trains. Answers are graded as they come, beside the sampling. What the source knows between steps goes into the
+checkpoint, graded groups and requests under way with it. Used by train.py.
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import Condition, Thread
@@ -16,9 +18,10 @@ from typing import Any
 
 from megatron_nft.cluster.elsewhere import lend
 from megatron_nft.cluster.fleet import Fleet
-from megatron_nft.cluster.stream import RequestStream, room_of
+from megatron_nft.cluster.stream import RequestStream, at_once
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
+from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import GroupQueue, Kept, Taken
 from megatron_nft.groups.readable import ReadableAnswers
 from megatron_nft.groups.seeds import sampling_seed
@@ -50,11 +53,15 @@ class GroupSource:
             max_staleness=max_staleness,
             max_rounds=rollout.max_sampling_rounds,
             num_steps=config.train.steps,
+            tail=rollout.tail,
         )
-        # Ahead, one engine too is given little at a time: what it has not begun is sampled by newer weights.
-        num_engines = max(len(fleet.names), 2) if self._is_ahead else len(fleet.names)
-        room = room_of(rollout, num_engines, rollout.group_size)
-        self._stream = RequestStream(fleet, "rollouts", requests_per_engine=room, timeout_s=rollout.timeout_s)
+        # What goes over syncs: one engine too is given little at a time, and the rest is sampled by newer weights.
+        places = at_once(rollout, max(len(fleet.names), 2) if self._queue.carries else len(fleet.names))
+        self._stream = RequestStream(fleet, "rollouts", answers_at_once=places, timeout_s=rollout.timeout_s)
+        self._expected = ExpectedTokens()
+        self._beside: dict[int, Request] = {}  # somebody else's requests that are not answered yet
+        self._beside_new: list[Request] = []  # those of them that the stream has not got yet
+        self._beside_answers: dict[int, RolloutGroup] = {}
         self._readable = ReadableAnswers(config.verdict, config.train.groups_per_step)
         self._warnings: list[str] = []  # for the trainer to say
         self._ungraded: list[tuple[int, RolloutGroup]] = []
@@ -64,6 +71,7 @@ class GroupSource:
         self._pausing, self._paused, self._closing = True, True, False
         self._is_sampling = False  # engines are at work on this round, or about to be
         self._late: list[int] = []  # requests under way that the engines may forget
+        self._has_work = False  # the stream, when the thread looked last
         self._error: BaseException | None = None
         self._resumed_at = self._unpaused_s = self._busy_s = 0.0
         self._at_rest: State = self._kept()
@@ -84,6 +92,8 @@ class GroupSource:
             self._prompts.load_state_dict(state["prompts"])
             self._stream.drop_all()
             self._ungraded, self._grading, self._late = [], None, []
+            self._beside, self._beside_new, self._beside_answers = {}, [], {}
+            self._expected.restore(state.get("expected_tokens", {}))
             empty = {"num_taken": step, "version": step, "round": 0, "next_id": 0, "under_way": []}
             queue = state.get("queue", empty | {"mixed_share": state["mixed_share"]})
             prompts = self.prompts
@@ -92,8 +102,24 @@ class GroupSource:
                 for key, name, seed_id, seed in queue["under_way"]
             ]
             self._queue.restore(queue, [self._fitting(item) for item in kept], requests)
-            self._stream.submit(requests)
+            self._submit(requests)
             self._at_rest = self._kept()
+
+    def ask_beside(self, requests: Sequence[Request]) -> dict[int, RolloutGroup]:
+        """Has requests answered beside those of the next step, whose weights are the same: to be called while it is
+        paused, before `resume`, by a run that is not ahead.
+
+        Args:
+            requests: with ids below 0.
+
+        Returns:
+            Their groups, by id: all of them once `take` has returned groups.
+        """
+        with self._changed:
+            assert self._paused and not self._is_ahead, "pause first"
+            self._beside = {request.request_id: request for request in requests}
+            self._beside_new, self._beside_answers = list(requests), {}
+            return self._beside_answers
 
     def take(self, step: int, report: Report) -> Taken | None:
         """Waits for a step's groups, in stages that the report shows. None: an engine has died and started again;
@@ -110,7 +136,7 @@ class GroupSource:
                     self._raise_error()
                     while self._warnings:
                         report.announce(f"warning: {self._warnings.pop(0)}")
-                    if (found := self._queue.take(step)) is not None:
+                    if not self._beside and (found := self._queue.take(step)) is not None:
                         return self._hand_over(*found)
                     if self._fleet.wants_weights:
                         return None
@@ -152,7 +178,7 @@ class GroupSource:
         """What a checkpoint must hold so that nothing graded is lost and nothing is trained on twice. Without staleness
         a step is sampled again from its beginning."""
         with self._changed:
-            return self._kept() if self._is_ahead else self._at_rest
+            return self._kept() if self._queue.carries else self._at_rest
 
     def close(self) -> None:
         """Ends the threads; requests under way stay where they are."""
@@ -180,13 +206,18 @@ class GroupSource:
         if self._is_ahead:
             wanted = self._config.train.groups_per_step
             return min(self._queue.num_ready, wanted), wanted
-        total = self._queue.num_asked
-        return total - (self._stream.num_requests if self._is_sampling else len(self._queue.under_way)), total
+        total, sampled = self._queue.num_asked, self._stream.num_requests - len(self._beside)
+        return total - (sampled if self._is_sampling else len(self._queue.under_way)), total
 
     def _hand_over(self, taken: Taken, late: list[int]) -> Taken:
         self._late += late
         self._changed.notify_all()
-        return replace(taken, metrics=taken.metrics | self._idle()) if self._is_ahead else taken
+        while late and (self._late or self._has_work) and not self._queue.carries:
+            self._raise_error()
+            self._changed.wait(1.0)  # engines that are put to sleep next must have nothing under way
+        lengths, self._stream.dropped_tokens = self._stream.dropped_tokens, []
+        more = {"rollout/cut_tokens_mean": sum(lengths) / len(lengths)} if lengths else {}
+        return replace(taken, metrics=taken.metrics | more | (self._idle() if self._is_ahead else {}))
 
     def _idle(self) -> dict[str, float]:
         """Seconds since the last time in which engines had nothing to do; syncs and evaluations are not counted."""
@@ -198,7 +229,8 @@ class GroupSource:
 
     def _kept(self) -> State:
         state = {"prompts": self._prompts.state_dict(), "queue": self._queue.state_dict()}
-        return state | {"mixed_share": self._queue.mixed_share}, tuple(self._queue.kept())
+        state |= {"mixed_share": self._queue.mixed_share, "expected_tokens": self._expected.state_dict()}
+        return state, tuple(self._queue.kept())
 
     def _sampling(self, seed: int) -> Sampling:
         rollout = self._config.rollout
@@ -241,7 +273,7 @@ class GroupSource:
         """One look at engines and graders; False once closed."""
         finished = self._stream.settle() if self._pausing else self._stream.poll(WAIT_S)
         with self._changed:
-            self._ungraded += finished
+            self._sort_out(finished)
             self._grade()
             self._stream.drop(self._late)
             self._late = []
@@ -249,7 +281,9 @@ class GroupSource:
                 return False
             if not self._pausing:
                 self._ask()
-                if not self._stream.has_work:
+                self._has_work = self._stream.has_work
+                if not self._has_work:
+                    self._changed.notify_all()
                     self._changed.wait(1.0)  # the queue is full, or graders are at work
             elif not self._stream.is_working:
                 self._paused = True
@@ -258,12 +292,27 @@ class GroupSource:
         return True
 
     def _ask(self) -> None:
+        self._stream.submit(self._beside_new)  # in one go with the round: side by side on the engines, in every run
+        self._beside_new = []
         if count := self._queue.num_missing():
             seed = sampling_seed(self._config.run.seed, self._queue.version + 1, self._queue.round)
-            self._stream.submit(self._queue.begin(self._prompts.take(count), self._sampling(seed)))
+            self._submit(self._queue.begin(self._prompts.take(count), self._sampling(seed)))
         if self._is_sampling != (self._stream.num_requests > 0):
             self._is_sampling = not self._is_sampling
             self._changed.notify_all()
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        """The longest expected first: what is begun late should end soon."""
+        self._stream.submit(sorted(requests, key=lambda request: -self._expected.of(request.prompt)))
+
+    def _sort_out(self, finished: Sequence[tuple[int, RolloutGroup]]) -> None:
+        """Answers that have come: the run's own, and those beside."""
+        for request_id, group in finished:
+            if self._beside.pop(request_id, None) is not None:
+                self._beside_answers[request_id] = group
+            else:
+                self._expected.add(group)
+                self._ungraded.append((request_id, group))
 
     def _grade(self) -> None:
         """Takes verdicts in, and sends what is ungraded to the graders."""

@@ -88,6 +88,18 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("rollout/groups_all_right", "groups", "sum", "groups without a wrong answer, dropped"),
     ("rollout/groups_all_wrong", "groups", "sum", "groups without a right answer, dropped"),
     ("rollout/groups_surplus", "groups", "sum", "mixed groups beyond train.groups_per_step"),
+    (
+        "rollout/groups_cut",
+        "groups",
+        "sum",
+        "groups under way when enough were mixed, with rollout.tail: dropped or kept",
+    ),
+    (
+        "rollout/cut_tokens_mean",
+        "tokens",
+        "mean",
+        "mean length so far of the unfinished answers that were dropped then",
+    ),
     ("rollout/rounds", "rounds", "sum", "sampling rounds until enough groups were mixed"),
     ("rollout/logprob_gap_mean", "nats/token", "mean", "|engine log-prob - actor log-prob|, mean over answer tokens"),
     ("rollout/logprob_gap_max", "nats/token", "max", "|engine log-prob - actor log-prob|, largest of any answer token"),

@@ -63,9 +63,11 @@ def plan_evaluation(
         lengths=work.lengths,
         places=places,
     ).seconds
-    if config.evaluates_in_background:
-        beside = max(alone - training_s, 0.0)
-    else:
+    if not config.evaluate.in_background:
+        beside = alone
+    elif config.is_colocated:
         together = rollout_round(config, work, engine, machine, places, more=answers).seconds
         beside = max(together - rollout_round(config, work, engine, machine, places).seconds, 0.0)
+    else:
+        beside = max(alone - training_s, 0.0)
     return Evaluation(prompts=prompts, answers=answers, beside_s=beside, alone_s=alone)

@@ -6,7 +6,7 @@ before a job starts.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -88,15 +88,17 @@ class Plan:
     @cached_property
     def whole_run(self) -> WholeRun:
         """Of the synchronous steps."""
-        return self._whole_run(self.seconds)
+        return self._whole_run(self.seconds, self.evaluation)
 
     @cached_property
     def asynchronous_run(self) -> WholeRun | None:
-        return self.asynchronous and self._whole_run(max(self.asynchronous))
+        """There evaluations come between the steps."""
+        alone = self.evaluation and replace(self.evaluation, beside_s=self.evaluation.alone_s)
+        return self.asynchronous and self._whole_run(max(self.asynchronous), alone)
 
-    def _whole_run(self, step_s: float) -> WholeRun:
+    def _whole_run(self, step_s: float, evaluation: Evaluation | None) -> WholeRun:
         return plan_whole_run(
-            self.config, step_s, self.num_devices, start=self.start, evaluation=self.evaluation, saving=self.saving
+            self.config, step_s, self.num_devices, start=self.start, evaluation=evaluation, saving=self.saving
         )
 
     @property

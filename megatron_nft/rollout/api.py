@@ -48,6 +48,17 @@ class Request:
     sampling: Sampling
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What an engine had to do when an `advance` was over, for all streams."""
+
+    seconds: float  # that it has worked
+    running: int = 0  # answers of its last decode step
+    waiting: int = 0  # answers that wait for a place beside those, or for room in the KV cache
+    kv_use: float = 0.0  # share of the KV cache
+    dropped_tokens: tuple[int, ...] = ()  # how long the unfinished answers were that this call has dropped
+
+
 @dataclass
 class DecodeSteps:
     """What an engine had to do in each of its decode steps, added up."""
@@ -71,12 +82,13 @@ class Engine(Protocol):
 
     def advance(
         self, stream: str, requests: list[Request], dropped: list[int], seconds: float
-    ) -> tuple[list[tuple[int, RolloutGroup]], float]:
+    ) -> tuple[list[tuple[int, RolloutGroup]], Load]:
         """Takes a stream's requests in, and works on all that are under way for about so many seconds, in whole decode
         steps. `dropped`: earlier requests of the stream that are not wanted any more.
 
         Returns:
-            The stream's groups that have got ready, with their request's id and without verdicts; the seconds spent.
+            The stream's groups that have got ready, with their request's id and without verdicts; what the
+            engine has to do.
 
         Raises:
             EngineError: the weights are not whole, or a prompt is refused.

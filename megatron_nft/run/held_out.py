@@ -1,20 +1,24 @@
-"""A run's held-out accuracy: after a step, or of a step's weights while the actor trains the next.
+"""A run's held-out accuracy: after a step, or of a step's weights during the next.
 
-In the background the engines evaluate what they hold, the weights of step N, after the rollouts of step N + 1, when
-they would idle; the answers' seeds are the prompts', so they are the same ones. Called by train.py.
+All answers, greedy and sampled, of all benchmarks, are one queue, with one tail. In the background the
+engines evaluate what they hold, the weights of step N: where they have GPUs of their own after the rollouts of step
+N + 1, while the actor trains and they would idle; where they share the actor's, beside those rollouts (groups/source.py
+asks for both), and only the grading comes after. The answers' seeds are the prompts', so they are the same ones. Called
+by train.py.
 """
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_nft.cluster.stream import EnginesEmpty, sample_groups
+from megatron_nft.cluster.stream import EnginesEmpty, stream_answers
 from megatron_nft.config import Config, RecipeError
 from megatron_nft.evaluation.accuracy import average_of, bootstrap_means, interval, wilson_interval
+from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
-from megatron_nft.rollout.api import Sampling
+from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 from megatron_nft.verdict.judge import Judge
 
@@ -52,6 +56,7 @@ class HeldOutEvaluation:
         self._config, self._engines, self._judge, self._report = config, engines, judge, report
         self._prompts, self._refill, self._in_background = prompts, refill, in_background
         self._due: int | None = None  # step whose weights wait for an evaluation in the background
+        self._answers: dict[int, RolloutGroup] | None = None  # to its requests, which the rollouts' source has
         self._running: _Background | None = None
 
     def evaluate(self, step: int) -> None:
@@ -72,12 +77,21 @@ class HeldOutEvaluation:
             )
         self._report.add_evaluation(step, result.metrics, result.samples, result.benchmarks)
 
+    def ask_due(self, source: GroupSource) -> None:
+        """Before a step's rollouts: where the engines sleep after them, the evaluation that is due is asked beside."""
+        if self._due is not None and self._config.is_colocated:
+            self._answers = source.ask_beside(requests_to(self._prompts, self._config))
+
     def begin_due(self) -> None:
-        """Starts the evaluation that is due, if one is. Until `finish`, engines and judge belong to it."""
+        """After a step's rollouts: starts the evaluation that is due, if one is, or what is left of it. Until `finish`,
+        engines (unless they have answered) and judge belong to it."""
         if self._due is not None:
             step, self._due = self._due, None
+            answers, self._answers = self._answers, None
             # Without `refill`: the actor has newer weights by now.
-            self._running = _Background(step, lambda: evaluate(self._engines, self._judge, self._prompts, self._config))
+            self._running = _Background(
+                step, lambda: evaluate(self._engines, self._judge, self._prompts, self._config, answers=answers)
+            )
 
     def finish(self, while_waiting: Callable[[], object] = lambda: None) -> None:
         """Waits for the evaluation in the background, and reports it. None is due afterwards.
@@ -88,7 +102,7 @@ class HeldOutEvaluation:
         Raises:
             Exception: what ended the evaluation; where no engine is left with weights, it is left out, with a line.
         """
-        self._due = None
+        self._due = self._answers = None
         if (running := self._running) is None:
             return
         with self._report.stage("evaluate"):
@@ -139,41 +153,68 @@ def evaluate(
     prompts: Sequence[Prompt],
     config: Config,
     *,
+    answers: Mapping[int, RolloutGroup] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     refill: Callable[[], Any] | None = None,
 ) -> HeldOut:
-    """Answers every prompt greedily (`evaluate.greedy`), and samples as often as `evaluate.samples_of` says of its
-    benchmark, or else `evaluate.samples`; grades; averages.
+    """Has `requests_to` the prompts answered; grades; averages.
 
-    The sampled answers have the same seed in every evaluation of a run, so evaluations differ by the weights only.
+    Args:
+        answers: to those requests, by their ids, where there are any already.
 
     Raises:
         EnginesEmpty: engines died, and there is no `refill` to give them weights.
     """
+    requests = requests_to(prompts, config)
+    if answers is None:
+        answers = {}
+        for request_id, group in stream_answers(engines, requests, config.rollout, refill=refill):
+            answers[request_id] = group
+            if on_progress is not None:
+                on_progress(len(answers), len(requests))
+    judged = judge.judge([answers[request.request_id] for request in requests])
+    places = {prompt.prompt_id: place for place, prompt in enumerate(prompts)}
+    num_sampled = len(requests) - len(prompts) * config.evaluate.greedy
+    sampled, greedy = (
+        sorted(groups, key=lambda group: places[group.prompt.prompt_id])
+        for groups in (judged[:num_sampled], judged[num_sampled:])
+    )
+    return _held_out(prompts, greedy, sampled, config.run.seed)
 
-    def answer(asked: Sequence[Prompt], sampling: Sampling) -> list[RolloutGroup]:
-        groups = sample_groups(engines, asked, sampling, config.rollout, on_progress=on_progress, refill=refill)
-        return judge.judge(groups)
 
-    longest, seed = config.rollout.max_answer_tokens, config.run.seed
-    greedy: list[RolloutGroup] = []
-    if config.evaluate.greedy:
-        greedy = answer(prompts, Sampling(group_size=1, temperature=0.0, max_answer_tokens=longest, seed=0))
+def requests_to(prompts: Sequence[Prompt], config: Config) -> list[Request]:
+    """What an evaluation asks: so many sampled answers to a prompt as `evaluate.samples_of` says of its benchmark, or
+    else `evaluate.samples`, and with `evaluate.greedy` a greedy one. Many answers and long prompts first, since they
+    take longest, and greedy answers last; with ids below 0, which no rollout has.
+
+    The sampled answers have the same seed in every evaluation of a run, so evaluations differ by the weights only.
+    """
     by_count: dict[int, list[Prompt]] = {}
-    for prompt in prompts:
+    longest_first = sorted(prompts, key=lambda prompt: -len(prompt.token_ids_P))
+    for prompt in longest_first:
         if count := config.evaluate.samples_of.get(benchmark_of(prompt), config.evaluate.samples):
             by_count.setdefault(count, []).append(prompt)
-    found: dict[str, RolloutGroup] = {}
-    for count, asked in sorted(by_count.items(), key=lambda pair: -pair[0]):  # engines are never left with a few
-        found |= {group.prompt.prompt_id: group for group in answer(asked, evaluation_sampling(config, count))}
-    sampled = [found[prompt.prompt_id] for prompt in prompts if prompt.prompt_id in found]
+    requests = []
+    for count, asked in sorted(by_count.items(), key=lambda pair: -pair[0]):
+        requests += requests_of(asked, evaluation_sampling(config, count))
+    if config.evaluate.greedy:
+        longest = config.rollout.max_answer_tokens
+        requests += requests_of(
+            longest_first, Sampling(group_size=1, temperature=0.0, max_answer_tokens=longest, seed=0)
+        )
+    return [replace(request, request_id=-1 - place) for place, request in enumerate(requests)]
+
+
+def _held_out(
+    prompts: Sequence[Prompt], greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int
+) -> HeldOut:
     parts = {
         name: [[group for group in groups if benchmark_of(group.prompt) == name] for groups in (greedy, sampled)]
         for name in dict.fromkeys(map(benchmark_of, prompts))
     }
     return HeldOut(
         metrics=_metrics(greedy, sampled, seed) | _average(parts, seed),
-        samples=greedy or sampled,
+        samples=list(greedy or sampled),
         benchmarks={name: _metrics(*its, seed) for name, its in parts.items()},
     )
 

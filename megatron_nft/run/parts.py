@@ -17,6 +17,7 @@ from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.families.serving import check_served
 from megatron_nft.families.weight_files import check_weights
+from megatron_nft.rollout.vllm.arguments import check_arguments
 from megatron_nft.run.checkpoints import progress_to_resume
 from megatron_nft.run.held_out import check_samples_of
 from megatron_nft.types import Prompt
@@ -47,7 +48,7 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
     """Model's config, tokenizer and prompts.
 
     Raises:
-        RecipeError: a grader of the recipe's own can't be imported.
+        RecipeError: a grader of the recipe's own can't be imported, or vLLM refuses what is in rollout.vllm.
         ModelFolderError: weights are not config.json's, or vLLM would run another model than that, or none.
         DataError: a file is wrong, or the prompts are not those that the checkpoint to be gone on from belongs to.
     """
@@ -72,6 +73,7 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
         if folder is not None:  # load_config lets a folder without weights pass, for the planner
             check_weights(folder, hf)
     check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
+    check_arguments(config)
     canary = max(train.prompts, key=lambda prompt: len(prompt.token_ids_P))
     return Data(
         hf=hf, prompts=prompts, canary=canary, held_out=held_out, token_text=lambda token: tokenizer.decode([token])
@@ -119,8 +121,9 @@ def start_processes(
 
 def begin_build(processes: Processes, *, shared: bool) -> list[Pending]:
     """Both load the model, side by side. On shared GPUs the actor comes first, and leaves: vLLM counts free memory."""
+    if not shared:
+        return [processes.engines.begin_build(), processes.actors.begin_build()]
     building = processes.actors.begin_build()
-    if shared:
-        building.wait()
-        processes.actors.offload()
+    building.wait()
+    processes.actors.offload()
     return [building, processes.engines.begin_build()]

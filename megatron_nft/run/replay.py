@@ -39,7 +39,7 @@ def replay(config: Config, updates: Sequence[list[TrainSequence]]) -> int:
         scored = [actors.score(batch) for batch in batches]
         print("score: " + score_difference(batches, scored))
         for number, (batch, now) in enumerate(zip(batches, scored, strict=True), 1):
-            metrics = actors.train_step(with_stored_logprobs(now, batch))
+            metrics, _ = actors.train_step(with_stored_logprobs(now, batch))
             values = " | ".join(f"{name.split('/')[1]} {metrics[name]:.6g}" for name in METRICS if name in metrics)
             print(f"update {number}/{len(batches)} | {values}", flush=True)
             if metrics["actor/nonfinite_updates"]:
@@ -73,7 +73,7 @@ def replay_step(config: Config, step: int) -> bool:
             batch = packed(updates, config)
             scored = actors.score(batch)
             print(f"step {number}: {score_difference([batch], [scored])}", flush=True)
-            metrics = actors.train_step(with_stored_logprobs(scored, batch))
+            metrics, _ = actors.train_step(with_stored_logprobs(scored, batch))
     lines, is_same = comparison(recorded, metrics)
     print("\n".join(lines))
     return is_same

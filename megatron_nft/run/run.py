@@ -26,6 +26,7 @@ from megatron_nft.run.canary import check_canary
 from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
 from megatron_nft.run.folder import ending_of, run_folder
 from megatron_nft.run.held_out import HeldOutEvaluation
+from megatron_nft.run.libraries import libraries_into
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
 from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.run.usage import engine_load, memory, note_spans, training_speed
@@ -87,7 +88,7 @@ class Run:
             data.held_out,
             report,
             refill=self.sync,
-            in_background=not max_staleness and config.evaluates_in_background,
+            in_background=not max_staleness and config.evaluate.in_background,
         )
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
@@ -113,14 +114,16 @@ class Run:
         """A step's groups, whatever becomes of engines on the way: one that died has been started again, and gets its
         weights here."""
         self._owner.check()
+        self.held_out.ask_due(self.source)
         self.source.resume(self.progress.policy_version)
         while (taken := self.source.take(step, self.report)) is None:
             self.sync()
             self.source.resume(self.progress.policy_version)
         return taken
 
-    def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """All updates of a step; until `trained`, the actor holds no step's weights that could be saved."""
+    def train_step(self, batch: TrainBatch) -> tuple[dict[str, float], TrainBatch]:
+        """All updates of a step: their metrics, and the batch with all old log-probs. Until `trained`, the actor holds
+        no step's weights that could be saved."""
         self._owner.check()
         self._is_whole = False
         return self.actors.train_step(batch)
@@ -293,6 +296,7 @@ def run_recipe(
         with closing(Stop()) as stop:  # until the report is closed: a signal that comes later cuts no end short
             try:
                 with ExitStack() as stack:
+                    stack.enter_context(libraries_into(config.run_dir / "logs" / "driver.log"))
                     with stop.interruptible():
                         run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
                     run.survive(steps, stop)

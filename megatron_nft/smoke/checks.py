@@ -17,6 +17,7 @@ from megatron_nft.actor.worker import Worker
 from megatron_nft.config import Config
 from megatron_nft.data.packing import pack
 from megatron_nft.smoke.oracles import single_rank, transformers_logprobs
+from megatron_nft.smoke.screen import Screen
 from megatron_nft.smoke.speed import model_flops, peak_gib, product_flops
 from megatron_nft.types import TrainSequence
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
@@ -27,15 +28,17 @@ FP8_TOLERANCE = (0.2, 0.2)
 TRAIN_STEPS, TIMED_STEPS = 3, 3
 
 
-def check_install(config: Config, sequences: Sequence[TrainSequence]) -> int:
+def check_install(config: Config, sequences: Sequence[TrainSequence], screen: Screen) -> int:
     """All checks, on each rank; the number that failed."""
     # The other ranks wait for rank 0 where the process group starts.
     is_first, is_alone = int(os.environ.get("RANK", 0)) == 0, config.actor.world_size == 1
     single = single_rank(config.model.path, config.actor.precision) if is_first and not is_alone else None
-    smoke = Smoke(config, sequences, single)
+    if is_first:
+        screen.say(_told(config, sequences))
+    smoke = Smoke(config, sequences, single, screen)
     smoke.run()
     if is_first:
-        print(f"smoke: {smoke.passed} passed, {smoke.failed} failed", flush=True)
+        screen.say(f"smoke: {smoke.passed} passed, {smoke.failed} failed")
     num_failed = _gather(smoke.failed)[0]
     smoke.worker.shutdown()
     return num_failed
@@ -43,19 +46,26 @@ def check_install(config: Config, sequences: Sequence[TrainSequence]) -> int:
 
 def measure(config: Config, sequences: Sequence[TrainSequence], out: Path) -> None:
     """What `single_rank` reads: scores and metrics of this process."""
-    smoke = Smoke(config, sequences, None)
+    smoke = Smoke(config, sequences, None, None)
     np.savez(out, scores=smoke.score(), **smoke.train_step())
 
 
 class Smoke:
     """The checks. Every rank takes part in them, rank 0 judges."""
 
-    def __init__(self, config: Config, sequences: Sequence[TrainSequence], single: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        sequences: Sequence[TrainSequence],
+        single: dict[str, Any] | None,
+        screen: Screen | None,
+    ) -> None:
         """
         Args:
+            screen: of rank 0, for what is found.
             single: scores and metrics of the same program on one rank, for rank 0; None: nothing to compare with.
         """
-        self.config, self.sequences, self.single = config, sequences, single
+        self.config, self.sequences, self.single, self.screen = config, sequences, single, screen
         self.rank = int(os.environ.get("RANK", 0))
         self.worker = Worker(config, rank=self.rank, master=_master())
         batch = pack(
@@ -169,7 +179,7 @@ class Smoke:
         """Counts and prints, on rank 0."""
         if self.rank == 0:
             self.passed, self.failed = self.passed + passed, self.failed + (not passed)
-            print(f"{'ok  ' if passed else 'FAIL'} {name}: {words}", flush=True)
+            self.screen.say(f"{'ok  ' if passed else 'FAIL'} {name}: {words}")
 
     def time_steps(self) -> None:
         """Tokens/s and model TFLOP/s of forward, backward and update, beside the device's own products."""
@@ -188,8 +198,18 @@ class Smoke:
         if self.rank == 0:
             speed = f"{tokens / second:,.0f} tokens/s, {flops / 1e12:.3g} model TFLOP/s"
             share = f"{flops / peak:.0%} of the {peak / 1e12:.3g} that plain products reach on all ranks at once"
-            print(f"step: {tokens} tokens in {second:.3g} s (median of {TIMED_STEPS}): {speed}, {share}", flush=True)
-            print(f"memory: at most {memory:.2f} GiB on a rank", flush=True)
+            self.screen.say(f"step: {tokens} tokens in {second:.3g} s (median of {TIMED_STEPS}): {speed}, {share}")
+            self.screen.say(f"memory: at most {memory:.2f} GiB on a rank")
+
+
+def _told(config: Config, sequences: Sequence[TrainSequence]) -> str:
+    """What is about to be checked."""
+    actor, tokens = config.actor, sum(s.num_tokens for s in sequences)
+    ranks = f"{actor.world_size} rank{'s' if actor.world_size > 1 else ''} ({actor.layout})"
+    return (
+        f"smoke: {ranks}, {actor.precision}, {config.cluster.device} | model {config.model.path} | "
+        f"{len(sequences)} answers of {tokens} tokens, {TRAIN_STEPS} NFT updates, then {TIMED_STEPS} timed"
+    )
 
 
 def _gather(value: Any) -> list[Any]:

@@ -27,23 +27,32 @@ from megatron_nft.types import TrainSequence
 MODEL, BATCH = "tests/assets/quickstart/model", "tests/assets/quickstart/batch.npz"
 
 
+def check_ranks(arguments: argparse.Namespace, world_size: int, *, starts: bool) -> None:
+    """Raises RecipeError if the layout doesn't divide the ranks, before anything is started.
+
+    Args:
+        starts: the ranks are `--ranks`, which this process is to start.
+    """
+    replica = arguments.tp * arguments.pp * arguments.cp
+    layout = f"tp {arguments.tp} x pp {arguments.pp} x cp {arguments.cp} = {replica}"
+    if world_size > 0 and world_size % replica == 0:
+        return
+    if starts:
+        raise RecipeError(f"{layout} does not divide --ranks {world_size}; change either")
+    if "RANK" not in os.environ:
+        raise RecipeError(f"{layout} takes as many processes, and this is one; give --ranks {replica}")
+    raise RecipeError(
+        f"{layout} does not divide the {world_size} ranks of torchrun; change --nproc-per-node or the layout"
+    )
+
+
 def make_config(arguments: argparse.Namespace, world_size: int, device: str) -> Config:
     """The recipe for these ranks; data parallelism takes those that remain.
 
     Raises:
-        RecipeError: the layout doesn't fit the ranks or the model.
+        RecipeError: the layout doesn't fit the model.
     """
     replica = arguments.tp * arguments.pp * arguments.cp
-    layout = f"tp {arguments.tp} x pp {arguments.pp} x cp {arguments.cp} = {replica}"
-    if world_size % replica and "RANK" not in os.environ:
-        raise RecipeError(
-            f"{layout} takes as many processes, and this is one; start them by "
-            f"torchrun --nproc-per-node {replica} -m megatron_nft.smoke ..."
-        )
-    if world_size % replica:
-        raise RecipeError(
-            f"{layout} does not divide the {world_size} ranks of torchrun; change --nproc-per-node or the layout"
-        )
     try:
         config = Config(
             model=ModelConfig(path=arguments.model),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_nft.smoke.screen import FOLDER
 from megatron_nft.types import TrainSequence
 
 
@@ -32,7 +33,7 @@ def single_rank(model: str, precision: str) -> dict[str, Any]:
     """Runs this program on one rank, in a process of its own, for the comparison."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "single.npz"
-        ours = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_")
+        ours = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", FOLDER)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         command = [sys.executable, "-m", "megatron_nft.smoke", "--model", model, "--precision", precision]
         subprocess.run([*command, "--measure", str(out)], env=environment, check=True)

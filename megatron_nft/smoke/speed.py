@@ -5,15 +5,14 @@ from collections.abc import Sequence
 
 import torch
 
+from megatron_nft.families.flops import training_flops
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.types import TrainSequence
 
 
 def model_flops(hf: HFConfig, sequences: Sequence[TrainSequence]) -> float:
-    """Of forward and backward: 6 per parameter of a product and token, and causal attention's 6 L H d t^2."""
-    parameters = hf.num_hidden_layers * hf.layer_parameters + hf.hidden_size * hf.vocab_size
-    attention = 6 * hf.num_hidden_layers * hf.num_attention_heads * hf.head_dim
-    return sum(6 * parameters * s.num_tokens + attention * s.num_tokens**2 for s in sequences)
+    """Of forward and backward, as a run's MFU counts them."""
+    return training_flops(hf, ((s.num_tokens, s.num_answer_tokens) for s in sequences))
 
 
 def product_flops(device: torch.device, precision: str) -> float:

@@ -87,6 +87,7 @@ def test_what_is_updated_on_the_host_stays_there():
 def smoke(rank, master, deterministic, noise):
     """All checks of the smoke command; their names, and whether they passed."""
     import os
+    from types import SimpleNamespace
 
     from megatron_nft.config import ActorConfig
     from megatron_nft.smoke import checks
@@ -98,11 +99,12 @@ def smoke(rank, master, deterministic, noise):
     layers.NOISE = noise
     checks.product_flops, checks.TIMED_STEPS = lambda *arguments: 1.0, 1
     arguments = parser().parse_args(["--precision", "bf16", *(["--deterministic"] if deterministic else [])])
+    arguments.model = MODEL
     config = make_config(arguments, 1, "cuda")
     assert config.actor == ActorConfig(tokens_per_microbatch=1024, deterministic=deterministic)
     found = {}
     checks.Smoke.check = lambda self, name, passed, words: found.update({name: passed})
-    checks.check_install(config, make_sequences(MODEL, None))
+    checks.check_install(config, make_sequences(MODEL, None), SimpleNamespace(say=print))
     return found
 
 

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from unittest import mock
 
 import pytest
@@ -109,24 +110,36 @@ def last_pid(run, name):
 # --- in this process
 
 
-def call(main: Callable[[], int], *arguments: object) -> Ended:
-    """A command's `main` with these arguments."""
-    out, err, on_sigterm = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+def call(main: Callable[[], int], *arguments: object, out: TextIO | None = None) -> Ended:
+    """A command's `main` with these arguments; what it prints goes to `out`, or is returned."""
+    printed, err, on_sigterm = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
     try:
         with (
             mock.patch.object(sys, "argv", ["command", *map(str, arguments)]),
-            redirect_stdout(out),
+            redirect_stdout(out or printed),
             redirect_stderr(err),
         ):
             status = main()
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
-    return Ended(status, out.getvalue(), err.getvalue())
+    return Ended(status, printed.getvalue(), err.getvalue())
 
 
-def call_train(folder: Path, *overrides: str, is_ahead: bool = False) -> Ended:
-    """The command `train`, or `train_async`."""
-    return call((train_async if is_ahead else train).main, RECIPE, f"run.dir={folder}", *SMALL, *overrides)
+def call_train(
+    folder: Path,
+    *overrides: str,
+    is_ahead: bool = False,
+    out: TextIO | None = None,
+    recipe: str = RECIPE,
+    only: Sequence[str] | None = None,
+) -> Ended:
+    """The command `train`, or `train_async`.
+
+    Args:
+        only: settings in place of those that make the quickstart's recipe small.
+    """
+    settings = SMALL if only is None else only
+    return call((train_async if is_ahead else train).main, recipe, f"run.dir={folder}", *settings, *overrides, out=out)
 
 
 def refused(folder: Path, *overrides: str, is_ahead: bool = False) -> Ended:

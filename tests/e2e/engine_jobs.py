@@ -1,5 +1,6 @@
 """What test_engine.py has engines do, each function in a process of its own (engine_server.py)."""
 
+import dataclasses
 import json
 import traceback
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from megatron_nft.config import RolloutConfig
+from megatron_nft.config import RolloutConfig, load_config
 from megatron_nft.rollout.api import EngineError, Sampling, answer_here, requests_of
+from megatron_nft.rollout.vllm.arguments import engine_arguments, why_not
 from megatron_nft.rollout.vllm.engine import VllmEngine
 from megatron_nft.types import Prompt
 from tests.buckets import Buckets
@@ -93,6 +95,46 @@ def updated(old, new, dtype):
     before = greedy(engine)
     send(engine, new, version=3)
     return before, greedy(engine)
+
+
+def quantized(old, new, quantization):
+    """What the model holds after updates (two, the second of other weights than the first), and answers, beside a fresh
+    engine's."""
+    found = {}
+    for name, model in (("updated", old), ("fresh", new)):
+        engine = make_engine(model, "bfloat16", vllm={"quantization": quantization})
+        if name == "updated":
+            found["before"] = tensors_of(engine), greedy(engine)
+            for version, weights in enumerate((new, old, new), 1):
+                send(engine, weights, version)
+        found[name] = tensors_of(engine), greedy(engine)
+        engine.shutdown()
+    return found
+
+
+def tensors_of(engine):
+    """Every parameter of vLLM's model as bytes, and its number format; in the engine's process."""
+    model = engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+    return {
+        name: (str(x.dtype), x.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        for name, x in model.named_parameters()
+    }
+
+
+def speculating(model, speculation):
+    """Answers of one seed with speculation and without, in several arrangements; how many tokens were guessed right."""
+    found = {}
+    for name, settings in (("plain", {}), ("speculating", {"vllm": {"speculative_config": speculation}})):
+        engine = make_engine(model, "float32", **settings)
+        for seed, temperature in ((7, 1.0), (8, 0.2)):
+            for arrangement in ("together", "again", "apart"):
+                prompts = make_prompts([5, 17, 40, 130, 200])
+                settings = Sampling(group_size=4, temperature=temperature, max_answer_tokens=24, seed=seed)
+                shares = [prompts] if arrangement != "apart" else [[prompt] for prompt in prompts]
+                found[name, temperature, arrangement] = [g for s in shares for g in answer_here(engine, s, settings)]
+        found[name, "greedy"] = greedy(engine)
+        engine.shutdown()
+    return found
 
 
 def broken_updates(old, new):
@@ -226,6 +268,23 @@ def answers_of(models):
         if engine is not None:
             engine.shutdown()
     return answers
+
+
+def asked_of_vllm(recipe, settings):
+    """What vLLM has against each of these settings; names of all its arguments, and of those that the program gives."""
+    words = [why_not(load_config(recipe, [f"rollout.vllm={given}", *more])) for given, *more in settings]
+    rollout = load_config(recipe).rollout
+    ours = {
+        name
+        for device in ("cpu", "cuda")
+        for name in engine_arguments(
+            "tests/assets/quickstart/model", rollout, device=device, max_model_len=192, seed=1, is_colocated=True,
+            starts_empty=True,
+        )
+    }  # fmt: skip
+    from vllm.engine.arg_utils import EngineArgs
+
+    return words, {field.name for field in dataclasses.fields(EngineArgs)}, ours
 
 
 EXPERTS = Sampling(group_size=4, temperature=1.0, max_answer_tokens=40, seed=3, with_experts=True)

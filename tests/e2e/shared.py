@@ -134,14 +134,14 @@ class Shared:
         actors.reuse(config)
         return actors
 
-    def train(self, folder: Path, *overrides: str, is_ahead: bool = False) -> Ended:
-        """The command `train`, or `train_async`."""
+    def train(self, folder: Path, *overrides: str, **more: Any) -> Ended:
+        """The command `train`, or `train_async`: see `call_train`."""
 
         def run(config: Config, steps: Any, **more: Any) -> None:
             run_recipe(config, steps, processes=self.processes(config), **more)
 
         with mock.patch.object(command_line, "run_recipe", run):
-            return call_train(folder, *overrides, is_ahead=is_ahead)
+            return call_train(folder, *overrides, **more)
 
     def replay(self, *arguments: object) -> Ended:
         """The command `replay`."""

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from megatron_nft import evaluate
-from megatron_nft.cluster.stream import stream_groups
+from megatron_nft.cluster.stream import stream_answers
 from megatron_nft.weights.sync import sync_weights
 from tests.conftest import TAKES_MINUTES
 from tests.e2e.driver import RECIPE, assert_no_survivors, call, living
@@ -58,16 +58,16 @@ def engines_up(shared):
 
 
 def stream_until(limit):
-    """`stream_groups`, interrupted after so many prompts."""
+    """`stream_answers`, interrupted after so many prompts."""
 
     def stream(engines, *arguments):
-        for count, group in enumerate(stream_groups(engines, *arguments)):
+        for count, group in enumerate(stream_answers(engines, *arguments)):
             if count == limit:
                 engines.call("forget")
                 raise Interrupted
             yield group
 
-    return mock.patch.object(evaluate, "stream_groups", stream)
+    return mock.patch.object(evaluate, "stream_answers", stream)
 
 
 def evaluate_here(out):

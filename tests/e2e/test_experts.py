@@ -138,7 +138,7 @@ def score(rank, master, model, precision, groups):
     scores = worker.score(microbatches)
     engine = [s.engine_logprobs_A for m in microbatches for s in m.sequences]
     gaps = np.abs(np.concatenate(scores) - np.concatenate(engine))
-    metrics = worker.routing.metrics()
+    metrics = worker.train_step([microbatches])
     worker.shutdown()
     plain = {name: metrics[f"rollout/unreplayed_gap_{name}"] for name in FALLS}
     return {"mean": gaps.mean(), "p99": np.quantile(gaps, 0.99)}, plain, metrics["actor/experts_differ"], len(gaps)

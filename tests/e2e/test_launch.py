@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from tests.e2e.driver import without_clock
+from megatron_nft.init import __main__ as init
+from tests.e2e.driver import call, steps, without_clock
 
 pytestmark = pytest.mark.e2e
 RECIPE = "launch/recipes/quickstart.toml"
@@ -68,3 +69,13 @@ def test_usr1_starts_the_run_again(tmp_path):
     assert " 0 FAIL" in text and f"train.sh: process {process.pid}, attempt 1\n" in text
     records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "async/staleness_mean" in record] == [1]
+
+
+def test_a_recipe_that_init_has_written_trains_with_one_more_command(shared, tmp_path):
+    """On this machine, as it is; two of its steps."""
+    out, data = tmp_path / "mine.toml", "tests/assets/quickstart/train.parquet"
+    made = call(init.main, "--model", "tests/assets/quickstart/model", "--data", data, "--gpus", 0, "--out", out)
+    assert made.status == 0 and made.out.endswith(f"next: megatron-nft train {out}\n"), made.err
+    ended = shared.train(tmp_path, recipe=str(out), only=["train.steps=2"])
+    assert ended.status == 0, ended.err
+    assert [record["step"] for record in steps(tmp_path / "mine")] == [1, 2] and (tmp_path / "mine" / "hf").is_dir()

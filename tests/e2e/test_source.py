@@ -5,6 +5,8 @@ import os
 import signal
 import time
 from contextlib import contextmanager, suppress
+from copy import copy
+from unittest import mock
 
 import pytest
 
@@ -13,6 +15,7 @@ from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.config import load_config
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
+from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import NoMixedGroups
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
@@ -37,15 +40,16 @@ def cluster(shared, tmp_path_factory):
 
 
 @contextmanager
-def sampling(cluster, **settings):
-    """A source of its own, at work for policy 0."""
+def sampling(cluster, fleet=None, **settings):
+    """A source of its own, at work for policy 0; of some of the engines, if they are given."""
     rollout = cluster.config.rollout.model_copy(update=settings)
     verdict = cluster.config.verdict.model_copy(update={"max_unparsable": 1.0})  # some tests cut all answers off
     config = cluster.config.model_copy(update={"rollout": rollout, "verdict": verdict})
     cluster.version = 0
     cluster.sync()
     staleness = settings.get("max_staleness", 0)
-    source = GroupSource(config, PromptStream(cluster.train_prompts, 1), cluster.engines, cluster.judge, staleness)
+    prompts = PromptStream(cluster.train_prompts, 1)
+    source = GroupSource(config, prompts, fleet or cluster.engines, cluster.judge, staleness)
     try:
         source.resume(0)
         yield source
@@ -111,7 +115,9 @@ def test_an_engine_that_is_stopped_holds_up_its_own_answers_only(cluster):
         try:
             taken = [take(cluster, source, step) for step in (2, 3)]
             held_up = set(source._stream._asked["engine 1"])
-            assert 0 < len(held_up) <= 3, "no more than it works on, and one"
+            assert len(held_up) > 0 and source._stream._places["engine 1"].taken <= 16 + 8, (
+                "no more answers than it works on, and a prompt's"
+            )
         finally:
             os.kill(pid, signal.SIGCONT)
         sync(cluster, source, 3)
@@ -194,12 +200,38 @@ def test_a_sync_comes_in_between_two_decode_steps(cluster):
         assert under_way and taken.metrics["async/staleness_max"] <= 2
 
 
+def answers(taken):
+    return [(group.prompt.prompt_id, [r.token_ids_A.tolist() for r in group.rollouts]) for group in taken.graded]
+
+
+def test_one_engine_gives_the_answers_of_two_in_whatever_order_they_are_asked(cluster):
+    one = copy(cluster.engines)
+    one._engines = {"engine 0": cluster.engines.handle("engine 0")}
+    with sampling(cluster) as source:
+        of_two = take(cluster, source, 1)
+    with sampling(cluster, one) as source:
+        of_one = take(cluster, source, 1)
+    shortest = mock.patch.object(ExpectedTokens, "of", lambda self, prompt: -len(prompt.token_ids_P))
+    with shortest, sampling(cluster, one) as source:
+        shortest_first = take(cluster, source, 1)
+    assert answers(of_one) == answers(of_two) == answers(shortest_first)
+    assert all_ids(of_one) == all_ids(of_two) == all_ids(shortest_first)
+
+
+def test_a_tail_that_is_cut_leaves_no_engine_with_work(cluster):
+    """One decode step more, and a sleeping engine would have an answer under way."""
+    with sampling(cluster, tail="drop", max_answer_tokens=64) as source:
+        take(cluster, source, 1)
+        sync(cluster, source, 1)
+        source._queue.mixed_share, source._queue.share_of = 0.3, 100  # asks for more than it needs
+        taken = take(cluster, source, 2)
+        left = cluster.engines.call("advance", "rollouts", [], [], 0.0)
+    assert taken.metrics["rollout/groups_cut"] > 0 and taken.metrics["rollout/cut_tokens_mean"] > 0
+    assert [(groups, load.running + load.waiting) for groups, load in left] == [([], 0)] * 2
+
+
 def test_a_synchronous_step_goes_on_with_the_other_engine_and_its_answers_are_the_same(cluster):
     """Each prompt is asked once more at most, and one group of it kept."""
-
-    def answers(taken):
-        return [(group.prompt.prompt_id, [r.token_ids_A.tolist() for r in group.rollouts]) for group in taken.graded]
-
     with sampling(cluster) as source:
         undisturbed = take(cluster, source, 1)
     with sampling(cluster) as source:

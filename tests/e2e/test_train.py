@@ -17,6 +17,7 @@ from megatron_nft.observe.batches import load_batch
 from tests.conftest import RUN, TAKES_MINUTES
 from tests.e2e.driver import (
     RECIPE,
+    all_records,
     assert_no_survivors,
     bytes_of_weights,
     order,
@@ -129,15 +130,23 @@ def test_processes_that_have_served_other_runs_give_the_same_run(straight, share
     same_bits(run / "checkpoints" / "step_3", straight / "checkpoints" / "step_3")
 
 
-def test_stages_on_shared_gpus_sampled_at_another_temperature(shared, tmp_path):
+def test_stages_on_shared_gpus_sampled_at_another_temperature(straight, shared, tmp_path):
     """The actor scores at the temperature that the engines sample at, after its weights have come to them."""
     ended = shared.train(tmp_path, *RUN, "train.steps=2", "actor.pp=2", "actor.tp=1", "rollout.temperature=0.8",
-                         "cluster.placement=colocated", "weights.canary=always")  # fmt: skip
+                         "cluster.placement=colocated", "weights.canary=always", "evaluate.in_background=true",
+                         "train.evaluate_every=1")  # fmt: skip
     assert ended.status == 0, ended.err
     two = steps(tmp_path / "quickstart")
     assert [r["rollout/policy_version"] for r in two] == [0, 1]
     assert all(r["rollout/logprob_gap_mean"] < 1e-5 and r["weights/canary_gap"] < 1e-5 for r in two)
     assert all(r["weights/bytes"] == bytes_of_weights(tmp_path / "quickstart" / "hf") for r in two)
+    assert order(tmp_path / "quickstart") == [
+        ("evaluation", 0), ("step", 1), ("evaluation", 1), ("step", 2), ("evaluation", 2),
+    ]  # fmt: skip
+    first, alone = (next(r for r in all_records(run) if r["kind"] == "evaluation")
+                    for run in (tmp_path / "quickstart", straight))  # fmt: skip
+    names = [name for name in alone if name.startswith("eval/")]
+    assert names and [first[name] for name in names] == [alone[name] for name in names], "beside the rollouts: the same"
 
 
 def test_a_model_that_engines_and_actor_read_differently_never_trains(straight, shared, tmp_path):
@@ -162,6 +171,8 @@ def test_a_prompt_that_comes_again_is_sampled_anew(straight, shared, tmp_path):
         f'data.train=["{tmp_path}/six.parquet"]', "optimizer.learning_rate=1e-20", "checkpoint.every=0",
     )  # fmt: skip
     assert ended.status == 0, ended.err
+    for step in steps(tmp_path / "quickstart"):  # of the old log-probs, which no other pass has found
+        assert step["nft/ratio_mean"] == step["nft/ratio_max"] == 1 and 0 < step["rollout/logprob_gap_max"] < 1e-4
     answers = {}
     for path in (tmp_path / "quickstart" / "batches").iterdir():
         of_step = {}

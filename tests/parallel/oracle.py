@@ -7,7 +7,7 @@ float64, so that the differences measured are the layout's own; transformers com
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ class Outcome:
     metrics: list[dict[str, float]]  # of each update
     gradients: list[dict[str, np.ndarray]]  # of each update, before clipping
     weights: dict[str, np.ndarray]  # after the last update
+    of_own_pass: dict[str, float] = field(default_factory=dict)  # see own_pass.py; not of the oracle
 
 
 def make_model(folder: Path, *, tied: bool, num_layers: int = NUM_LAYERS) -> Path:

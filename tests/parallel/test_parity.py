@@ -22,6 +22,7 @@ from megatron_nft.data.packing import pack
 from tests.parallel.covering import at_night
 from tests.parallel.layouts import LAYOUTS, ON_A_PUSH, Layout, meets, possible_layouts
 from tests.parallel.oracle import GRAD_CLIP, OVERRIDES, VOCAB_SIZE, Group, Outcome, make_model, make_updates, train
+from tests.parallel.own_pass import changed_by_scoring_apart
 from tests.parallel.ranks import run_ranks
 
 BOUNDS = {"log-probs": 5e-6, "loss": 1e-6, "metrics": 1e-5, "gradients": 2e-5, "weights": 1e-6}
@@ -33,7 +34,9 @@ PLAIN = Layout(1, 1, 1, 1, 1, 0, "none", "large", "tied")
 # --- A layout, on its ranks ------------------------------------------------------------------------------------------
 
 
-def outcome_of_rank(rank: int, master: str, model: str, overrides: list[str], updates: list[list[Group]]) -> Outcome:
+def outcome_of_rank(
+    rank: int, master: str, model: str, overrides: list[str], updates: list[list[Group]], is_sound: bool = True
+) -> Outcome:
     """Scores, then trains three times; everything that this rank has to say about it."""
     torch.set_num_threads(1)
     from megatron_nft.actor.worker import Worker
@@ -51,6 +54,7 @@ def outcome_of_rank(rank: int, master: str, model: str, overrides: list[str], up
     flat = [m for update in microbatches for m in update]
     sequences = [s for m in flat for s in m.sequences]
     scores = worker.score(flat)
+    of_own_pass = changed_by_scoring_apart(worker, microbatches[0]) if is_sound else {}
     gradients = gradients_before_each_step(worker)
     metrics = [worker.train_step([update]) for update in microbatches]
     outcome = Outcome(
@@ -58,6 +62,7 @@ def outcome_of_rank(rank: int, master: str, model: str, overrides: list[str], up
         metrics=[m for m in metrics if m is not None],
         gradients=gradients,
         weights=hf_tensors(worker, lambda parameter: parameter),
+        of_own_pass=of_own_pass,
     )
     worker.shutdown()
     return outcome
@@ -193,9 +198,12 @@ def out_of_bounds(found: dict[str, tuple[float, str]]) -> dict[str, tuple[float,
 )
 def test_parity(reference_of, layout):
     reference = reference_of(layout)
-    found = differences(reference.run(layout), reference.outcome)
+    ranks = reference.run(layout)
+    found = differences(ranks, reference.outcome)
     print(f"\n  {layout}: " + ", ".join(f"{kind} {size:.1e}" for kind, (size, _) in found.items()))
     assert not out_of_bounds(found)
+    assert {value for rank in ranks for value in rank.of_own_pass.values()} == {0.0}, "bit by bit"
+    assert any("ratio_max" in rank.of_own_pass for rank in ranks)
 
 
 # --- The table and the updates are what they claim -------------------------------------------------------------------
@@ -281,7 +289,7 @@ FAULTS = {
 
 def outcome_with_fault(rank: int, master: str, fault: Callable[[int], None], *args) -> Outcome:
     fault(rank)
-    return outcome_of_rank(rank, master, *args)
+    return outcome_of_rank(rank, master, *args, is_sound=False)
 
 
 @pytest.mark.parallel

@@ -68,7 +68,7 @@ def run_rank(rank, master, model, overrides, updates, scores_first, loser=None):
         share = [[replace(m, sequences=tuple(map(without_experts, m.sequences))) for m in update] for update in share]
     scores, gradients, step = {}, [], worker.optimizer.step
     if scores_first:
-        flat = [m for update in share for m in update]
+        flat = [m for update in (share[1:] if scores_first == "later" else share) for m in update]
         found = worker.score(flat)
         sequences = [s for m in flat for s in m.sequences]
         scores = {s.token_ids_T.tobytes(): x for s, x in zip(sequences, found, strict=True)} if found else {}
@@ -192,11 +192,20 @@ def test_in_fp32_the_routers_own_experts_change_nothing(mixture):
     assert max(float(np.abs(off[0][0][tokens] - x).max()) for tokens, x in on[0][0].items()) <= 1e-6
 
 
-def test_without_scoring_the_first_update_says_what_differs(at_random):
+def test_a_first_update_that_scores_itself_replays_the_engines_experts(at_random):
     folder, updates, *_ = at_random
     layout = MixtureLayout(1, 1, 1, 1, 1, 1, 1, "none", "large", MODEL)
-    _, metrics = run(folder, layout, "engine", updates, scores_first=False)
-    assert 0.6 < metrics["actor/experts_differ"] < 0.9 and "rollout/unreplayed_gap_mean" not in metrics
+    unscored = [[[replace(s, old_logprobs_A=None) for s in group] for group in update] for update in updates]
+    _, metrics = run(folder, layout, "engine", unscored, scores_first=False)
+    assert 0.6 < metrics["actor/experts_differ"] < 0.9 and metrics["rollout/unreplayed_gap_mean"] > 0
+
+
+def test_a_first_update_that_scores_itself_chooses_its_experts(mixture):
+    folder, updates = mixture
+    layout = MixtureLayout(1, 1, 1, 1, 1, 1, 1, "full", "large", MODEL)
+    first = [[replace(s, old_logprobs_A=None) for s in group] for group in updates[0]]
+    _, metrics = run(folder, layout, "actor", [first, updates[1]], scores_first="later")
+    assert 0 < metrics["actor/experts_differ"] < 0.2
 
 
 @pytest.mark.parametrize(

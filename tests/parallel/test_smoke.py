@@ -4,6 +4,7 @@ torchrun starts it once; what one rank of it says is asked of forked ones, which
 """
 
 import io
+import json
 import os
 import re
 import runpy
@@ -43,11 +44,16 @@ def smoke_on_rank(rank, master, arguments, environment):
     return ended.value.code, out.getvalue(), err.getvalue()
 
 
-def test_smoke_passes_at_pp_2():
+def test_smoke_passes_at_pp_2_and_prints_its_checks_only():
     done = torchrun(2, "--pp", "2")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("ok", "FAIL", "step", "memory", "smoke"))]
-    assert lines[-1] == "smoke: 8 passed, 0 failed"
+    lines = done.stdout.splitlines()
+    assert all(line.startswith(("ok ", "step: ", "memory: ", "smoke: ")) for line in lines), lines
+    assert lines[0].startswith(
+        "smoke: 2 ranks (tp 1 x pp 2 x dp 1), fp32, cpu | model tests/assets/quickstart/model | 32"
+    )
+    assert lines[-1] == "smoke: 8 passed, 0 failed" and len(lines) == 12
+    assert "Warning" not in done.stderr, "only torchrun's own lines"
     (step,) = [line for line in lines if line.startswith("step:")]
     assert re.search(r"2755 tokens in .* s \(median of 3\): .* tokens/s, .* model TFLOP/s, \d+% of the", step)
 
@@ -66,9 +72,37 @@ def test_what_does_not_fit_is_refused():
     assert status == 2 and "actor.ep = 3 does not divide the model's 16 experts; choose one of [1, 2, 4" in error
     status, _, error = smoke("--precision", "fp8-blockwise")
     assert status == 2 and 'choose "fp32" or "bf16"' in error
-    done = subprocess.run([sys.executable, "-m", "megatron_nft", "smoke", "--tp=2"], capture_output=True, text=True)
-    assert done.returncode == 2 and "torchrun --nproc-per-node 2 -m megatron_nft.smoke" in done.stderr
-    assert "Warning" not in done.stderr, "refused before Megatron is loaded"
+    for more, remedy in ([], "give --ranks 2"), (["--ranks=3"], "does not divide --ranks 3"):
+        command = [sys.executable, "-m", "megatron_nft", "smoke", "--tp=2", *more]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and remedy in done.stderr
+        assert done.stderr.count("\n") == 1 and done.stdout == "", "refused before Megatron is loaded"
+
+
+def test_its_own_ranks_with_a_model_made_for_them():
+    """Three: no model of the project has so many heads."""
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_nft.smoke", "--ranks=3", "--tp=3"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("smoke: 3 ranks (tp 3 x pp 1 x dp 1), fp32, cpu | model ") and "_tp3_" in lines[0]
+    assert lines[-1] == "smoke: 8 passed, 0 failed"
+
+
+def test_a_rank_that_refuses_says_so_once_as_the_last_line(tmp_path):
+    """Found on the ranks, not before: the weights are of another shape than config.json says."""
+    for file in Path("tests/assets/quickstart/model").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 640}))
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_nft.smoke", "--ranks=2", "--tp=2", "--model", str(tmp_path)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: rank ") and "(logs: " in line and "Traceback" not in done.stdout
 
 
 def test_another_model_on_one_rank(tmp_path):

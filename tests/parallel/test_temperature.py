@@ -5,6 +5,7 @@ temperature shows; that no layout changes it: test_parity.py.
 """
 
 import json
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from tests.parallel.oracle import LEARNING_RATE, OVERRIDES, make_model, make_updates, train
+from tests.parallel.own_pass import with_old_logprobs
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_parity import BOUNDS, hf_tensors
 
@@ -34,6 +36,9 @@ def score_and_train(rank, master, model, updates):
     scores = worker.score([micro for update in batches for micro in update])
     metrics = worker.train_step(batches)
     weights = hf_tensors(worker, lambda parameter: parameter)
+    unscored = with_old_logprobs(batches[1], repeat(None))
+    with pytest.raises(ValueError, match="score all but the first"):
+        worker.train_step([batches[0], unscored])
     worker.shutdown()
     return {s.token_ids_T.tobytes(): x for s, x in zip(sequences, scores, strict=True)}, metrics, weights
 

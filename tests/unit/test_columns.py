@@ -168,3 +168,16 @@ def test_columns_that_do_not_fit_are_refused():
     batch = TrainBatch.of([[[to_sequences(group, AlgorithmConfig(), max_answer_tokens=4)]]])
     with pytest.raises(ValueError, match=r"different columns, \['x: float32\[\]'\] and \['x: float64\[\]'\]"):
         pack_tokens(batch.updates[0][0][0], topology())
+
+
+def test_a_microbatch_is_scored_or_finds_its_old_log_probs_itself():
+    micro = max(microbatches(train_batch(judged_groups()[:1] * 2)), key=lambda m: len(m.sequences))
+    scored = micro.sequences[0]
+    assert pack_tokens(micro, topology()).is_scored
+    unscored = replace(micro, sequences=tuple(replace(s, old_logprobs_A=None) for s in micro.sequences))
+    packed = pack_tokens(unscored, topology())
+    own_A = torch.linspace(-2, -1, len(packed.weights_A), requires_grad=True)
+    old_A = packed.with_old_logprobs(own_A).columns["old_logprobs"]
+    assert not packed.is_scored and old_A.equal(own_A) and not old_A.requires_grad
+    with pytest.raises(ValueError, match="some answers of a microbatch have old_logprobs and some have none"):
+        pack_tokens(replace(micro, sequences=(scored, *unscored.sequences[1:])), topology())

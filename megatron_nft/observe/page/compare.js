@@ -25,7 +25,7 @@ function comparedSpecs(charts, axisName) {
       return {...its, lows: spread(column(run[kind], `${metric}_low`)), highs: spread(column(run[kind], `${metric}_high`))};
     });
     const {ceiling, ...rest} = chart.rest;
-    return {title: chart.lines.length > 1 && label ? `${chart.title}: ${label}` : chart.title, unit, good: chart.good, xs, series,
+    return {title: chart.lines.length > 1 && label && label !== "loss" ? `${chart.title}: ${label}` : chart.title, unit, good: chart.good, xs, series,
             domain, axis, wholeAxis, kind: "lines", connect: true, note: "shaded: 95% interval", ...rest,
             ...(ceiling && factor === 100 ? {ceiling} : {})};
   }).filter(spec => spec.series.some(its => present(its.ys).length));

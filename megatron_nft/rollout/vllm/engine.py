@@ -21,10 +21,17 @@ import numpy as np
 
 from megatron_nft.config import RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
-from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Request, Sampling
-from megatron_nft.rollout.vllm.environment import cpu_settings, model_settings
-from megatron_nft.rollout.vllm.experts import experts_of_answers, experts_settings, with_experts
+from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
+from megatron_nft.rollout.vllm.arguments import engine_arguments
+from megatron_nft.rollout.vllm.experts import experts_of_answers, with_experts
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
+
+
+def import_vllm() -> None:
+    """Takes seconds, and no memory of a GPU; an engine's process may do it before its engine is asked for."""
+    from vllm import LLM  # noqa: F401
+
+    from megatron_nft.rollout.vllm import receive  # noqa: F401
 
 
 class VllmEngine:
@@ -58,10 +65,7 @@ class VllmEngine:
         gives_experts: bool = False,
     ):
         from vllm import LLM
-        from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
-
-        from megatron_nft.rollout.vllm import receive
 
         if device == "cpu" and not current_platform.is_cpu():
             raise EngineError(
@@ -69,25 +73,18 @@ class VllmEngine:
                 "environment of launch/install.sh"
             )
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}
         try:
-            self._llm = LLM(
-                model=model_path,
-                dtype=config.dtype,
-                seed=seed,
-                tensor_parallel_size=config.tp,
-                distributed_executor_backend="uni" if config.tp == 1 else "mp",
+            arguments = engine_arguments(
+                model_path,
+                config,
+                device=device,
                 max_model_len=max_model_len,
-                max_num_seqs=config.max_concurrent,
-                logprobs_mode="processed_logprobs",
-                weight_transfer_config=WeightTransferConfig(backend=receive.BACKEND),
-                worker_extension_cls=receive.EXTENSION,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **experts_settings(device, gives_experts),
-                **model_settings(model_path, max_model_len, device, starts_empty),
-                **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
+                seed=seed,
+                is_colocated=is_colocated,
+                starts_empty=starts_empty,
+                gives_experts=gives_experts,
             )
+            self._llm = LLM(**arguments)
         except Exception as error:
             raise EngineError(
                 f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
@@ -109,12 +106,12 @@ class VllmEngine:
 
     def advance(
         self, stream: str, requests: list[Request], dropped: list[int], seconds: float
-    ) -> tuple[list[tuple[int, RolloutGroup]], float]:
+    ) -> tuple[list[tuple[int, RolloutGroup]], Load]:
         """See rollout/api.py. Other streams' requests go on beside this one's, as long as it has any under way."""
         start = time.perf_counter()
         self._refuse_if_unusable()
         names = [_name(stream, request_id) for request_id in dropped]
-        self._abort([name for name in names if self._under_way.pop(name, None)])
+        lengths = self._abort([name for name in names if self._under_way.pop(name, None)])
         finished = [(key, group) for key, group in self._finished.pop(stream, []) if key not in dropped]
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
@@ -122,7 +119,25 @@ class VllmEngine:
             self._note_step(stream)
             if time.perf_counter() - start >= seconds:
                 break
-        return finished + self._finished.pop(stream, []), time.perf_counter() - start
+        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
+        running, waiting = scheduler.get_request_counts()
+        return finished + self._finished.pop(stream, []), Load(
+            seconds=time.perf_counter() - start,
+            running=running,
+            waiting=waiting,
+            kv_use=scheduler.get_kv_cache_usage(),
+            dropped_tokens=lengths,
+        )
+
+    def _abort(self, names: list[str]) -> tuple[int, ...]:
+        """Ends requests; how long their unfinished answers were."""
+        vllm = self._llm.llm_engine
+        answers = [key for name in names for key in vllm.output_processor.external_req_ids.get(name, ())]
+        requests = vllm.engine_core.engine_core.scheduler.requests
+        lengths = tuple(requests[key].num_output_tokens for key in answers if key in requests)
+        vllm.abort_request(names)
+        self._experts.drop(names)
+        return lengths
 
     def decode_steps(self) -> dict[str, DecodeSteps]:
         """See rollout/api.py."""
@@ -138,10 +153,6 @@ class VllmEngine:
         """See rollout/api.py."""
         self._abort(list(self._under_way))
         self._under_way, self._finished = {}, {}
-
-    def _abort(self, names: list[str]) -> None:
-        self._llm.llm_engine.abort_request(names)
-        self._experts.drop(names)
 
     def _begin(self, stream: str, requests: list[Request]) -> None:
         """All of them, or none if vLLM refuses one."""

@@ -122,8 +122,11 @@ class Capture:
         self._shape, self._dtype = (model.get_total_num_hidden_layers(), model.get_num_experts_per_tok()), dtype
         self._requests: dict[str, _Request] = {}
         self._step: dict[int, np.ndarray] = {}  # by layer
-        if len(runner.kv_cache_config.kv_cache_groups) != 1:
-            raise ValueError("routing replay: layers with KV caches of different kinds are not supported on a CPU")
+        if len(runner.kv_cache_config.kv_cache_groups) != 1 or runner.speculative_config is not None:
+            raise EngineError(
+                'actor.routing_replay = "engine" is, on a CPU, neither for KV caches of different kinds nor for tokens '
+                "guessed ahead (rollout.vllm's speculative_config); leave these out, or set routing_replay"
+            )
         table = runner.input_batch.block_table[0]
         self._by_slot = np.zeros((runner.kv_cache_config.num_blocks * table.block_size, *self._shape), dtype)
         bind_routed_experts_capturer(runner.get_model(), self)

@@ -6,6 +6,7 @@ counts. What that takes of a real Ray at 128 to 2,048 GPUs: benchmarks/scale.
 
 import json
 import pickle
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +14,17 @@ import pytest
 
 from benchmarks.scale.cluster import RECIPE, make_model
 from benchmarks.scale.ranks import PlayedRanks, stage_buckets
-from megatron_nft.cluster import fleet, processes, ranks
+from megatron_nft.cluster import fleet, processes, ranks, stream
 from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.processes import Pending
 from megatron_nft.cluster.ranks import Actors
+from megatron_nft.cluster.stream import RequestStream
 from megatron_nft.cluster.turns import Turns
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.families.hf_config import read_hf_config
-from megatron_nft.types import TrainSequence
+from megatron_nft.rollout.api import Sampling, requests_of
+from megatron_nft.types import Prompt, TrainSequence
 from megatron_nft.weights.sync import sync_weights
 
 
@@ -144,3 +148,66 @@ def test_ranks_that_send_nothing_are_not_asked_to(model, monkeypatch):
     config = load_config(RECIPE, [f'model.path="{model}"', *SPLIT])
     rounds = len(stage_buckets(config, read_hf_config(model), 0))
     assert messages[128] - messages[32] == (rounds + 2) * (128 - 32) // 4, "to engines"
+
+
+class ReadyFleet:
+    """Engines that are never lost; a call of each is answered when it is asked to."""
+
+    def __init__(self, count):
+        self.names = [f"engine {number}" for number in range(count)]
+        self.calls = []
+        self._handle = SimpleNamespace(call=SimpleNamespace(remote=self._call))
+
+    def _call(self, verb, arguments, timeout_s):
+        self.calls.append(Put(None))
+        return self.calls[-1]
+
+    def handle(self, name):
+        return self._handle
+
+    def is_ready(self, name):
+        return True
+
+
+def seconds_of_a_turn(count, monkeypatch):
+    """Of the driver, when one engine of so many has answered and gets its next call."""
+
+    def wait(refs, num_returns=1, timeout=None):
+        return [ref for ref in refs if ref.value is not None][:num_returns], []
+
+    monkeypatch.setattr(stream, "ray", SimpleNamespace(wait=wait, get=lambda ref: ref.value))
+    fleet = ReadyFleet(count)
+    asked = RequestStream(fleet, "rollouts", requests_per_engine=2, timeout_s=1e6)
+    prompt = Prompt(
+        prompt_id="p", text="", token_ids_P=np.zeros(1, np.int32), ground_truth="", data_source="", extra_info={}
+    )
+    sampling = Sampling(group_size=2, temperature=1.0, max_answer_tokens=1, seed=0)
+    asked.submit(requests_of([prompt] * 3 * count, sampling))
+    asked.poll(0.0)
+    taken = []
+    for turn in range(40):
+        fleet.calls.pop(turn * 7919 % len(fleet.calls)).value = ([], 0.0)
+        begun = time.process_time()
+        asked.poll(0.0)
+        taken.append(time.process_time() - begun)
+    assert len(fleet.calls) == count - 1, "each is called again in the next turn"
+    return min(taken)
+
+
+def test_a_turn_of_the_stream_costs_as_much_as_there_are_engines(monkeypatch):
+    few, many = (min(seconds_of_a_turn(count, monkeypatch) for _ in range(3)) for count in (32, 512))
+    assert many < 16 * 2 * few, "16 times as many engines; with the square of them it is 100 times as much"
+
+
+def test_answers_that_are_there_are_taken_at_once(monkeypatch):
+    """Not one look for each, which are as many looks at as many answers."""
+    looks = []
+
+    def wait(refs, num_returns=1, timeout=None):
+        looks.append(len(refs))
+        return refs[:num_returns], refs[num_returns:]
+
+    monkeypatch.setattr(processes, "ray", SimpleNamespace(wait=wait, get=lambda refs: [ref.value for ref in refs]))
+    refs = {f"actor rank {rank}": Put(rank) for rank in range(500)}
+    assert Pending("ping", refs, 60.0, {}).wait() == list(range(500))
+    assert looks == [500, 499]

@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from megatron_nft.cluster.processes import new_attempt
+from megatron_nft.cluster.processes import cause_of, new_attempt
 from megatron_nft.config import RecipeError
 
 
@@ -29,3 +30,14 @@ def test_a_file_in_the_place_of_the_logs_is_refused(tmp_path):
     (tmp_path / "logs").write_text("")
     with pytest.raises(RecipeError, match=r"can't write logs to .*logs: .*; move what is there away, or set run.name"):
         new_attempt(tmp_path)
+
+
+def test_a_refusal_of_a_process_is_its_own_line_here():
+    """Ray's error has the remote traceback in its message, and is an instance of the cause's class."""
+    try:
+        raise RecipeError("actor.precision = fp8 needs another device")
+    except RecipeError as raised:
+        error = RayTaskError("call", "Traceback (most recent call last): ...", raised).as_instanceof_cause()
+    assert isinstance(error, RecipeError) and "pid=" in str(error)
+    assert str(cause_of(error)) == "actor.precision = fp8 needs another device" and type(cause_of(error)) is RecipeError
+    assert cause_of(other := ValueError("no task's")) is other

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 
 from megatron_nft.cluster import stream
 from megatron_nft.cluster.stream import RequestStream
-from megatron_nft.rollout.api import Sampling, requests_of
+from megatron_nft.rollout.api import Load, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
 TIMEOUT_S = 60.0
@@ -27,7 +27,11 @@ class Call:
 
     def answered(self, *requests):
         """Groups without rollouts, as if the engine had answered these requests."""
-        self.answer = ([(r.request_id, RolloutGroup(prompt=r.prompt, rollouts=())) for r in requests], 0.5)
+        self.ends(*requests, load=Load(seconds=0.5))
+
+    def ends(self, *requests, load):
+        """As if the engine had answered these requests, and told this load."""
+        self.answer = ([(r.request_id, RolloutGroup(prompt=r.prompt, rollouts=())) for r in requests], load)
 
 
 class Fleet:
@@ -94,8 +98,8 @@ def requests(count):
     return requests_of(prompts, Sampling(group_size=2, temperature=1.0, max_answer_tokens=8, seed=0))
 
 
-def open_stream(fleet, room=None):
-    return RequestStream(fleet, "rollouts", requests_per_engine=room, timeout_s=TIMEOUT_S)
+def open_stream(fleet, at_once=None):
+    return RequestStream(fleet, "rollouts", answers_at_once=at_once, timeout_s=TIMEOUT_S)
 
 
 def ids(found):
@@ -131,14 +135,41 @@ def test_engines_share_the_queue_and_groups_come_with_their_own_prompt(clock):
 
 def test_an_engine_is_given_no_more_than_it_has_room_for(clock):
     fleet, asked = Fleet(), requests(7)
-    stream = open_stream(fleet, room=2)
+    stream = open_stream(fleet, at_once=2)
     stream.submit(asked)
     stream.poll(0.0)
     assert stream.begun == {0, 1, 2, 3} and stream.num_requests == 7
-    fleet.under_way("engine 1").answered(asked[1])
+    fleet.under_way("engine 1").ends(asked[1], load=Load(seconds=0.5, running=2))
     stream.poll(0.0)
     stream.poll(0.0)
     assert stream.begun == {0, 2, 3, 4}, "the one that had room next"
+
+
+def test_places_are_those_of_answers(clock):
+    """Prompts whose answers have ended but for one hold no more places than that."""
+    fleet, asked = Fleet(), requests(9)
+    stream = open_stream(fleet, at_once=4)
+    stream.submit(asked)
+    stream.poll(0.0)
+    assert stream.begun == {0, 1, 2, 3, 4, 5}
+    fleet.under_way("engine 1").ends(load=Load(seconds=0.5, running=3))
+    stream.poll(0.0)
+    stream.poll(0.0)
+    assert [r.request_id for r in fleet.under_way("engine 1").requests] == [6, 7], "of 3 groups 3 answers are left"
+    assert stream.begun == {*range(8)} and stream.num_requests == 9
+
+
+def test_a_full_kv_cache_gets_nothing_while_another_engine_has_room(clock):
+    fleet, asked = Fleet(), requests(9)
+    stream = open_stream(fleet, at_once=4)
+    stream.submit(asked)
+    stream.poll(0.0)
+    fleet.under_way("engine 0").ends(load=Load(seconds=0.5, running=2, waiting=4, kv_use=0.99))
+    fleet.under_way("engine 1").ends(*asked[1:6:2], load=Load(seconds=0.5))
+    stream.poll(0.0)
+    stream.poll(0.0)
+    assert fleet.under_way("engine 0").requests == []
+    assert [r.request_id for r in fleet.under_way("engine 1").requests] == [6, 7, 8]
 
 
 def test_the_prompts_of_an_engine_that_dies_are_asked_again_and_come_once(clock):
@@ -181,7 +212,7 @@ def test_late_answers_of_an_engine_that_was_given_up_are_not_kept(clock):
 
 def test_an_engine_that_was_replaced_elsewhere_gives_its_requests_back_in_their_order(clock):
     fleet, asked = Fleet(), requests(6)
-    stream = open_stream(fleet, room=2)
+    stream = open_stream(fleet, at_once=2)
     stream.submit(asked)
     stream.poll(0.0)
     fleet.replace(["engine 0"], "it died during a weight sync")
@@ -195,7 +226,7 @@ def test_an_engine_that_was_replaced_elsewhere_gives_its_requests_back_in_their_
 
 def test_what_was_dropped_is_told_to_its_engine_and_does_not_come(clock):
     fleet, asked = Fleet(count=1), requests(3)
-    stream = open_stream(fleet, room=2)
+    stream = open_stream(fleet, at_once=2)
     stream.submit(asked)
     stream.poll(0.0)
     stream.drop([0, 2])

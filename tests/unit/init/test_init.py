@@ -42,7 +42,9 @@ def test_a_recipe_for_this_machine_follows_the_data(tmp_path, capsys):
     assert text.count("  # ") > 8 and "held_out = [" in text
 
 
-@pytest.mark.parametrize("gpus", [1, 4, 8, 32])
+@pytest.mark.parametrize(
+    "gpus", [1, 8, *(pytest.param(n, marks=pytest.mark.night("other numbers of GPUs")) for n in (4, 32))]
+)
 def test_a_7b_fits_as_many_gpus_as_it_is_for(tmp_path, seven_b, gpus, capsys):
     status, out = init(tmp_path, "--model", seven_b, "--gpus", gpus, "--hardware", "H100")
     assert status == 0, capsys.readouterr().err

@@ -75,3 +75,19 @@ def test_the_command(make_run, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}: no run's folder")
     done = subprocess.run([*command, "/proc/none/page.html"], capture_output=True, text=True)
     assert done.returncode == 1 and "can't write" in done.stderr
+
+
+def test_answers_to_the_same_problems_stand_side_by_side(make_config, make_group):
+    """The latest of each run; of problems that only one has kept, none."""
+    folders = []
+    for name, kind in (("one", "right"), ("two", "wrong")):
+        report = Report(make_config(name=name), io.StringIO())
+        for step in (0, 1):
+            samples = [make_group(kind, text=f"{name} at {step}"), make_group(kind, name=f"only/{name}")]
+            report.add_evaluation(step, {"eval/greedy_accuracy": 0.5}, samples)
+        report.close("done")
+        folders.append(make_config(name=name).run_dir)
+    (problem,) = data_of(render_comparison([read_run(folder) for folder in folders]))["answers"]
+    assert problem["prompt_id"] == "sums/0" and problem["ground_truth"] == "2"
+    said = [(answer["answer"], answer["verdict"], answer["step"]) for answer in problem["answers"]]
+    assert said == [("one at 1 #0", "right", 1), ("two at 1 #0", "wrong", 1)]

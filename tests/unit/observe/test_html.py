@@ -1,6 +1,7 @@
 """The report page as a file: self-contained, safe against its own answers, and there at any size of run."""
 
 import json
+import random
 import re
 import socket
 from html.parser import HTMLParser
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_nft.observe.answers import choose_answers
+from megatron_nft.observe.answers import PageAnswers, add_strips, choose_answers
+from megatron_nft.observe.charts import OTHER_LOSS, SECTIONS, sections
 from megatron_nft.observe.html import render_page, write_page
+from megatron_nft.observe.metrics import METRICS
 from megatron_nft.types import StepReport
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- {{page.js}} {{data}} &amp; \u2028 ]]> \ud800"
@@ -120,3 +123,39 @@ def test_the_file_is_replaced_as_a_whole(make_config, tmp_path):
     assert held.read() == "old" and path.read_text().startswith("<!doctype html>")
     held.close()
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_charts_are_those_of_what_was_measured_and_are_told_for_the_method():
+    (learning,) = sections("dapo", ["nft/loss", "nft/loss_wrong", "some/metric"])
+    (chart,) = learning["charts"]
+    assert learning["title"] == "Learning" and chart["title"] == "DAPO loss" and chart["good"] == OTHER_LOSS
+    assert [metric for _, metric in chart["lines"]] == ["nft/loss", "nft/loss_wrong"]
+    (several,) = sections("", ["nft/loss"])
+    assert several["charts"][0]["title"] == "Loss" and sections("nft", []) == []
+
+
+def test_every_chart_draws_public_metrics_and_says_what_is_good():
+    charts = [chart for _, its in SECTIONS for chart in its]
+    assert sorted({metric for chart in charts for _, metric in chart.lines} - METRICS.keys()) == []
+    assert all(chart.good.endswith((".", "}")) and chart.unit for chart in charts)
+    assert {"nft/loss", "actor/grad_norm", "actor/learning_rate", "nft/ratio_mean", "nft/entropy", "nft/kl", "perf/mfu",
+            "nft/clamped_fraction", "rollout/right_tokens_p50"} <= {m for c in charts for _, m in c.lines}  # fmt: skip
+
+
+def test_a_page_of_320_steps_with_everything_measured_stays_below_2_mb(make_config, make_group):
+    """Long answers, kept as a run keeps them."""
+    draw = random.Random(1)
+    steps = [
+        StepReport(step=i, kind="step", time="2026-11-28T12:00:00+00:00", metrics={n: draw.random() for n in METRICS})
+        for i in range(1, 321)
+    ]
+    groups = [
+        make_group("right", "wrong", text="x = \\\\frac{1}{2} < 3 & 4 " * 300, name=f"sums/{i}") for i in range(8)
+    ]
+    kept = PageAnswers()
+    for step in range(1, 321):
+        answers = choose_answers(groups, 16, step=step, source="train", seed=1)
+        add_strips(answers, groups, None, None)
+        kept.add(answers)
+    page = render(make_config(), steps, kept.records)
+    assert 1_000_000 < len(page.encode()) < 2_000_000

@@ -1,14 +1,7 @@
 """What is printed: a step's row at any width of a terminal, wrapped lines, progress, the closing table."""
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import termios
-import threading
-from contextlib import suppress
 from datetime import datetime
 
 import pytest
@@ -18,6 +11,7 @@ from megatron_nft.observe.metrics import STAGES
 from megatron_nft.observe.report import Report
 from megatron_nft.observe.step_line import StepView, duration, log_line, short_number, table_head, table_row
 from megatron_nft.observe.terminal import Console, Progress, closing_table
+from tests.terminal import pseudo_terminal
 
 CLOCK = r"\d\d:\d\d:\d\d "
 
@@ -89,23 +83,9 @@ def test_counts_take_five_characters(value, text):
 
 def on_a_terminal(columns, say):
     """What appears on a real terminal so wide, line by line; `say` gets a console."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    parts: list[bytes] = []
-
-    def read():
-        with suppress(OSError):  # the other side is closed
-            while part := os.read(master, 1 << 16):
-                parts.append(part)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(slave, "w") as stream:
+    with pseudo_terminal(columns) as (stream, shown):
         say(Console(stream))
-    reader.join()
-    os.close(master)
-    text = b"".join(parts).decode()
-    return text.replace("\r\n", "\n").splitlines()
+    return shown.lines
 
 
 def test_a_head_comes_every_20_rows_and_with_another_width():

@@ -80,6 +80,8 @@ def test_evaluation_beside_rollouts_costs_its_tokens_and_no_tail(planned):
     greedy = planned("evaluate.greedy=true", "evaluate.max_prompts=10").evaluation
     assert (greedy.prompts, greedy.answers) == (10, 330)
     assert planned("data.held_out=[]", "evaluate.samples_of={}").evaluation is None
+    waited_for = planned("evaluate.in_background=false").evaluation
+    assert waited_for.beside_s == waited_for.alone_s
     split = planned("cluster.placement=split", "actor.dp=4", "rollout.engines=16")
     assert split.evaluation.beside_s == max(split.evaluation.alone_s - split.seconds_of("log-prob", "train"), 0)
 
@@ -114,6 +116,8 @@ def test_a_whole_run_is_the_sum_of_its_parts(planned):
     assert plan.asynchronous_run is None
     split = planned("cluster.placement=split", "actor.dp=4", "rollout.engines=16")
     assert split.asynchronous_run.hours < split.whole_run.hours
+    between = split.asynchronous_run.parts["evaluations"] / split.evaluation.alone_s
+    assert between == pytest.approx(159 + 2), "each is waited for"
 
 
 def test_other_clusters_fit_and_are_what_they_say(planned, models):

@@ -39,17 +39,22 @@ class Judge:
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The samplings that engines were asked for."""
+    """The requests of each evaluation."""
     found = []
 
-    def sample_groups(engines, prompts, sampling, rollout, *, on_progress, refill):
-        found.append(sampling)
-        answer = Rollout(text="", token_ids_A=np.zeros(2, np.int32), engine_logprobs_A=np.zeros(2, np.float32),
-                         truncated=False, policy_version=0)  # fmt: skip
-        return [RolloutGroup(prompt=p, rollouts=(answer,) * sampling.group_size) for p in prompts]
+    def stream_answers(engines, requests, rollout, *, refill):
+        found.append(requests)
+        for request in reversed(requests):  # in whatever order they end
+            yield request.request_id, answered(request)
 
-    monkeypatch.setattr(held_out, "sample_groups", sample_groups)
+    monkeypatch.setattr(held_out, "stream_answers", stream_answers)
     return found
+
+
+def answered(request):
+    answer = Rollout(text="", token_ids_A=np.zeros(2, np.int32), engine_logprobs_A=np.zeros(2, np.float32),
+                     truncated=False, policy_version=0)  # fmt: skip
+    return RolloutGroup(prompt=request.prompt, rollouts=(answer,) * request.sampling.group_size)
 
 
 def test_accuracies_are_of_all_prompts_and_of_each_benchmark(asked):
@@ -77,7 +82,10 @@ def test_each_benchmark_is_sampled_as_often_as_the_recipe_says(asked):
     change = {"samples": 2, "samples_of": {"hard": 4}, "greedy": False}
     config = CONFIG.model_copy(update={"evaluate": CONFIG.evaluate.model_copy(update=change)})
     result = held_out.evaluate(None, Judge(), PROMPTS, config)
-    assert [sampling.group_size for sampling in asked] == [4, 2] and all(s.temperature == 0.6 for s in asked)
+    (requests,) = asked
+    assert [(r.sampling.group_size, r.prompt.prompt_id, r.sampling.temperature) for r in requests] == [
+        (4, "hard/0", 0.6), (2, "easy/0", 0.6), (2, "easy/1", 0.6),
+    ]  # fmt: skip
     assert [(group.prompt.prompt_id, len(group.rollouts)) for group in result.samples] == [
         ("easy/0", 2), ("easy/1", 2), ("hard/0", 4),
     ]  # fmt: skip
@@ -89,7 +97,29 @@ def test_each_benchmark_is_sampled_as_often_as_the_recipe_says(asked):
 def test_it_samples_as_its_own_settings_say_and_the_same_each_time(asked):
     for _ in range(2):
         held_out.evaluate(None, Judge(), PROMPTS, CONFIG)
-    greedy, sampled = asked[:2]
-    assert asked[2:] == asked[:2]
+    first, second = asked
+    assert [(r.request_id, r.seed_id, r.sampling) for r in first] == [
+        (r.request_id, r.seed_id, r.sampling) for r in second
+    ]
+    assert [r.request_id for r in first] == [-1, -2, -3, -4, -5, -6] and len({r.seed_id for r in first}) == 3
+    sampled, greedy = first[0].sampling, first[-1].sampling
     assert (greedy.group_size, greedy.temperature) == (1, 0.0)
     assert (sampled.group_size, sampled.temperature, sampled.top_p, sampled.seed) == (4, 0.6, 0.7, 3)
+
+
+def test_greedy_and_sampled_answers_of_all_benchmarks_are_one_queue_with_the_longest_prompts_first(asked):
+    long = Prompt(prompt_id="easy/2", text="", token_ids_P=np.zeros(9, np.int32), ground_truth="", data_source="")
+    requests = held_out.requests_to([*PROMPTS, long], CONFIG)
+    assert [(r.sampling.group_size, r.prompt.prompt_id) for r in requests] == [
+        (count, name) for count in (4, 1) for name in ("easy/2", "easy/0", "easy/1", "hard/0")
+    ]
+
+
+def test_answers_that_came_beside_a_step_are_worth_the_same(asked):
+    """Where the engines sleep while the actor trains, the rollouts' source has had them answered."""
+    answers = {request.request_id: answered(request) for request in held_out.requests_to(PROMPTS, CONFIG)}
+    beside = held_out.evaluate(None, Judge(), PROMPTS, CONFIG, answers=answers)
+    assert asked == [], "engines are asleep"
+    at_once = held_out.evaluate(None, Judge(), PROMPTS, CONFIG)
+    assert (beside.metrics, beside.benchmarks) == (at_once.metrics, at_once.benchmarks)
+    assert [g.prompt.prompt_id for g in beside.samples] == [g.prompt.prompt_id for g in at_once.samples]

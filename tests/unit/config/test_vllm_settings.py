@@ -1,0 +1,42 @@
+"""What a recipe may give in rollout.vllm; what vLLM makes of the rest: tests/e2e/test_engine_settings.py."""
+
+import pytest
+
+from megatron_nft.config import load_config, to_toml
+from tests.unit.config.conftest import refusal
+
+
+def test_others_of_vllms_arguments_are_handed_on_and_kept_in_the_recipe(recipe, tmp_path):
+    given = {"quantization": "fp8_per_channel", "speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
+    override = (
+        'rollout.vllm={quantization = "fp8_per_channel", speculative_config = {method = "ngram", '
+        "num_speculative_tokens = 3}}"
+    )
+    config = load_config(recipe, [override])
+    assert config.rollout.vllm == given
+    (tmp_path / "again.toml").write_text(to_toml(config))
+    assert load_config(tmp_path / "again.toml").rollout.vllm == given
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ('{dtype = "float16"}', "rollout.vllm.dtype = 'float16' is set by the program: set rollout.dtype"),
+        ("{max_num_seqs = 3}", "rollout.vllm.max_num_seqs = 3 is set by the program: set rollout.max_concurrent"),
+        ('{logprobs_mode = "raw_logprobs"}', "the log-probs must be those of the distribution that is sampled"),
+        ("{trust_remote_code = true}", "no code of a model folder is run"),
+    ],
+)
+def test_what_the_program_sets_is_refused_with_the_setting_to_use(recipe, given, says):
+    assert says in refusal(recipe, f"rollout.vllm={given}")
+
+
+def test_all_that_is_wrong_is_told(recipe):
+    words = refusal(recipe, 'rollout.vllm={seed = 1, dtype = "float16", block_size = 16}')
+    assert "rollout.vllm.seed" in words and "rollout.vllm.dtype" in words and "block_size" not in words
+
+
+def test_eager_mode_is_the_recipes_to_give_on_a_gpu_only(recipe):
+    given = "rollout.vllm={enforce_eager = true}"
+    assert "on a CPU nothing is compiled" in refusal(recipe, given, "cluster.device=cpu")
+    assert load_config(recipe, [given, "cluster.device=cuda"]).rollout.vllm == {"enforce_eager": True}

@@ -1,0 +1,134 @@
+"""Synchronous runs: how many prompts a round asks for, when a step begins, what becomes of a round's last answers."""
+
+from math import exp, lgamma, log
+
+import numpy as np
+import pytest
+
+from megatron_nft.rollout.api import Request
+from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
+
+
+def test_without_staleness_a_round_is_whole_before_anything_else():
+    queue = make_queue(0)
+    first = ask(queue)
+    assert len(first) == 4 and queue.num_missing() == 0
+    grade(queue, first[:2], 0)
+    grade(queue, first[2:3], 0, mixed=False)
+    assert queue.take(1) is None and queue.num_missing() == 0
+    grade(queue, first[3:], 0)
+    second = ask(queue)
+    assert len(second) == 3, "one is missing, and three of four were mixed: 1.3, and a margin"
+    grade(queue, second[::-1], 0)  # in whatever order they get ready
+    taken, late = queue.take(1)
+    assert (ids(taken.groups), ids(taken.graded), late) == ([0, 1, 3, 4], [*range(7)], [])
+    assert taken.metrics["rollout/rounds"] == 2 and taken.metrics["rollout/groups_surplus"] == 2
+    assert not any(name.startswith("async/") for name in taken.metrics)
+    queue.trained()
+    assert queue.num_missing() == 0 and queue.num_ready == 0, "the next step's policy is another"
+    queue.synced(1, set(), restarts=False)
+    assert queue.num_missing() == 7, "6 of 7 were mixed: 4.7, and a margin"
+
+
+def rounds_of(share, groups_per_step, steps=1000, seed=0):
+    """Of a synchronous run whose groups are mixed with this probability, step by step; and its prompts a step."""
+    queue, rng = make_queue(0, groups_per_step, max_rounds=10, num_steps=steps + 1), np.random.default_rng(seed)
+    rounds, prompts = [], 0
+    request = Request(request_id=0, prompt=make_prompt(0), seed_id="", sampling=SAMPLING)
+    outcomes = [answered(request, 0, mixed=False), answered(request, 0)]
+    for step in range(1, steps + 1):
+        while (found := queue.take(step)) is None:
+            requests = ask(queue)
+            prompts += len(requests)
+            for request, is_mixed in zip(requests, rng.random(len(requests)) < share, strict=True):
+                queue.grade(request.request_id, outcomes[int(is_mixed)])
+        rounds.append(found[0].metrics["rollout/rounds"])
+        queue.trained()
+        queue.synced(step, set(), restarts=False)
+    return rounds, prompts / steps
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
+def test_a_step_of_a_synchronous_run_takes_one_round(share):
+    """A second one would last its longest answer."""
+    rounds, prompts = rounds_of(share, 64, steps=100)
+    assert np.mean(rounds) <= 1.06 and prompts <= 1.4 * 64 / share
+
+
+@pytest.mark.night("the published size at five shares")
+@pytest.mark.parametrize("share", [0.8, 0.65, 0.5, 0.35, 0.2])
+def test_rounds_of_a_published_step(share):
+    rounds, prompts = rounds_of(share, 512, steps=200)
+    print(share, np.mean(rounds), prompts * share / 512)
+    assert np.mean(rounds) <= 1.05 and prompts <= 1.12 * 512 / share
+
+
+@pytest.mark.parametrize("groups_per_step", [8, 128])
+def test_few_mixed_groups_do_not_end_a_run(groups_per_step):
+    rounds, _ = rounds_of(0.031, groups_per_step, steps=10)
+    assert max(rounds) < 10
+
+
+@pytest.mark.parametrize("groups_per_step", [1, 8, 512])
+def test_a_run_with_few_groups_a_step_is_as_patient(groups_per_step):
+    """The chance that a step at a share of 0.03 ends the run, from the binomial distribution: one in 50 million."""
+    tries, share = make_queue(0, groups_per_step, max_rounds=10)._num_allowed(), 0.03
+    mean_log = [lgamma(tries + 1) - lgamma(k + 1) - lgamma(tries - k + 1) for k in range(groups_per_step)]
+    chance = sum(exp(c + k * log(share) + (tries - k) * log(1 - share)) for k, c in enumerate(mean_log))
+    assert chance < 2e-8
+
+
+def after_a_first_step(tail, **more):
+    """A queue whose first round was as large as a step, and whose second has just been asked for."""
+    queue = make_queue(0, tail=tail, **more)
+    grade(queue, [*ask(queue)], 0)
+    grade(queue, queue.begin([make_prompt(4)], SAMPLING), 0, mixed=False)
+    assert queue.take(1) is not None
+    queue.trained()
+    queue.synced(1, set(), restarts=False)
+    return queue, ask(queue)
+
+
+def test_a_tail_that_is_cut_costs_a_step_no_answer_that_it_needs():
+    queue, second = after_a_first_step("drop")
+    assert len(second) == 9, "4 of 5 were mixed: 5, and a margin"
+    grade(queue, second[4:7], 1)
+    assert queue.take(2) is None and queue.num_missing() == 0, "others may do"
+    grade(queue, second[:1], 1)
+    taken, late = queue.take(2)
+    assert ids(taken.groups) == [5, 9, 10, 11], "in the order of their prompts"
+    assert late == [6, 7, 8, 12, 13] and not queue.under_way and queue.num_ready == 0
+    assert taken.metrics == {"rollout/rounds": 1, "rollout/groups_surplus": 0, "rollout/groups_cut": 5}
+    queue.grade(6, answered(second[1], 1))  # comes all the same
+    assert queue.num_ready == 0 and queue.num_missing() == 0
+
+
+def test_a_round_that_can_not_do_is_followed_before_it_is_whole():
+    queue, second = after_a_first_step("drop")
+    grade(queue, second[:5], 1, mixed=False)
+    assert queue.num_missing() == 0, "4 are under way"
+    grade(queue, second[5:6], 1, mixed=False)
+    assert queue.num_missing() > 0
+    waiting, second = after_a_first_step("wait")
+    grade(waiting, second[:6], 1, mixed=False)
+    assert waiting.num_missing() == 0 and waiting.take(2) is None
+
+
+def test_a_tail_that_is_kept_is_trained_on_a_step_later_and_not_after_that():
+    queue, second = after_a_first_step("keep")
+    grade(queue, second[4:5], 1, mixed=False)
+    grade(queue, second[5:], 1)
+    taken, late = queue.take(2)
+    assert (ids(taken.groups), late) == ([10, 11, 12, 13], [])
+    assert taken.metrics["rollout/groups_cut"] == 4 and taken.metrics["async/staleness_max"] == 0
+    queue.trained()
+    grade(queue, second[:1], 1)  # while the actor trains
+    assert queue.num_ready == 1 and queue.num_missing() == 0, "nothing new is begun before the sync"
+    queue.synced(2, {6, 7, 8}, restarts=False)
+    third = ask(queue)
+    assert len(third) == 4, "one is ready, and three of the earlier are under way"
+    grade(queue, third, 2)
+    taken, late = queue.take(3)
+    assert ids(taken.groups) == [5, 14, 15, 16] and taken.metrics["async/staleness_max"] == 1
+    assert late == [6, 7, 8] and queue.num_ready == 1, "step 4 can't train on what policy 1 began"
+    assert taken.metrics["async/groups_dropped"] == 3

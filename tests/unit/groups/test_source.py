@@ -1,0 +1,209 @@
+"""The source of a synchronous run's groups, with its threads, stream and queue, on engines that a test holds back: what
+they are given in which order, what a step waits for, what becomes of a round's last answers.
+
+Real engines: tests/e2e/test_source.py.
+"""
+
+import json
+import time
+from contextlib import closing, nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_nft.config import load_config
+from megatron_nft.data.prompts import PromptStream
+from megatron_nft.groups.source import GroupSource
+from megatron_nft.rollout.api import Sampling, requests_of
+from megatron_nft.run.held_out import requests_to
+from tests.unit.groups.engines import Engines, Judge, prompts_of, without_ray
+
+GROUPS, PATIENCE_S = 4, 20.0
+LENGTHS = (5, 9, 7, 6, 8, 4)
+REPORT = SimpleNamespace(
+    stage=lambda *_, **__: nullcontext(SimpleNamespace(update=lambda *_: None)), announce=lambda line: None
+)
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    without_ray(monkeypatch)
+
+
+def config_of(*overrides):
+    return load_config(
+        "launch/recipes/quickstart.toml",
+        [f"train.groups_per_step={GROUPS}", "train.updates_per_step=1", "rollout.group_size=2", *overrides],
+    )
+
+
+def source_of(engines, *overrides, lengths=LENGTHS, judge=None):
+    """A source that is at work for policy 0."""
+    source = new_source(engines, *overrides, lengths=lengths, judge=judge)
+    source.resume(0)
+    return source
+
+
+def new_source(engines, *overrides, lengths=LENGTHS, judge=None):
+    prompts = PromptStream(prompts_of(*lengths), 1)
+    return GroupSource(config_of(*overrides), prompts, engines, judge or Judge(), 0)
+
+
+def next_step(source, engines, version):
+    """The actor has trained, and the engines have its weights."""
+    source.trained()
+    source.pause()
+    engines.version = version
+    source.resume(version)
+
+
+def tokens_of(groups):
+    return [len(group.prompt.token_ids_P) for group in groups]
+
+
+def test_the_longest_expected_go_first_and_the_batch_is_in_the_prompts_order():
+    engines = Engines()
+    order = []
+    engines.tokens = lambda request: order.append(len(request.prompt.token_ids_P)) or 4
+    with closing(source_of(engines)) as source:
+        taken = source.take(1, REPORT)
+    assert order == sorted(order, reverse=True) and len(set(order)) == GROUPS, "by the prompts' own length"
+    assert engines.given["engine 0"] == [sorted(range(GROUPS), key=lambda i: -tokens_of(taken.groups)[i])]
+
+
+def test_what_is_known_of_a_prompt_goes_before_its_own_length():
+    """In the second epoch, with the longest answers to the shortest prompts."""
+    order = []
+
+    def tokens(request):
+        order.append(len(request.prompt.token_ids_P))
+        return 100 - 10 * len(request.prompt.token_ids_P)
+
+    engines = Engines(tokens=tokens)
+    with closing(source_of(engines, lengths=(5, 6, 7, 8))) as source:
+        source.take(1, REPORT)
+        next_step(source, engines, 1)
+        source.take(2, REPORT)
+    assert order == [8, 7, 6, 5, 5, 6, 7, 8]
+
+
+def test_a_resumed_run_asks_in_the_same_order():
+    def run(engines, state=None):
+        source = new_source(engines, lengths=(5, 6, 7, 8))
+        if state is not None:
+            source.begin(1, json.loads(json.dumps(state)))
+        return source
+
+    engines, again = (Engines(tokens=lambda request: 100 - 10 * len(request.prompt.token_ids_P)) for _ in range(2))
+    with closing(run(engines)) as source:
+        source.resume(0)
+        source.take(1, REPORT)
+        source.trained()
+        state, _ = source.state()
+        next_step(source, engines, 1)
+        source.take(2, REPORT)
+    with closing(run(again, state)) as source:
+        again.version = 1
+        source.resume(1)
+        source.take(2, REPORT)
+    assert again.given["engine 0"] == engines.given["engine 0"][1:]
+
+
+def test_whole_groups_are_graded_while_others_are_sampled():
+    """The last answer of a round ends once the judge has seen the others; else never."""
+    judge = Judge()
+    engines = Engines(may_end=lambda request: request.request_id != 0 or len(judge.seen) == GROUPS - 1)
+    with closing(source_of(engines, judge=judge)) as source:
+        assert len(source.take(1, REPORT).groups) == GROUPS
+
+
+def held_back(source, engines):
+    """A step whose round is larger than it needs, and whose first two requests are not answered until the list that
+    is returned, of their ids, is empty."""
+    wanted = []
+    source.take(1, REPORT)
+    source._queue.mixed_share, source._queue.share_of = 0.5, 100  # as if half of them had been mixed
+    first = source._queue._next_id
+    engines.may_end = lambda request: request.request_id not in wanted
+    wanted += [first, first + 1]
+    next_step(source, engines, 1)
+    return wanted
+
+
+def test_a_tail_that_is_cut_is_gone_from_the_engines_when_the_step_begins():
+    """Where they share the actor's GPUs, they sleep next."""
+    engines, judge = Engines(), Judge()
+    with closing(source_of(engines, 'rollout.tail="drop"', judge=judge)) as source:
+        ids = held_back(source, engines)
+        taken = source.take(2, REPORT)
+        assert engines.under_way == {"engine 0": {}} and not source._stream.is_working
+    assert taken.metrics["rollout/groups_cut"] >= 2 and taken.metrics["rollout/cut_tokens_mean"] == 1
+    assert len(taken.groups) == GROUPS and len(ids) == 2
+
+
+def test_a_tail_that_is_kept_goes_on_while_the_actor_trains_and_nothing_new_begins():
+    engines, judge = Engines(), Judge()
+    with closing(source_of(engines, 'rollout.tail="keep"', judge=judge)) as source:
+        ids = held_back(source, engines)
+        taken = source.take(2, REPORT)
+        assert set(ids) <= engines.under_way["engine 0"].keys() and taken.metrics["async/staleness_max"] == 0
+        given = sum(map(len, engines.given["engine 0"]))
+        ids.clear()  # they end
+        seen = len(judge.seen)
+        wait_until(lambda: len(judge.seen) >= seen + 2)
+        assert sum(map(len, engines.given["engine 0"])) == given
+        next_step(source, engines, 2)
+        taken = source.take(3, REPORT)
+        assert taken.metrics["async/staleness_max"] == 1 and len(taken.groups) == GROUPS
+
+
+def test_a_tail_that_is_waited_for_is_whole():
+    engines, judge = Engines(), Judge()
+    with closing(source_of(engines, judge=judge)) as source:
+        ids = held_back(source, engines)
+        wait_until(lambda: source._queue.num_ready >= GROUPS)
+        assert source._queue.take(2) is None
+        ids.clear()
+        taken = source.take(2, REPORT)
+    assert len(taken.graded) > GROUPS and "rollout/groups_cut" not in taken.metrics
+
+
+def test_an_evaluation_beside_a_step_is_one_queue_with_it_and_the_step_waits_for_it():
+    """The first of its answers ends long after the rollouts have been graded."""
+    judge, looks = Judge(), []
+
+    def may_end(request):
+        if len(judge.seen) == GROUPS:
+            looks.append(request.request_id)
+        return request.request_id != -1 or len(looks) > 50
+
+    engines = Engines(may_end=may_end)
+    with closing(new_source(engines, judge=judge)) as source:
+        answers = source.ask_beside(
+            requests_to(prompts_of(3, 12), config_of("evaluate.samples=3", "evaluate.temperature=0.6"))
+        )
+        source.resume(0)
+        taken = source.take(1, REPORT)
+    assert sorted(answers) == [-4, -3, -2, -1] and [len(answers[key].rollouts) for key in (-1, -4)] == [3, 1]
+    assert len(taken.groups) == len(taken.graded) == GROUPS
+    (given,) = engines.given["engine 0"]
+    assert given[:4] == [-1, -2, -3, -4] and sorted(given[4:]) == [0, 1, 2, 3], "at once: the same in every run"
+
+
+def test_what_a_run_that_goes_back_had_asked_beside_is_forgotten():
+    engines = Engines(may_end=lambda request: request.request_id >= 0)
+    with closing(new_source(engines)) as source:
+        state, _ = source.state()
+        source.ask_beside(
+            requests_of(prompts_of(3), Sampling(group_size=1, temperature=0.0, max_answer_tokens=4, seed=0), -1)
+        )
+        source.begin(0, state)
+        source.resume(0)
+        assert len(source.take(1, REPORT).groups) == GROUPS
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
