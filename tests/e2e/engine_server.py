@@ -18,12 +18,12 @@ from vllm import LLM  # noqa: F401
 from megatron_nft.rollout.api import Sampling, answer_here
 from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.types import RolloutGroup
-from tests.e2e import engine_jobs
+from tests.e2e import engine_jobs, expert_jobs
 from tests.remote import serve
 
 
 class EngineJob:
-    """An engine, started by `start`; or a function of engine_jobs.py that makes its own."""
+    """An engine, started by `start`; or a function of engine_jobs.py or expert_jobs.py that makes its own."""
 
     def start(self, model: str, dtype: str, tp: int) -> None:
         os.environ |= engine_environment("cpu", threads=1, tp=tp)
@@ -41,7 +41,7 @@ class EngineJob:
         return answer_here(self.engine, engine_jobs.make_prompts(engine_jobs.LONG), sampling)
 
     def run(self, job: str, arguments: dict[str, Any]) -> Any:
-        return getattr(engine_jobs, job)(**arguments)
+        return (getattr(engine_jobs, job, None) or getattr(expert_jobs, job))(**arguments)
 
     def stop(self) -> None:
         self.engine.shutdown()

@@ -15,7 +15,7 @@ from megatron_nft.config import AlgorithmConfig, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.nft.groups import to_sequences
 from megatron_nft.types import TrainSequence, Verdict
-from tests.e2e.engine_jobs import EXPERTS
+from tests.e2e.expert_jobs import EXPERTS
 from tests.parallel.families import save_tokenizer
 from tests.parallel.forced import own_experts
 from tests.parallel.mixtures import make_mixture
