@@ -2,10 +2,13 @@
 
     megatron-nft convert megatron-to-hf --megatron runs/nft/checkpoints/latest --out trained
     megatron-nft convert megatron-to-hf --megatron theirs --hf Qwen2.5-7B --out theirs_hf --dtype bfloat16
+    megatron-nft convert megatron-to-hf --megatron runs/lora/checkpoints/latest --out adapter
+    megatron-nft convert megatron-to-hf --megatron runs/lora/checkpoints/latest --base Qwen2.5-7B --out trained
 
 config.json, tokenizer and so on come from MEGATRON/hf, where training and hf-to-megatron put them; for
-a checkpoint of another program, which has weights only, --hf names a folder that has them. Streamed: a
-few tensors are in memory at a time.
+a checkpoint of another program, which has weights only, --hf names a folder that has them. A checkpoint
+of adapters becomes a PEFT folder, or, with --base, the model that they belong to with them added.
+Streamed: a few tensors are in memory at a time.
 
 Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted (nothing is left behind).
 """
@@ -23,6 +26,7 @@ from torch import Tensor
 from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arguments, output_folder, run
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredChunk, StoredTensor
 from checkpoint_tools.safetensors_writer import SHARD_BYTES, SafetensorsWriter
+from megatron_nft.actor.adapter_record import ADAPTER
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
@@ -45,6 +49,7 @@ def convert(
     out: Path,
     *,
     side_files: Path | None = None,
+    base: Path | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
@@ -52,6 +57,7 @@ def convert(
     """Writes the HF folder `out`; it appears when it is whole.
 
     Args:
+        base: of adapters: the model to which they are added. None: they become a PEFT folder.
         side_files: folder with config.json and all else that isn't weights. None: the checkpoint's own.
         dtype: number format of the weights. None: as they are.
         shard_bytes: largest weight file.
@@ -63,6 +69,15 @@ def convert(
     """
     stored, side_files = MegatronFolder(source), side_files_of(source, side_files)
     hf = read_hf_config(side_files)
+    if (record := stored.read_common().get(ADAPTER)) is not None:
+        from checkpoint_tools import adapter_to_hf  # which takes the functions below
+
+        if base is not None:
+            more = {"dtype": dtype, "overwrite": overwrite, "shard_bytes": shard_bytes}
+            return adapter_to_hf.write_merged(stored, record, base, out, **more)
+        return adapter_to_hf.write_peft(stored, record, hf, out, dtype=dtype, overwrite=overwrite)
+    if base is not None:
+        raise UsageError(f"{source} has a whole model, no adapters; leave --base out")
     model = [(parameter, find(stored, parameter, hf)) for parameter in parameters(hf)]
     specs = {
         name: (dtype or tensor.dtype, shape)
@@ -102,7 +117,8 @@ def find(stored: MegatronFolder, parameter: Parameter, hf: HFConfig) -> StoredTe
     """
     tensor = stored.tensors.get(parameter.key)
     if tensor is None:
-        raise CheckpointError(f"{stored.folder}: no {parameter.key}; is config.json that of another model?")
+        why = "it has adapters only" if ADAPTER in stored.read_common() else "is config.json that of another model?"
+        raise CheckpointError(f"{stored.folder}: no {parameter.key}; {why}")
     expected, shape = parameter.global_shape, tensor.shape
     if parameter.is_table and shape[0] >= hf.vocab_size:  # however many rows of padding its layout asked for
         expected = (shape[0], *expected[1:])
@@ -171,15 +187,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--hf", type=path_argument, metavar="DIR", help="HF folder to take config.json, tokenizer and so on from"
     )
+    parser.add_argument(
+        "--base", type=path_argument, metavar="DIR", help="of adapters: the model that they are to be added to"
+    )
     add_output_arguments(parser)
 
     def body(arguments: argparse.Namespace) -> None:
-        if not arguments.megatron.is_dir():
-            raise UsageError(f"--megatron {arguments.megatron}: no such folder")
+        for option, folder in (("--megatron", arguments.megatron), ("--base", arguments.base)):
+            if folder is not None and not folder.is_dir():
+                raise UsageError(f"{option} {folder}: no such folder")
         convert(
             arguments.megatron,
             arguments.out,
             side_files=arguments.hf,
+            base=arguments.base,
             dtype=CASTS.get(arguments.dtype),
             overwrite=arguments.overwrite,
         )

@@ -21,11 +21,16 @@ from typing import Any
 
 from checkpoint_tools.command import UsageError, dtype_name, run
 from checkpoint_tools.megatron_folder import MegatronFolder, StoredTensor
+from megatron_nft.actor.adapter_record import ADAPTER
 from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
+from megatron_nft.families.lora import B
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
 """In every layer, and cut along its second axis by tensor parallelism."""
+OF_ADAPTERS = tuple(f"decoder.layers.{module}.{B}" for module in (
+    "self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"))  # fmt: skip
+"""In every layer of a checkpoint of adapters, one of them; it says itself how many ranks cut it."""
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -47,6 +52,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "step": common.get("step"),
         "updates": schedule.get("num_steps") if isinstance(schedule, dict) else None,
         "policy_version": common.get("policy_version"),
+        "adapter": common.get(ADAPTER),
         "weights": _size(list(stored.weights.values())),
         "optimizer": _size(optimizer) if optimizer else None,
         "files": {
@@ -87,7 +93,7 @@ def _size(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
 
 def _layout(stored: MegatronFolder, common: dict[str, Any]) -> dict[str, int] | None:
     """Of the ranks that saved it; 1 everywhere for a converted one; None if it is of another kind of model."""
-    tensor = stored.tensors.get(QKV)
+    tensor = next((stored.tensors[key] for key in (QKV, *OF_ADAPTERS) if key in stored.tensors), None)
     if tensor is None:
         return None
     if "schedule" not in common:
@@ -117,6 +123,7 @@ def as_text(found: dict[str, Any], *, with_tensors: bool) -> str:
         "updates": _or_not_recorded(found["updates"]),
         "policy version": _or_not_recorded(found["policy_version"]),
         "weights": _size_text(found["weights"]),
+        **({"adapter": _adapter_text(found["adapter"])} if found["adapter"] else {}),
         "optimizer": _size_text(found["optimizer"]) if found["optimizer"] else "none",
         "files": f"{found['files']['number']} with tensors, {found['files']['bytes'] / 1e6:,.1f} MB in all",
     }
@@ -143,6 +150,14 @@ def _layout_text(layout: dict[str, int] | None) -> str:
     virtual = f" x {layout['vpp']} virtual stages" if layout["vpp"] > 1 else ""
     rest = "".join(f" x {axis} {layout[axis]}" for axis in ("cp", "dp") if axis in layout)
     return f"tp {layout['tp']} x pp {layout['pp']}{virtual}{rest}; any layout can load it"
+
+
+def _adapter_text(record: dict[str, Any]) -> str:
+    kind = ", rslora" if record["rslora"] else ""
+    return (
+        f"rank {record['rank']}, alpha {record['alpha']:g}{kind}, of {', '.join(record['targets'])}; belongs to "
+        f"{record['base']} ({record['base_digest'][:15]}...)"
+    )
 
 
 def _size_text(size: dict[str, Any]) -> str:

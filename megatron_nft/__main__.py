@@ -29,6 +29,7 @@ COMMANDS = (
     Command("preflight", "megatron_nft.preflight.__main__", "are a job's nodes fit for this run?"),
     Command("train", "megatron_nft.train", "train a model from its own right and wrong answers"),
     Command("train-async", "megatron_nft.train_async", "the same, with engines that go on while the actor trains"),
+    Command("sft", "megatron_nft.sft", "supervised training on given answers, a warm start"),
     Command("evaluate", "megatron_nft.evaluate", "a model on benchmarks: accuracies, the paper's table"),
     Command("report", "megatron_nft.report", "several runs on one page"),
     Command("replay", "megatron_nft.replay", "train again on batches that a run kept"),

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from megatron_nft.data.packing import pack
 from megatron_nft.nft.groups import to_sequences
-from megatron_nft.observe.batches import logprob_gap, save_batch
+from megatron_nft.observe.batches import save_batch
 from megatron_nft.run import command_line
 from megatron_nft.run.nonfinite import keep_nonfinite
 from megatron_nft.run.run import Run
@@ -46,7 +46,7 @@ def train(run: Run, stop: Stop) -> None:
                 trained, batch = run.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
             report.add(trained)
             if config.algorithm.old_logprobs == "actor":
-                report.add(logprob_gap(batch, config.algorithm.importance_cap))
+                run.gap_alarm.look(step, batch)
             if config.observe.save_batches:
                 save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
             if trained["actor/nonfinite_updates"]:
@@ -61,6 +61,7 @@ def train(run: Run, stop: Stop) -> None:
                 report.add(run.sync())  # resharded weights -> engines
             report.add(run.measured(batch))
         run.checkpoints.poll()
+        run.gap_alarm.stop_if_told()
         with stop.interruptible():
             evaluate_and_export_if_due(run, step)
     run.checkpoints.finish()
@@ -85,6 +86,8 @@ def score(run: Run, batch: TrainBatch) -> TrainBatch:
     if run.config.algorithm.old_logprobs == "engine":
         batch = batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=s.engine_logprobs_A))
         return run.actors.score_reference(batch)
+    if run.config.algorithm.rejects:  # what is left of the update's denominator is asked before it
+        return run.actors.score(batch)
     return run.actors.score_later(batch)
 
 

@@ -49,9 +49,9 @@ def figure(row: Row, plan: Plan) -> float:
         return seconds["sync"]
     if row.unit == "s a step":
         if not row.is_overlapped:
-            return plan.seconds + own_copies(row, plan)
-        generation = seconds["rollout"] + seconds["verdict"]
-        return max(generation, seconds["log-prob"] + seconds["train"] + own_copies(row, plan)) + seconds["sync"]
+            return plan.seconds + own_copies(row, plan) + first_scoring(plan)
+        generation, own = seconds["rollout"] + seconds["verdict"], own_copies(row, plan) + first_scoring(plan)
+        return max(generation, seconds["log-prob"] + seconds["train"] + own) + seconds["sync"]
     tokens = plan.workload.trained * plan.workload.sequence_tokens
     return (
         model_flops_per_token(plan.hf, plan.workload.sequence_tokens)
@@ -66,6 +66,12 @@ def own_copies(row: Row, plan: Plan) -> float:
     """Seconds of the copies of a rank's weights that the row's program makes, and this one doesn't."""
     e, size = plan.machine.efficiency, 2 * max(rank.elements for rank in plan.ranks) / 1e9
     return size * (row.weights_out / e.to_host_gb_s + row.weights_back / e.from_host_gb_s)
+
+
+def first_scoring(plan: Plan) -> float:
+    """Seconds of the first update's old log-probs, which others score apart, and this program doesn't."""
+    updates, kl = plan.workload.updates, bool(plan.config.algorithm.kl_weight)
+    return plan.seconds_of("log-prob") / (updates - 1 + kl * updates) if updates > 1 or kl else 0.0
 
 
 def model_flops_per_token(hf: HFConfig, tokens: float) -> float:
@@ -87,8 +93,8 @@ def main() -> None:
         planned, (low, high) = figure(row, plan), row.published
         difference = planned / high - 1 if planned > high else planned / low - 1 if planned < low else 0.0
         stages = ", ".join(f"{stage.name} {stage.seconds:.1f}" for stage in plan.stages)
-        if copies := own_copies(row, plan):
-            stages += f", its own copies {copies:.1f}"
+        for what, own in (("copies", own_copies(row, plan)), ("scoring", first_scoring(plan))):
+            stages += f", its own {what} {own:.1f}" if own else ""
         if "step" not in row.unit:
             stages = ""
         published = f"{low:.4g}" if low == high else f"{low:.4g}-{high:.4g}"

@@ -50,6 +50,7 @@ class PlayedRanks:
         self._config, self._hf = config, read_hf_config(config.model.path)
         self._places = [_Place.of(config, rank) for rank in range(config.actor.world_size)]
         self._buckets = [stage_buckets(config, self._hf, stage) for stage in range(config.actor.pp)]
+        self._first: dict[int, list] = {}  # the first update's microbatches, of ranks that speak
         self.verbs: Counter[str] = Counter()
 
     def call(self, rank: int, verb: str, arguments: tuple) -> Any:
@@ -77,10 +78,15 @@ class PlayedRanks:
         return [s.engine_logprobs_A for microbatch in microbatches for s in microbatch.sequences]
 
     def _train_step(self, rank: int, updates: Sequence[Sequence[Any]]) -> dict[str, float] | None:
+        if self._speaks(rank):
+            self._first[rank] = list(updates[0])
         if not self._speaks(rank) or self._places[rank].dp:
             return None
         tokens = sum(m.num_tokens for update in updates for m in update) * self._config.actor.dp
         return {"nft/loss": 0.0, "actor/nonfinite_updates": 0.0, "actor/tokens": float(tokens)}
+
+    def _first_logprobs(self, rank: int) -> list | None:
+        return self._score(rank, self._first.pop(rank, []))
 
     def _weight_names(self, rank: int) -> list[str] | None:
         if not self._leads(rank):

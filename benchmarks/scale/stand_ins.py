@@ -68,7 +68,7 @@ def handle(host: Any, index: int) -> SimpleNamespace:
     def verb(name: str) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda *arguments: host.call.remote(index, name, ()))
 
-    names = ("ping", "address", "build")
+    names = ("ping", "prepare", "usage", "address", "build")
     return SimpleNamespace(call=SimpleNamespace(remote=call), **{name: verb(name) for name in names})
 
 

@@ -2,8 +2,9 @@
 
     python launch/quickstart/make_assets.py --out tests/assets/quickstart
 
-Out: train.parquet, held_out.parquet and model/ (an HF folder). Nothing is downloaded; a
-seed gives the same problems and tokenizer again, and the same weights up to rounding.
+Out: train.parquet, held_out.parquet and model/ (an HF folder); beside them what it was made of (untrained/,
+demonstrations/, runs/). Nothing is downloaded; a seed gives the same problems and tokenizer again, and the same weights
+up to rounding.
 
 What the base model is, honestly: a Qwen2 of 1 M parameters, trained from scratch in two stages. First a textbook: right
 solutions, and sheets of sums. Then pupils, most of whom write bare sums and take a wrong operation or forget a step,
@@ -80,10 +81,8 @@ def stages(seed: int, used: frozenset[tuple[Any, ...]]) -> list[Stage]:
     textbook = ((p.text, right_answer(p)) for p in problems(seed + 3, without=used, unique=False))
     pupils = ((d.problem.text, d.answer) for d in demonstrations(seed + 2, without=used))
     return [
-        Stage(
-            name="textbook", stories=textbook, updates=1000, learning_rate=3e-3, drills_share=0.3, learns_prompts=True
-        ),
-        Stage(name="pupils", stories=pupils, updates=250, learning_rate=1e-3, drills_share=0.1, learns_prompts=False),
+        Stage(name="textbook", stories=textbook, drills_share=0.3),
+        Stage(name="pupils", stories=pupils, drills_share=0.1),
     ]
 
 
@@ -95,26 +94,18 @@ def main() -> None:
     torch.set_num_threads(1)
 
     train, held_out, used = split_problems(args.seed)
-    model_dir = args.out / "model"
-    model_dir.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     write_problems(args.out / "train.parquet", "train", train)
     write_problems(args.out / "held_out.parquet", "held_out", held_out)
     tokenizer = build_tokenizer(vocabulary_texts(args.seed))
-    write_untrained_model(model_dir, tokenizer, args.seed)
+    write_untrained_model(args.out / "untrained", tokenizer, args.seed)
     print(
         f"{len(train)} training and {len(held_out)} held-out problems, {len(tokenizer)} tokens: in {args.out}",
         flush=True,
     )
 
-    warm_up(
-        model_dir,
-        tokenizer,
-        stages(args.seed, used),
-        drills(args.seed + 2),
-        seed=args.seed,
-        tell=lambda line: print(line, flush=True),
-    )
-    print(probe(model_dir, held_out))
+    warm_up(args.out, stages(args.seed, used), drills(args.seed + 2), seed=args.seed)
+    print(probe(args.out / "model", held_out))
 
 
 if __name__ == "__main__":

@@ -34,12 +34,14 @@ from megatron.core.utils import unwrap_model
 from torch import nn
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatron_nft.actor.adapter_record import ADAPTER, check_same_adapter
 from megatron_nft.actor.checkpoint_metadata import COMMON, check_pickles, read_as_data
 from megatron_nft.actor.checkpoint_parts import assemble, forget_parts, write_part, write_plan
 from megatron_nft.actor.fp8_scales import EXTRA_STATE, plain, set_scales
 from megatron_nft.actor.manifest import record, to_disk
 from megatron_nft.actor.optimizer_shares import load_optimizer_state, optimizer_state
 from megatron_nft.actor.topology import Topology
+from megatron_nft.families.lora import is_adapter
 
 FROM_THE_RECIPE = ("betas", "eps", "max_lr", "min_lr")
 """Settings, the same in all of the optimizer's groups, that are the recipe's and not the checkpoint's."""
@@ -109,14 +111,20 @@ def begin_save(
     *,
     step: int,
     policy_version: int,
+    adapter: dict[str, Any] | None = None,
 ) -> Save:
     """Copies the state of all ranks and begins to write it into `folder`, which exists. A collective of all ranks.
 
     Needs at least one update. `step` and `policy_version` are for who looks into the checkpoint.
+
+    Args:
+        adapter: what the adapters are, and whose: they are saved in place of the whole model.
     """
     filesystem_async._results_queue = NO_QUEUE
-    state = _state(model, optimizer, schedule, is_loading=False)
+    state = _state(model, optimizer, schedule, is_loading=False, only_adapters=adapter is not None)
     state |= {"step": step, "policy_version": policy_version, "layout": _layout(topology), "random": _random(topology)}
+    if adapter is not None:
+        state[ADAPTER] = adapter
     plan = _Plan("torch_dist", 1)
     # What the ranks of this group have alike, such as weights, is written by the one that has least to write.
     shared = FullyParallelSaveStrategyWrapper(plan, parallel_state.get_data_parallel_group(with_context_parallel=True))
@@ -131,23 +139,28 @@ def load_checkpoint(
     optimizer: MegatronOptimizer,
     schedule: OptimizerParamScheduler,
     topology: Topology,
+    adapter: dict[str, Any] | None = None,
 ) -> None:
     """Reads what a `Save` has written, in this layout or another. A collective of all ranks.
 
     In the same layout every rank gets its random state back; in another there is no such thing.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is not to be trusted.
+        CheckpointError: there is no such checkpoint, it is not to be trusted, or its adapters are others, or another
+            model's.
     """
     check_pickles(folder)
-    state = _state(model, optimizer, schedule, is_loading=True)
+    state = _state(model, optimizer, schedule, is_loading=True, only_adapters=adapter is not None)
     with read_as_data(folder):
-        if dist_checkpointing.load_common_state_dict(str(folder)).get("layout") == _layout(topology):
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+        check_same_adapter(folder, common.get(ADAPTER), adapter)
+        if common.get("layout") == _layout(topology):
             state["random"] = _random(topology)
         state = dist_checkpointing.load(state, str(folder))
         for number, chunk in enumerate(map(unwrap_model, model)):
             loaded = state[f"model{number}"]
-            chunk.load_state_dict(set_scales(chunk, loaded))
+            unread = chunk.load_state_dict(set_scales(chunk, loaded), strict=adapter is None).missing_keys
+            assert not any(map(is_adapter, unread)), unread
             set_scales(chunk, loaded)  # FP8 parameters write what they saw into them while they are loaded
     for group in state["optimizer"]["optimizer"]["param_groups"]:
         group.update({name: optimizer.param_groups[0][name] for name in FROM_THE_RECIPE})
@@ -172,10 +185,11 @@ def load_weights(folder: Path, model: Sequence[nn.Module]) -> None:
     chunks = [unwrap_model(chunk) for chunk in model]
     state = {f"model{number}": _weights(chunk) for number, chunk in enumerate(chunks)}
     with read_as_data(folder):
+        check_same_adapter(folder, dist_checkpointing.load_common_state_dict(str(folder)).get(ADAPTER), None)
         state = dist_checkpointing.load(state, str(folder))
     for number, chunk in enumerate(chunks):
         missing = chunk.load_state_dict(state[f"model{number}"], strict=False).missing_keys
-        assert all(name.endswith(EXTRA_STATE) for name in missing), missing
+        assert all(name.endswith(EXTRA_STATE) or is_adapter(name) for name in missing), missing
 
 
 def _copied(request: AsyncRequest) -> list[tuple]:
@@ -239,7 +253,7 @@ def _check_same(folder: Path, begun: int) -> None:
 def _weights(chunk: nn.Module) -> dict[str, Any]:
     """Without the layers' extra state, which is FP8's scales: a checkpoint made from an HF folder has none."""
     state = chunk.sharded_state_dict(metadata={})
-    return {name: value for name, value in state.items() if not name.endswith(EXTRA_STATE)}
+    return {name: value for name, value in state.items() if not name.endswith(EXTRA_STATE) and not is_adapter(name)}
 
 
 def _state(
@@ -248,10 +262,16 @@ def _state(
     schedule: OptimizerParamScheduler,
     *,
     is_loading: bool,
+    only_adapters: bool,
 ) -> dict[str, Any]:
     weights = {
         f"model{number}": unwrap_model(chunk).sharded_state_dict(metadata={}) for number, chunk in enumerate(model)
     }
+    if only_adapters:  # and FP8's scales, which follow what is trained
+        weights = {
+            name: {key: value for key, value in state.items() if is_adapter(key) or key.endswith(EXTRA_STATE)}
+            for name, state in weights.items()
+        }
     return {
         **{name: plain(unwrap_model(chunk), weights[name]) for name, chunk in zip(weights, model, strict=True)},
         "optimizer": optimizer_state(optimizer, weights, is_loading=is_loading),

@@ -78,10 +78,10 @@ def gather_answers(values: Tensor, order_A: Tensor, most: int) -> Tensor:
     the ranks compute the same loss of them, and their gradients are summed later.
 
     Args:
-        values: float [own answer tokens].
+        values: float [own answer tokens, ...].
         order_A: int64 [A]: where each answer token lies in the ranks' values, each padded to `most`.
         most: most answer tokens of any rank.
     """
-    padded = torch.cat([values, values.new_zeros(most - len(values))])
+    padded = torch.cat([values, values.new_zeros(most - len(values), *values.shape[1:])])
     group = parallel_state.get_context_parallel_group()
     return gather_from_sequence_parallel_region(padded, tensor_parallel_output_grad=False, group=group)[order_A]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from megatron_nft.actor.topology import Topology
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.lora import is_adapter
 from megatron_nft.families.registry import table_of
 from megatron_nft.families.weight_files import check_weights
 from megatron_nft.weights.hf_tensors import HFTensors
@@ -23,10 +24,12 @@ from megatron_nft.weights.layouts import to_shard
 
 
 def _parameters(model: Sequence[nn.Module]) -> Iterator[tuple[GPTModel, str, nn.Parameter]]:
+    """Of the model itself, without adapters."""
     for chunk in model:
         gpt: GPTModel = unwrap_model(chunk)
         for name, parameter in gpt.named_parameters():
-            yield gpt, name, parameter
+            if not is_adapter(name):
+                yield gpt, name, parameter
 
 
 def named_shards(model: Sequence[nn.Module], hf: HFConfig) -> Iterator[tuple[str, Tensor]]:
@@ -34,7 +37,7 @@ def named_shards(model: Sequence[nn.Module], hf: HFConfig) -> Iterator[tuple[str
     for gpt, name, parameter in _parameters(model):
         if name == "output_layer.weight" and hf.tie_word_embeddings:
             continue
-        yield _with_global_layer(name, gpt), parameter
+        yield with_global_layer(name, gpt), parameter
 
 
 def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig, topology: Topology) -> None:
@@ -52,7 +55,7 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
         for gpt, name, parameter in _parameters(model):
             if name == "output_layer.weight" and hf.tie_word_embeddings:
                 name = "embedding.word_embeddings.weight"  # the last stage's copy
-            rule, numbers = table.find(_with_global_layer(name, gpt))
+            rule, numbers = table.find(with_global_layer(name, gpt))
             names = list(rule.hf_shapes(numbers, topology.place))
             group = _replicas(parameter)
             if dist.get_rank(group) == 0:
@@ -65,7 +68,10 @@ def load_hf_weights(model: Sequence[nn.Module], folder: str | Path, hf: HFConfig
                 dist.broadcast(shard, group=group, group_src=0)
             parameter.copy_(shard)
             if hasattr(parameter, "get_high_precision_init_val"):  # fp8_param: master weights start from this
-                parameter.get_high_precision_init_val().copy_(shard)
+                if parameter.requires_grad:
+                    parameter.get_high_precision_init_val().copy_(shard)
+                else:  # none do: a copy of the model on the host for nobody
+                    parameter.clear_high_precision_init_val()
 
 
 def _replicas(parameter: nn.Parameter) -> dist.ProcessGroup:
@@ -75,9 +81,10 @@ def _replicas(parameter: nn.Parameter) -> dist.ProcessGroup:
     return parallel_state.get_expert_data_parallel_group()
 
 
-def _with_global_layer(name: str, gpt: GPTModel) -> str:
+def with_global_layer(name: str, gpt: GPTModel) -> str:
+    """The name of a chunk's parameter or module, as it is in the whole model."""
     parts = name.split(".")
-    if parts[:2] != ["decoder", "layers"]:
+    if parts[:2] != ["decoder", "layers"] or len(parts) == 2:
         return name
     parts[2] = str(gpt.decoder.layers[int(parts[2])].layer_number - 1)  # Megatron counts layers from 1
     return ".".join(parts)

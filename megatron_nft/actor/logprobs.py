@@ -6,7 +6,7 @@ the vocabulary at a time, once in the forward and once more in the backward pass
 then read and their gradient written once, however many the tokens. The vocabulary is sharded over the tensor-parallel
 group, whose ranks exchange a few numbers a token. Called by actor/pipeline.py on the last stage.
 
-Shape suffixes: _O answer tokens, _H hidden, _V this rank's slice of the vocabulary, _B a block of it.
+Shape suffixes: _O answer tokens, _L their labels, _H hidden, _V this rank's slice of the vocabulary, _B a block of it.
 """
 
 from collections.abc import Iterator
@@ -46,27 +46,28 @@ def label_logprobs(
     logits_bytes: int,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """log softmax(hidden @ weight.T / temperature)[label], fp32 [O]; a collective of `group`, equal on its ranks.
+    """log softmax(hidden @ weight.T / temperature)[label], fp32; a collective of `group`, equal on its ranks.
 
     Args:
         hidden_OH: [O, H], equal on all ranks of the group.
         weight_VH: [padded vocabulary / tp, H], this rank's rows of the output layer.
-        labels_O: int64 [O], ids in the whole vocabulary.
+        labels_O: int64 [O] or [O, L], one or more ids in the whole vocabulary for each token.
         vocab_size: ids from here on are padding and get no probability.
         group: the tensor-parallel group.
         logits_bytes: at most so many bytes of fp32 logits are held at a time (but at least one column).
         with_entropy: compute the entropy of each token's distribution, too.
 
     Returns:
-        Log-probs, and entropies in nats (fp32 [O], without gradient; None unless asked for).
+        Log-probs, shaped like the labels, and entropies in nats (fp32 [O], without gradient; None unless asked for).
     """
     first_id = dist.get_rank(group) * len(weight_VH)
     num_real = min(max(vocab_size - first_id, 0), len(weight_VH))  # 0: a small vocabulary ends on an earlier rank
     block = max(1, logits_bytes // (4 * max(len(hidden_OH), 1)))
-    logprobs_O, entropies_O = _LabelLogprobs.apply(
-        hidden_OH.to(weight_VH.dtype), weight_VH, labels_O - first_id, num_real, block, temperature, with_entropy, group
+    labels_OL = (labels_O - first_id).view(len(labels_O), -1 if len(labels_O) else 1)
+    logprobs_OL, entropies_O = _LabelLogprobs.apply(
+        hidden_OH.to(weight_VH.dtype), weight_VH, labels_OL, num_real, block, temperature, with_entropy, group
     )
-    return logprobs_O, entropies_O if with_entropy else None
+    return logprobs_OL.view_as(labels_O), entropies_O if with_entropy else None
 
 
 class _LabelLogprobs(torch.autograd.Function):
@@ -77,7 +78,7 @@ class _LabelLogprobs(torch.autograd.Function):
         ctx: Any,
         hidden_OH: Tensor,
         weight_VH: Tensor,
-        labels_O: Tensor,  # counted from this rank's first row
+        labels_OL: Tensor,  # counted from this rank's first row
         num_real: int,
         block: int,
         temperature: float,
@@ -86,10 +87,11 @@ class _LabelLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.setting = (num_real, block, temperature)
         highest_O = hidden_OH.new_full((len(hidden_OH),), torch.finfo(torch.float32).min, dtype=torch.float32)
-        label_O, sum_O, moment_O = torch.zeros_like(highest_O).repeat(3, 1)  # moment: sum exp(x - M) (x - M)
+        label_OL = torch.zeros_like(labels_OL, dtype=torch.float32)
+        sum_O, moment_O = torch.zeros_like(highest_O).repeat(2, 1)  # moment: sum exp(x - M) (x - M)
         for columns, x_OB in _blocks(hidden_OH, weight_VH, *ctx.setting):
-            own_O, column_O = _own_labels(labels_O, columns)
-            label_O += torch.where(own_O, x_OB.gather(1, column_O)[:, 0], 0.0)
+            own_OL, column_OL = _own_labels(labels_OL, columns)
+            label_OL += torch.where(own_OL, x_OB.gather(1, column_OL), 0.0)
             sum_O, moment_O, highest_O = _rebased(sum_O, moment_O, highest_O, x_OB.amax(-1).maximum(highest_O))
             x_OB -= highest_O[:, None]
             if with_entropy:
@@ -98,27 +100,29 @@ class _LabelLogprobs(torch.autograd.Function):
         highest_of_all_O = highest_O.clone()
         dist.all_reduce(highest_of_all_O, op=dist.ReduceOp.MAX, group=group)
         sum_O, moment_O, highest_O = _rebased(sum_O, moment_O, highest_O, highest_of_all_O)
-        totals = torch.stack([label_O, sum_O, moment_O])
+        totals = torch.cat([label_OL, sum_O[:, None], moment_O[:, None]], 1)
         dist.all_reduce(totals, group=group)
-        label_O, sum_O, moment_O = totals
-        ctx.save_for_backward(hidden_OH, weight_VH, labels_O, highest_O, sum_O)
+        label_OL, sum_O, moment_O = totals[:, :-2], totals[:, -2], totals[:, -1]
+        ctx.save_for_backward(hidden_OH, weight_VH, labels_OL, highest_O, sum_O)
         entropies_O = sum_O.log() - moment_O / sum_O
         ctx.mark_non_differentiable(entropies_O)
-        return (label_O - highest_O) - sum_O.log(), entropies_O
+        return (label_OL - highest_O[:, None]) - sum_O.log()[:, None], entropies_O
 
     @staticmethod
-    def backward(ctx: Any, grad_O: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_OL: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """d log p[label] / d logits = (one(label) - p) / temperature, for this rank's slice; no collective."""
-        hidden_OH, weight_VH, labels_O, highest_O, sum_O = ctx.saved_tensors
-        grad_O = grad_O / ctx.setting[-1]
+        hidden_OH, weight_VH, labels_OL, highest_O, sum_O = ctx.saved_tensors
+        grad_OL = grad_OL / ctx.setting[-1]
+        grad_O = grad_OL.sum(1)
         grad_hidden_OH = torch.zeros_like(hidden_OH, dtype=torch.float32)
-        grad_weight_VH = torch.zeros_like(weight_VH)
+        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None  # None: it is frozen
         for columns, x_OB in _blocks(hidden_OH, weight_VH, *ctx.setting):
             x_OB.sub_(highest_O[:, None]).exp_().mul_((-grad_O / sum_O)[:, None])
-            own_O, column_O = _own_labels(labels_O, columns)
-            x_OB.scatter_add_(1, column_O, torch.where(own_O, grad_O, 0.0)[:, None])
+            own_OL, column_OL = _own_labels(labels_OL, columns)
+            x_OB.scatter_add_(1, column_OL, torch.where(own_OL, grad_OL, 0.0))
             grad_OB = x_OB.to(weight_VH.dtype)
-            torch.mm(grad_OB.T, hidden_OH, out=grad_weight_VH[columns])
+            if grad_weight_VH is not None:
+                torch.mm(grad_OB.T, hidden_OH, out=grad_weight_VH[columns])
             if grad_OB.dtype == torch.float32:
                 grad_hidden_OH.addmm_(grad_OB, weight_VH[columns])
             else:
@@ -143,10 +147,10 @@ def _blocks(
         yield columns, x_OB if temperature == 1.0 else x_OB.div_(temperature)
 
 
-def _own_labels(labels_O: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Which labels lie in a block, and where in it ([O, 1]; 0 for the others)."""
-    own_O = (labels_O >= columns.start) & (labels_O < columns.stop)
-    return own_O, torch.where(own_O, labels_O - columns.start, 0)[:, None]
+def _own_labels(labels_OL: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Which labels lie in a block, and where in it (0 for the others)."""
+    own_OL = (labels_OL >= columns.start) & (labels_OL < columns.stop)
+    return own_OL, torch.where(own_OL, labels_OL - columns.start, 0)
 
 
 def _rebased(sum_O: Tensor, moment_O: Tensor, old_O: Tensor, new_O: Tensor) -> tuple[Tensor, Tensor, Tensor]:

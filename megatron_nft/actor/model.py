@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from megatron_nft.actor.attention import PackedCausalAttention
 from megatron_nft.actor.experts import expert_arguments, has_experts
 from megatron_nft.actor.logprobs import HiddenOutput
+from megatron_nft.actor.lora import add_adapters
 from megatron_nft.actor.performance import ddp_config, fusion_without_apex, start_user_buffers, transformer_arguments
 from megatron_nft.actor.precision import PRECISIONS
 from megatron_nft.actor.topology import Topology
-from megatron_nft.config import ActorConfig
+from megatron_nft.config import ActorConfig, LoraConfig
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.families.registry import family_of
 from megatron_nft.families.rules import padded_vocab_size
@@ -41,12 +42,22 @@ RECOMPUTE = {
 }
 
 
-def build_model(hf: HFConfig, actor: ActorConfig, topology: Topology) -> list[DistributedDataParallel]:
-    """This rank's part of the model to train, on its device, with gradient buffers: a chunk per virtual stage."""
+def build_model(
+    hf: HFConfig, actor: ActorConfig, topology: Topology, lora: LoraConfig | None = None, *, seed: int = 0
+) -> list[DistributedDataParallel]:
+    """This rank's part of the model to train, on its device, with gradient buffers: a chunk per virtual stage.
+
+    Args:
+        lora: adapters are trained in place of the model, if it says so; buffers are theirs only.
+        seed: of the adapters' first numbers.
+    """
     start_user_buffers(hf, actor)
+    chunks = build_chunks(hf, actor, topology)
+    if lora is not None and lora.rank:
+        add_adapters(chunks, hf, lora, topology, seed=seed, recomputes=actor.recompute == "full")
     return [
         DistributedDataParallel(chunk.config, ddp_config(actor), chunk, disable_bucketing=number > 0)
-        for number, chunk in enumerate(build_chunks(hf, actor, topology))
+        for number, chunk in enumerate(chunks)
     ]
 
 

@@ -29,39 +29,47 @@ class RolloutStepWarmup(OptimizerParamScheduler):
 
 
 def build_optimizer(
-    model: list[DistributedDataParallel], optimizer: OptimizerConfig, actor: ActorConfig, updates_per_step: int
+    model: list[DistributedDataParallel],
+    optimizer: OptimizerConfig,
+    actor: ActorConfig,
+    updates_per_step: int,
+    num_updates: int = 0,
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW with its state sharded over the data-parallel ranks, and its `build_schedule`."""
     megatron_optimizer = get_megatron_optimizer(
         optimizer_config(optimizer, actor), model, use_gloo_process_groups=False
     )
-    return megatron_optimizer, build_schedule(megatron_optimizer, optimizer, updates_per_step)
+    return megatron_optimizer, build_schedule(megatron_optimizer, optimizer, updates_per_step, num_updates)
 
 
-def build_schedule(scheduled: Any, optimizer: OptimizerConfig, updates_per_step: int) -> OptimizerParamScheduler:
-    """Warm-up, then a constant rate, of anything with param_groups.
+def build_schedule(
+    scheduled: Any, optimizer: OptimizerConfig, updates_per_step: int, num_updates: int = 0
+) -> OptimizerParamScheduler:
+    """Warm-up, then a constant rate, of anything with param_groups; and a fall at the end, if asked for.
 
     Call its `step(1)` before each update. Update u then runs at learning_rate * min(u / warmup_updates, 1), or, with
-    s = (u - 1) // updates_per_step rollout steps done, at learning_rate * min(s / warmup_rollout_steps, 1).
+    s = (u - 1) // updates_per_step rollout steps done, at learning_rate * min(s / warmup_rollout_steps, 1). Of the last
+    n = decay_updates of U = num_updates, u runs at the share (U + 1 - u) / n of it.
     """
-    in_stairs: dict[str, int] = {}
+    special: dict[str, Any] = {"lr_decay_style": "constant", "lr_decay_steps": optimizer.warmup_updates + 1}
     if optimizer.warmup_rollout_steps:
-        in_stairs = {"warmup_rollout_steps": optimizer.warmup_rollout_steps, "updates_per_step": updates_per_step}
-    return (RolloutStepWarmup if in_stairs else OptimizerParamScheduler)(
+        special |= {"warmup_rollout_steps": optimizer.warmup_rollout_steps, "updates_per_step": updates_per_step}
+    if optimizer.decay_updates:
+        special |= {"lr_decay_style": "WSD", "lr_wsd_decay_style": "linear", "wsd_decay_steps": optimizer.decay_updates}
+        special["lr_decay_steps"] = num_updates + 1
+    return (RolloutStepWarmup if optimizer.warmup_rollout_steps else OptimizerParamScheduler)(
         scheduled,
         init_lr=0.0,
         max_lr=optimizer.learning_rate,
         min_lr=0.0,
         lr_warmup_steps=optimizer.warmup_updates,
-        lr_decay_steps=optimizer.warmup_updates + 1,
-        lr_decay_style="constant",
         start_wd=optimizer.weight_decay,
         end_wd=optimizer.weight_decay,
         wd_incr_steps=1,
         wd_incr_style="constant",
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,  # a resumed run has its own recipe's values, not those of the checkpoint
-        **in_stairs,
+        **special,
     )
 
 

@@ -29,12 +29,18 @@ class PackedTokens:
     bounds: PackedSeqParams
     logit_index_O: Tensor  # int64 [O]: position in this rank's tokens whose logits predict the answer token
     labels_O: Tensor  # int64 [O]: the answer tokens
+    own_A: Tensor  # bool [A]: which answer tokens those are
     gather_A: Tensor  # int64 [A]: where each answer token lies in all ranks' own ones, each padded to gather_most
     gather_most: int
     columns: Mapping[str, Tensor]  # [A, ...]: LOSS_COLUMNS and "sequence_id", and the answers' further ones
     is_scored: bool  # old_logprobs are known; else they are those of this very pass
     answer_tokens_A: Tensor  # float32 [A]: tokens of the whole answer
     weights_A: Tensor  # float32 [A]: 1, or 0 for the stand-in of an empty microbatch
+
+    def labels_and(self, name: str) -> Tensor:
+        """The answer tokens, and further ids that a column has for each: int64 [O, 1 + k]."""
+        further_Ok = self.take([name])[name][self.own_A]
+        return torch.cat([self.labels_O[:, None], further_Ok.long()], 1)
 
     def with_old_logprobs(self, logprobs_A: Tensor) -> "PackedTokens":
         """The same, scored: by its own forward pass, which gives the loss a ratio of exactly 1."""
@@ -97,6 +103,7 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
         bounds=pack_bounds(lengths, device, share),
         logit_index_O=logit_index_O.to(device),
         labels_O=labels_A[own_A].to(device, torch.int64),
+        own_A=own_A.to(device),
         gather_A=gather_A.to(device),
         gather_most=gather_most,
         columns=columns,

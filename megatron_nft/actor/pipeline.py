@@ -8,6 +8,8 @@ the whole optimizer update, over all microbatches and all data-parallel ranks:
     reduction "constant":   reduction_constant (or the longest answer allowed) x the answers of the update
     reduction "published":  1000 x published_ranks, the data-parallel ranks of the NFT authors' run
 
+(tokens and answers without those that a correction rejects, nft/corrections.py)
+
 and from there on gradients are only ever summed (over microbatches by the schedule, over ranks by
 DistributedDataParallel, see calculate_per_token_loss in actor/model.py). So neither microbatching, nor packing, nor any
 parallel layout changes the loss or a gradient. Called by actor/worker.py.
@@ -31,10 +33,25 @@ from megatron_nft.actor.routing import Purpose, Routing
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import AlgorithmConfig, RolloutConfig
 from megatron_nft.families.hf_config import HFConfig
-from megatron_nft.nft.loss import importance_weights, kl_divergence, ratio_metrics
+from megatron_nft.nft.centering import TOP_IDS, TOP_LOGPROBS, centering
+from megatron_nft.nft.corrections import correction, cut_tokens
+from megatron_nft.nft.loss import kl_divergence, ratio_metrics, sums_by_answer
 from megatron_nft.nft.methods import method_of
-from megatron_nft.types import MicroBatch
+from megatron_nft.types import MicroBatch, TrainSequence
 
+SHARED_METRICS = {
+    "nft/logprob_right": ("right_logprobs", "right_tokens"),
+    "nft/logprob_wrong": ("wrong_logprobs", "wrong_tokens"),
+    "nft/moved_right": ("right_moved", "right_tokens"),
+    "nft/moved_wrong": ("wrong_moved", "wrong_tokens"),
+    "nft/kl": ("kl", "tokens"),
+    "nft/entropy": ("entropy", "tokens"),
+    "nft/truncated_fraction": ("truncated", "tokens"),
+    "nft/masked_fraction": ("masked", "tokens"),
+    "nft/rejected_fraction": ("rejected", "tokens"),
+    "rollout/top_mass": ("top_mass", "tokens"),
+}
+"""Of all methods, where there are such sums, as `Method.metrics` are."""
 LOGPROBS = "logprobs_A"
 """What each microbatch's sums have besides sums."""
 PUBLISHED_DIVISOR = 1000.0
@@ -62,6 +79,8 @@ class Pipeline:
         self.algorithm, self.rollout = algorithm, rollout
         self.measures_entropy, self.token_multiple = measures_entropy, token_multiple
         self.logits_bytes, self.moe_aux_loss_coeff, self.routing = logits_bytes, moe_aux_loss_coeff, routing
+        self.step = 1
+        """The rollout step, by which the algorithm's schedules go; set by who trains."""
         self._schedule = get_forward_backward_func()
         # Sums gradients of shared embeddings and sequence-parallel norms over their ranks; never divides by tokens.
         model[0].config.finalize_model_grads_func = lambda models, num_tokens=None, **groups: finalize_model_grads(
@@ -113,9 +132,9 @@ class Pipeline:
         """What the sum of all token losses of the update is divided by."""
         constant = self.algorithm.reduction_constant or self.rollout.max_answer_tokens
         return {
-            "tokens": totals["tokens"],
-            "sequences": totals["answers"],
-            "constant": constant * totals["answers"],
+            "tokens": totals["kept_tokens"],
+            "sequences": totals["kept_answers"],
+            "constant": constant * totals["kept_answers"],
             "published": PUBLISHED_DIVISOR * (self.algorithm.published_ranks or 1),
         }[self.algorithm.reduction]
 
@@ -155,21 +174,24 @@ class Pipeline:
         )
 
         def finish(hidden: Tensor, non_loss_data: bool = False):
+            centres = self.algorithm.score_centering and not non_loss_data
             logprobs_O, entropies_O = label_logprobs(
                 hidden[0, pack.logit_index_O],
                 output_weight(model),
-                pack.labels_O,
+                pack.labels_and(TOP_IDS) if centres else pack.labels_O,
                 temperature=self.rollout.temperature,
                 vocab_size=self.hf.vocab_size,
                 group=parallel_state.get_tensor_model_parallel_group(),
                 logits_bytes=self.logits_bytes,
                 with_entropy=self.measures_entropy and not non_loss_data,
             )
-            logprobs_A = self._all_answers(logprobs_O, pack)
+            logprobs_A, top_AK = self._all_answers(logprobs_O, pack), None
+            if centres:
+                logprobs_A, top_AK = logprobs_A[:, 0], logprobs_A[:, 1:]
             if non_loss_data:
                 return logprobs_A
             scored = pack if pack.is_scored else pack.with_old_logprobs(logprobs_A)
-            loss, sums = self._loss(logprobs_A, scored, denominator)
+            loss, sums = self._loss(logprobs_A, top_AK, scored, denominator)
             sums[LOGPROBS] = logprobs_A.detach()
             if entropies_O is not None:
                 sums["entropy"] = (pack.weights_A * self._all_answers(entropies_O, pack)).sum()
@@ -182,20 +204,33 @@ class Pipeline:
         """From here on every context-parallel rank has all answer tokens, and computes the same loss of them."""
         return values_O if self.topology.cp_size == 1 else gather_answers(values_O, pack.gather_A, pack.gather_most)
 
-    def _loss(self, logprobs_A: Tensor, pack: PackedTokens, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, logprobs_A: Tensor, top_AK: Tensor | None, pack: PackedTokens, denominator: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The microbatch's share of the update's loss, and sums for metrics."""
-        algorithm, method = self.algorithm, method_of(self.algorithm)
-        columns = pack.take(method.takes)
-        verdicts_A, rates_A, old_A, engine_A, reference_A = pack.take(
-            ("verdict", "correct_rate", "old_logprobs", "engine_logprobs", "reference_logprobs")
+        algorithm, method = self.algorithm.at_step(self.step), method_of(self.algorithm)
+        columns, corrections = pack.take(method.takes), algorithm.all_corrections
+        verdicts_A, rates_A, old_A, engine_A, reference_A, ids_A = pack.take(
+            ("verdict", "correct_rate", "old_logprobs", "engine_logprobs", "reference_logprobs", "sequence_id")
         ).values()
-        weights_A = pack.weights_A / pack.answer_tokens_A if algorithm.reduction == "sequences" else pack.weights_A
+        real, weights_A, lengths_A = pack.weights_A > 0, pack.weights_A, pack.answer_tokens_A
         losses_A = method.losses(logprobs_A, columns, algorithm)
-        if algorithm.importance_cap:
-            losses_A = losses_A * importance_weights(old_A, engine_A, algorithm.importance_cap)
+        sums: dict[str, Tensor] = {}
+        if top_AK is not None:
+            (engine_AK,) = pack.take([TOP_LOGPROBS]).values()
+            losses_A = losses_A + centering(top_AK, engine_AK, columns, method, algorithm)
+            sums["top_mass"] = (weights_A * engine_AK.exp().sum(1)).sum()
+        if corrections:
+            given = (old_A, engine_A, ids_A)
+            ratios_A, kept_A = correction(*given, corrections)
+            losses_A, weights_A = losses_A * ratios_A, weights_A * kept_A
+            lengths_A = sums_by_answer(kept_A.float(), ids_A).clamp(min=1) if algorithm.rejects else lengths_A
+            sums |= cut_tokens(*(x[real] for x in given), corrections)
+        if algorithm.reduction == "sequences":
+            weights_A = weights_A / lengths_A
         losses_A = weights_A * losses_A
         loss = losses_A.sum() / denominator
-        sums = {
+        sums |= {
             "loss_right": (losses_A.detach() * verdicts_A).sum() / denominator,
             "loss_wrong": (losses_A.detach() * (1 - verdicts_A)).sum() / denominator,
         }
@@ -203,8 +238,7 @@ class Pipeline:
             kl_A = kl_divergence(logprobs_A, reference_A)
             loss = loss + algorithm.kl_weight * (weights_A * kl_A).sum() / denominator
             sums["kl"] = (pack.weights_A * kl_A.detach()).sum()
-        sums["loss"] = loss.detach()
-        real = pack.weights_A > 0
+        sums |= {"loss": loss.detach(), **_pushes(loss, logprobs_A)}
         now_A = logprobs_A.detach()[real]
         sums |= ratio_metrics(
             now_A, old_A[real], verdicts_A[real], rates_A[real], clamp_negative=algorithm.clamp_negative
@@ -214,13 +248,18 @@ class Pipeline:
 
     def _totals(self, microbatches: Sequence[MicroBatch]) -> dict[str, float]:
         sequences = [s for microbatch in microbatches for s in microbatch.sequences]
-        totals = torch.tensor(
-            [sum(s.num_answer_tokens for s in sequences), len(sequences), sum(s.num_tokens for s in sequences)],
-            dtype=torch.float64,
-            device=self.topology.device,
-        )
+        kept = [_num_kept(s, self.algorithm) for s in sequences]
+        counts = {
+            "tokens": sum(s.num_answer_tokens for s in sequences),
+            "answers": len(sequences),
+            "all_tokens": sum(s.num_tokens for s in sequences),
+            "kept_tokens": sum(kept),
+            "kept_answers": sum(number > 0 for number in kept),
+        }
+        totals = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.topology.device)
         dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
-        return dict(zip(("tokens", "answers", "all_tokens"), totals.tolist(), strict=True))
+        found = dict(zip(counts, totals.tolist(), strict=True))
+        return found | {name: max(found[name], 1.0) for name in ("kept_tokens", "kept_answers")}
 
     def _metrics(self, microbatch_sums: list[dict[str, Tensor]], totals: dict[str, float]) -> dict[str, float]:
         names = sorted(microbatch_sums[0])
@@ -236,10 +275,25 @@ class Pipeline:
             "nft/ratio_mean": value["ratio_sum"] / totals["tokens"],
             "nft/ratio_max": highest[names.index("ratio_max")].item(),
             "actor/tokens": totals["all_tokens"],
+            "nft/mass_up": value["up"],
+            "nft/mass_down": value["down"],
         }
-        for name, (total, count) in method_of(self.algorithm).metrics.items():
+        own = {name: parts for name, parts in SHARED_METRICS.items() if parts[0] in value}
+        for name, (total, count) in {**own, **method_of(self.algorithm).metrics}.items():
             metrics[name] = value[total] / max((totals | value)[count], 1.0)
-        for name, total in (("nft/kl", "kl"), ("nft/entropy", "entropy")):
-            if total in value:
-                metrics[name] = value[total] / totals["tokens"]
         return metrics
+
+
+def _num_kept(sequence: TrainSequence, algorithm: AlgorithmConfig) -> int:
+    """Its answer tokens that no correction rejects."""
+    if not algorithm.rejects:
+        return sequence.num_answer_tokens
+    old_A, engine_A = torch.tensor(sequence.old_logprobs_A), torch.tensor(sequence.engine_logprobs_A)
+    _, kept_A = correction(old_A, engine_A, torch.zeros(len(old_A), dtype=torch.int64), algorithm.all_corrections)
+    return int(kept_A.sum())
+
+
+def _pushes(loss: Tensor, logprobs_A: Tensor) -> dict[str, Tensor]:
+    """How strongly the loss pushes answer tokens up, and how strongly down."""
+    (slopes_A,) = torch.autograd.grad(loss, logprobs_A, retain_graph=True)
+    return {"up": (-slopes_A).clamp(min=0).sum(), "down": slopes_A.clamp(min=0).sum()}

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from megatron_nft.actor.cpu_messages import forget_shared_memory, share_memory
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.rules import AxisPlace, Place
 
@@ -156,6 +157,8 @@ def init_topology(config: ActorConfig, *, rank: int, master: str, device: str, s
         expert_tensor_parallel_size=config.expert_tp,
         create_gloo_process_groups=False,
     )
+    if device == "cpu" and config.tp == 2:
+        share_memory(parallel_state.get_tensor_model_parallel_group(), config.timeout_s)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
     return Topology(
@@ -187,5 +190,6 @@ def destroy_topology() -> None:
     """Leaves the process groups."""
     from megatron.core import parallel_state
 
+    forget_shared_memory()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

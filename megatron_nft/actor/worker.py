@@ -6,7 +6,10 @@ the ranks that have something to say return it, the others None. cluster/ranks.p
 
 import gc
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +17,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 
+from megatron_nft.actor.adapter_record import adapter_record
 from megatron_nft.actor.checkpoint import Save, begin_save, load_checkpoint, load_weights
 from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
+from megatron_nft.actor.lora import base_alone, deltas, named_adapters
 from megatron_nft.actor.manifest import damages, read_manifest
 from megatron_nft.actor.model import build_chunks, build_model
 from megatron_nft.actor.optimizer import build_optimizer
@@ -26,12 +31,14 @@ from megatron_nft.actor.routing import Routing
 from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology, stage_group
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.lora import Adapters, adapter_table
 from megatron_nft.families.registry import table_of
 from megatron_nft.observe.metrics import reduce_metrics
 from megatron_nft.types import MicroBatch
+from megatron_nft.weights.base_digest import digests, whole_digest
 from megatron_nft.weights.carriers import make_sender
 from megatron_nft.weights.gather import gather_bucket
-from megatron_nft.weights.plan import plan_weights
+from megatron_nft.weights.plan import Bucket, WeightPlan, plan_weights
 from megatron_nft.weights.wire import Sender
 
 
@@ -46,14 +53,18 @@ class Worker:
         if self.topology.device.type == "cuda":
             check_device(config.actor.precision, torch.cuda.get_device_capability(), torch.cuda.get_device_name())
         self.hf = read_hf_config(config.model.path)
-        self.model = build_model(self.hf, config.actor, self.topology)
+        self.model = build_model(self.hf, config.actor, self.topology, config.lora, seed=config.run.seed)
         if config.model.is_megatron:
             load_weights(Path(config.model.path), self.model)
         else:
             load_hf_weights(self.model, config.model.path, self.hf, self.topology)
         hold_back_reductions(self.model)
         self.optimizer, self.schedule = build_optimizer(
-            self.model, config.optimizer, config.actor, config.train.updates_per_step
+            self.model,
+            config.optimizer,
+            config.actor,
+            config.train.updates_per_step,
+            num_updates=config.train.steps * config.train.updates_per_step,
         )
         self.routing = Routing(config.actor, self.hf, self.topology)
         self.routing.attach(self.model)
@@ -70,18 +81,24 @@ class Worker:
             moe_aux_loss_coeff=config.actor.moe_aux_loss_coeff,
         )
         self.reference: list[torch.nn.Module] | None = None
-        if config.algorithm.kl_weight and config.model.reference is not None:
+        if config.algorithm.kl_weight and config.model.reference is not None and not config.base_is_reference:
             self.reference = [c.requires_grad_(False) for c in build_chunks(self.hf, config.actor, self.topology)]
             load_hf_weights(self.reference, config.model.reference, self.hf, self.topology)
             self.routing.attach(self.reference)
         mib = config.weights.bucket_mib
-        self.plan = plan_weights(
-            list(named_shards(self.model, self.hf)),
-            table_of(self.hf),
+        plan = partial(
+            plan_weights,
             places=self.topology.stage_places,
             dtype=getattr(torch, config.rollout.dtype),
             bucket_bytes=mib and (mib << 20) // self.topology.pp_size,
         )
+        self.plan = plan(list(named_shards(self.model, self.hf)), table_of(self.hf), deltas=deltas(self.model))
+        self.adapter_plan: WeightPlan | None = None
+        self._adapter_record: dict[str, Any] | None = None
+        if (adapters := config.lora.adapters) is not None:
+            self.adapter_plan = plan(list(named_adapters(self.model)), adapter_table(self.hf, adapters))
+            self._adapter_record = self._read_adapter_record(adapters)
+        self._sent = self.adapter_plan if self.adapter_plan and config.syncs_adapter else self.plan
         self._owns_weights = self.topology.holds_stage
         self._stage_group = stage_group()  # at plan.places
         self._host = address_toward(master)
@@ -99,9 +116,11 @@ class Worker:
         return self._by_sequence(microbatches, self.pipeline.score(microbatches))
 
     def score_reference(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
-        """As `score`, under the frozen reference model. Needs algorithm.kl_weight."""
+        """As `score`, under the frozen reference model: one of its own, or the model without its adapters. Needs
+        algorithm.kl_weight."""
         microbatches = self.routing.agreed(microbatches)
-        return self._by_sequence(microbatches, self.pipeline.score(microbatches, self.reference, "reference"))
+        with base_alone(self.model) if self.reference is None else nullcontext():
+            return self._by_sequence(microbatches, self.pipeline.score(microbatches, self.reference, "reference"))
 
     def _by_sequence(self, microbatches: Sequence[MicroBatch], logprobs: list[torch.Tensor]) -> list[np.ndarray] | None:
         if not self.topology.speaks:
@@ -133,6 +152,7 @@ class Worker:
         for number, microbatches in enumerate(updates):
             self.routing.update_begins(number)
             self.schedule.step(1)
+            self.pipeline.step = (self.schedule.num_steps - 1) // self.config.train.updates_per_step + 1
             metrics, answer_tokens, logprobs = self.pipeline.forward_backward(microbatches)
             if not reports:
                 self._first_logprobs = self._by_sequence(microbatches, logprobs)
@@ -170,7 +190,7 @@ class Worker:
 
     def weight_names(self) -> list[str] | None:
         """HF names of all tensors that this rank's stage sends, from its leader."""
-        return self.plan.hf_names if self._leads else None
+        return self._sent.hf_names if self._leads else None
 
     def num_rounds(self) -> int:
         """How often `send_bucket` is to be called in a sync, as far as this rank can tell."""
@@ -187,11 +207,21 @@ class Worker:
         return manifest.to_dict() if manifest and self._leads else None
 
     def save_hf(self, folder: str) -> dict[str, str] | None:
-        """Writes this stage's weights as safetensors files into `folder`; HF name -> file name, from its leader."""
+        """Writes this stage's weights as safetensors files into `folder`; HF name -> file name, from its leader.
+
+        Adapters are added to them."""
+        return self._save_tensors(self.plan, folder)
+
+    def save_adapter(self, folder: str) -> dict[str, str] | None:
+        """As `save_hf`, the adapters alone, under PEFT's names."""
+        assert self.adapter_plan is not None, "the run trains no adapters"
+        return self._save_tensors(self.adapter_plan, folder)
+
+    def _save_tensors(self, plan: WeightPlan, folder: str) -> dict[str, str] | None:
         weight_map: dict[str, str] = {}
         dtype = PRECISIONS[self.config.actor.precision].dtype
-        for index in range(len(self.plan.buckets)):
-            if tensors := self._gather(index, dtype):
+        for index, bucket in enumerate(plan.buckets):
+            if tensors := self._gather(bucket, dtype):
                 name = f"model-{index * self.topology.pp_size + self.topology.pp_rank:05d}.safetensors"
                 save_file({key: tensor.cpu() for key, tensor in tensors.items()}, Path(folder) / name, {"format": "pt"})
                 weight_map |= dict.fromkeys(tensors, name)
@@ -207,6 +237,7 @@ class Worker:
             self.topology,
             step=step,
             policy_version=policy_version,
+            adapter=self._adapter_record,
         )
 
     def save_state(self) -> tuple[bool, str | None]:
@@ -226,7 +257,7 @@ class Worker:
 
     def load(self, folder: str) -> None:
         """Goes on from a save, made in this layout or another. Raises CheckpointError."""
-        load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule, self.topology)
+        load_checkpoint(Path(folder), self.model, self.optimizer, self.schedule, self.topology, self._adapter_record)
 
     def damages(self, folder: str, names: Sequence[str]) -> list[str]:
         """What is wrong with these files of a checkpoint. No collective."""
@@ -255,6 +286,13 @@ class Worker:
             self._sender.close()
         destroy_topology()
 
+    def _read_adapter_record(self, adapters: Adapters) -> dict[str, Any]:
+        """What a checkpoint says of its adapters. A collective of all ranks, which read a share each of the model's
+        files: as they have just done."""
+        folder, parts = Path(self.config.model.path), [{}] * dist.get_world_size()
+        dist.all_gather_object(parts, digests(folder, dist.get_rank(), len(parts)))
+        return adapter_record(adapters, base=str(folder), base_digest=whole_digest(folder, parts))
+
     @property
     def _leads(self) -> bool:
         """Whether this rank speaks for its stage's weights: one of those that own them."""
@@ -269,7 +307,7 @@ class Worker:
         if self._sender is None:
             self._sender = make_sender(
                 self.config,
-                self.plan,
+                self._sent,
                 stage=self.topology.pp_rank,
                 group=self._stage_group,
                 pp_group=parallel_state.get_pipeline_model_parallel_group(),
@@ -278,11 +316,10 @@ class Worker:
             )
         return self._sender
 
-    def _gather(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def _gather(self, bucket: Bucket, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """HF tensors of one bucket on the stage's leader, an empty dict elsewhere."""
         if not self._owns_weights:
             return {}
-        bucket = self.plan.buckets[index]
         tensors = bucket.empty_tensors(dtype, self.topology.device) if self._leads else None
         gather_bucket(bucket, self.plan.places, tensors, dtype=dtype, group=self._stage_group)
         return tensors or {}

@@ -51,6 +51,7 @@ class _EngineProcess(Process):
                 is_colocated=config.is_colocated,
                 starts_empty=starts_empty,
                 gives_experts=config.replays_engine,
+                lora=config.lora if config.syncs_adapter else None,
             )
             self.shelf = Shelf()
 

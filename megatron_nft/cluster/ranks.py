@@ -21,8 +21,10 @@ from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, log_of, watchdog
 from megatron_nft.cluster.usage import Usage, fetch
 from megatron_nft.config import Config
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.lora import peft_config
 from megatron_nft.types import TrainBatch
-from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
+from megatron_nft.weights.export import finish_adapter_folder, finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
 
 ON_BATCHES = ("score", "score_reference", "train_step")
@@ -156,7 +158,10 @@ class Actors:
         return self.score_reference(self._scored(batch, "score", "old_logprobs_A"))
 
     def score_later(self, batch: TrainBatch) -> TrainBatch:
-        """As `score`, but for the first update's old_logprobs, which `train_step` finds by itself."""
+        """As `score`, but for the first update's old_logprobs, which `train_step` finds by itself: unless it leaves out
+        inputs that scoring has."""
+        if self._config.lora.dropout:
+            return self.score(batch)
         first, later = TrainBatch(updates=batch.updates[:1]), TrainBatch(updates=batch.updates[1:])
         if later.updates:
             later = self._scored(later, "score", "old_logprobs_A")
@@ -258,10 +263,24 @@ class Actors:
         self._call("load", str(folder))
 
     def save_hf(self, folder: Path) -> None:
-        """Writes the model as a complete HF folder; an earlier one is replaced once the new one is whole."""
+        """Writes the model as a complete HF folder; an earlier one is replaced once the new one is whole.
+
+        Adapters are added to its weights, and stand alone in a PEFT folder beside it: adapter, for hf."""
+        if self._config.lora.rank:
+            self.save_adapter(folder.with_name(folder.name.replace("hf", "adapter", 1)))
         with hf_folder_in_progress(folder) as partial:
             weight_maps = self._call("save_hf", str(partial))
             finish_hf_folder(partial, self._config.model.hf_folder, [m for m in weight_maps if m is not None])
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapters as a PEFT folder, likewise."""
+        lora, model = self._config.lora, self._config.model
+        with hf_folder_in_progress(folder) as partial:
+            weight_maps = self._call("save_adapter", str(partial))
+            about = peft_config(
+                read_hf_config(model.path), lora.adapters, base=str(model.hf_folder.resolve()), dropout=lora.dropout
+            )
+            finish_adapter_folder(partial, about, [m for m in weight_maps if m is not None])
 
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
         return self._begin(verb, *arguments, what=verb, timeout_s=self._config.actor.timeout_s).wait()

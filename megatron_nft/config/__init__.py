@@ -12,6 +12,7 @@ from megatron_nft.config.data import DataConfig
 from megatron_nft.config.errors import RecipeError
 from megatron_nft.config.evaluate import EvaluateConfig
 from megatron_nft.config.layout import check_layout
+from megatron_nft.config.lora import LoraConfig
 from megatron_nft.config.methods import CLIPPED, METHODS
 from megatron_nft.config.model import ModelConfig
 from megatron_nft.config.observe import ObserveConfig
@@ -38,6 +39,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "LoraConfig",
     "ModelConfig",
     "ObserveConfig",
     "OptimizerConfig",

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_nft.config.methods import CLIPPED, METHODS, NFT_LOSS, method_named
+from megatron_nft.config.corrections import CORRECTIONS, Bounds, correction_problems
+from megatron_nft.config.methods import CLIPPED, METHODS, NFT_LOSS, method_named, readers_of
 from megatron_nft.config.section import Section
 
 
@@ -15,15 +16,26 @@ class AlgorithmConfig(Section):
 
     name: str = "nft"
     """The method, one of METHODS (config/methods.py): "nft", "rft" (as in the paper: normalize = 0), "rft_script" (as
-    in the authors' script: normalize = 1), "grpo", "dr_grpo", "dapo". Sets the defaults of the settings below.
+    in the authors' script: normalize = 1), "grpo", "dr_grpo", "dapo", "gspo", "cispo", "maxrl", "topr", "psr", "nsr",
+    "w_reinforce", "asymre" (nft/README.md). Sets the defaults of the settings below.
     On the command line a method takes its own settings along, over those that are the method's of the recipe."""
     neg_weight: float = 1.0
     """Weight of wrong answers in NFT's loss: 1 is NFT, 0 is rejection fine-tuning (RFT). -1: the clipped
     policy-gradient objective of GRPO, Dr. GRPO and DAPO instead; without a name, or on the command line over one with
     NFT's loss, it is "dapo"."""
-    normalize: Literal[0, 1, 2] = 1
-    """NFT, RFT: prompt weight w(q): 0: 1; 1: 1 - p (on-policy: Dr. GRPO); 2: sqrt((1 - p) / p) (on-policy: GRPO).
-    GRPO and its kin: 1: advantage = reward - mean of the group; 2: that over the group's standard deviation."""
+    neg_weight_end: float | None = Field(None, ge=0)
+    """Where neg_weight gets to, in equal steps, over the first `schedule_steps` rollout steps. Unset: it stays."""
+    pos_weight: float = Field(1.0, ge=0)
+    """Weight of right answers, where neg_weight weighs wrong ones: 0 learns from wrong answers only (NSR)."""
+    pos_weight_end: float | None = Field(None, ge=0)
+    """Where pos_weight gets to, over the first `schedule_steps` rollout steps. Unset: it stays."""
+    schedule_steps: int | None = Field(None, ge=1)
+    """Rollout steps after which neg_weight_end and pos_weight_end hold."""
+    normalize: Literal[0, 1, 2, 3] = 1
+    """NFT, RFT: prompt weight w(q): 0: 1; 1: 1 - p (on-policy: Dr. GRPO); 2: sqrt((1 - p) / p) (on-policy: GRPO);
+    3: (1 - p) / p (on-policy: MaxRL).
+    GRPO and its kin: 1: advantage = reward - mean of the group; 2: that over the group's standard deviation; 3: over
+    its mean."""
     clamp_negative: float = Field(1.0, gt=0, le=1)
     """NFT: lower clamp of a wrong answer's implicit likelihood ratio (the paper's epsilon); the gradient passes
     straight through."""
@@ -34,6 +46,12 @@ class AlgorithmConfig(Section):
     """GRPO and its kin: a likelihood ratio below 1 - clip_low earns nothing more."""
     clip_high: float = Field(0.2, gt=0)
     """GRPO and its kin: a likelihood ratio above 1 + clip_high earns nothing more (DAPO: 0.28)."""
+    dual_clip: float = Field(0.0, ge=0)
+    """GRPO and its kin: a wrong answer's token loses at most dual_clip times its advantage, however much likelier it
+    has become (usual: 3). 0: off; else above 1 + clip_high."""
+    baseline_shift: float = Field(-0.1, ge=-1, le=1)
+    """Asymmetric REINFORCE: added to the group's mean reward. Below 0 right answers weigh more than wrong ones, which
+    is what keeps learning from an older policy's answers stable."""
     overlong_penalty: float = Field(0.0, ge=0)
     """GRPO and its kin: DAPO's soft overlong punishment of long answers. At 1 (the paper's) an answer of full length
     loses half of what separates a right one from a wrong one. 0: off."""
@@ -56,7 +74,34 @@ class AlgorithmConfig(Section):
     "engine": those of the policy that sampled each token, as the engine says: a forward pass less, its rounding in."""
     importance_cap: float = Field(0.0, ge=0)
     """Truncated importance correction of the gap between engine and actor: each token's loss is multiplied by
-    min(actor's / engine's probability before the update, importance_cap). Usual: 2. 0: off."""
+    min(actor's / engine's probability before the update, importance_cap). Usual: 2. 0: off. The first row of
+    `corrections`' table, by its older name."""
+    corrections: dict[str, Bounds] = Field({})
+    """Further corrections of that gap, by name: {token_mask = [0.5, 5.0], sequence_k1 = 0.01}. The table, and what each
+    leaves out of the denominator: nft/README.md."""
+    score_centering: bool = False
+    """Take what the sampler's distribution alone would do to the policy out of the gradient: of each token the score
+    that its sampler expects, over the engine's `rollout.top_logprobs` likeliest tokens and all others together."""
+
+    @property
+    def all_corrections(self) -> dict[str, Bounds]:
+        """Those of `corrections`, and importance_cap."""
+        capped = {"token_truncate": self.importance_cap} if self.importance_cap else {}
+        return {**capped, **self.corrections}
+
+    @property
+    def rejects(self) -> bool:
+        """What a correction leaves out leaves the denominator: old log-probs must be known before the update."""
+        return any(CORRECTIONS[name].rejects for name in self.corrections if name in CORRECTIONS)
+
+    def at_step(self, step: int) -> "AlgorithmConfig":
+        """What holds in a rollout step, counted from 1: with its schedules resolved."""
+        ends = {key: getattr(self, f"{key}_end") for key in ("neg_weight", "pos_weight")}
+        if self.schedule_steps is None or not any(end is not None for end in ends.values()):
+            return self
+        share = min((step - 1) / self.schedule_steps, 1.0)
+        now = {key: (1 - share) * getattr(self, key) + share * end for key, end in ends.items() if end is not None}
+        return self.model_copy(update=now)
 
     @property
     def is_clipped(self) -> bool:
@@ -101,21 +146,22 @@ class AlgorithmConfig(Section):
                 f'algorithm.neg_weight = {neg_weight:g} is a weight in NFT\'s loss, which "{name}" has not; '
                 'leave neg_weight out, or set algorithm.name = "nft"'
             )
-        if METHODS[name].preset.get("neg_weight") == 0 and neg_weight != 0:
+        if METHODS[name].preset.get("neg_weight") == 0 and (neg_weight != 0 or self.neg_weight_end):
+            neg_weight = self.neg_weight_end or neg_weight
             yield (
                 f'algorithm.name = "{name}" learns from right answers only, neg_weight = {neg_weight:g} weighs wrong '
                 'ones; set algorithm.name = "nft"'
             )
-        if self.takes_scores and self.normalize == 0:
-            yield (f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)')
-        if self.is_clipped and self.ratio_type == "sequence":
-            yield (f'algorithm.ratio_type = "sequence" is not defined for "{name}"; leave it at "token"')
-        yield from self._reduction_problems()
-        if self.old_logprobs == "engine" and self.importance_cap:
+        if METHODS[name].preset.get("pos_weight") == 0 and (pos_weight := self.pos_weight or self.pos_weight_end):
             yield (
-                f"algorithm.importance_cap = {self.importance_cap:g} corrects for the gap from engine to actor, and "
-                'algorithm.old_logprobs = "engine" knows the engine only; set importance_cap = 0, or "actor"'
+                f'algorithm.name = "{name}" learns from wrong answers only, pos_weight = {pos_weight:g} weighs '
+                'right ones; set algorithm.name = "w_reinforce"'
             )
+        if name in CLIPPED and self.normalize == 0:
+            yield (f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)')
+        yield from self._weight_problems()
+        yield from self._reduction_problems()
+        yield from self._gap_problems()
         if not self.takes_scores and self.overlong_penalty:
             yield (
                 f"algorithm.overlong_penalty = {self.overlong_penalty:g} shapes a reward, and "
@@ -123,15 +169,64 @@ class AlgorithmConfig(Section):
             )
         yield from self._unread()
 
+    def _weight_problems(self) -> Iterator[str]:
+        for key in ("neg_weight", "pos_weight"):
+            end = getattr(self, f"{key}_end")
+            if end is not None and self.schedule_steps is None:
+                yield (
+                    f"algorithm.{key}_end = {end:g} is where {key} gets to, and algorithm.schedule_steps doesn't say "
+                    "when; set schedule_steps"
+                )
+        if self.schedule_steps is not None and self.neg_weight_end is None and self.pos_weight_end is None:
+            yield (
+                f"algorithm.schedule_steps = {self.schedule_steps} is how long a weight changes, and none does; set "
+                "neg_weight_end or pos_weight_end, or leave it out"
+            )
+        if (
+            self.neg_weight == 0
+            and self.pos_weight == 0
+            and self.neg_weight_end is None
+            and self.pos_weight_end is None
+        ):
+            yield "algorithm.neg_weight = 0 and algorithm.pos_weight = 0 leave nothing to learn from; raise one of them"
+        if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
+            yield (
+                f"algorithm.dual_clip = {self.dual_clip:g} would cut what clip_high = {self.clip_high:g} lets pass; "
+                f"set it above {1 + self.clip_high:g}, or to 0 (off)"
+            )
+
+    def _gap_problems(self) -> Iterator[str]:
+        """Corrections of the gap from engine to actor."""
+        yield from correction_problems(self.corrections, self.importance_cap)
+        if self.old_logprobs == "engine" and self.all_corrections:
+            listed = [f"corrections.{name}" for name in self.corrections]
+            listed += [f"importance_cap = {self.importance_cap:g}"] * (self.importance_cap > 0)
+            verb, remedy = ("correct", "leave them out") if len(listed) > 1 else ("corrects", "leave it out")
+            yield (
+                f"algorithm.{', '.join(listed)} {verb} for the gap from engine to actor, and algorithm.old_logprobs = "
+                f'"engine" knows the engine only; {remedy}, or set "actor"'
+            )
+        if not self.score_centering:
+            return
+        if self.old_logprobs != "engine":
+            yield (
+                "algorithm.score_centering weighs every token that the engine might have sampled, of which only the "
+                'engine says a log-prob; set algorithm.old_logprobs = "engine", to which the ratio then is held'
+            )
+        if self.ratio_type == "sequence" or METHODS[self.name].ratio_of_answers:
+            yield (
+                "algorithm.score_centering weighs tokens that were not sampled, and a likelihood ratio of the whole "
+                'answer has no such; set algorithm.ratio_type = "token", or another method, or score_centering = false'
+            )
+
     def _unread(self) -> Iterator[str]:
         """Settings that were changed, and that the method doesn't read: the run would be another than was meant."""
         for key in METHODS[self.name].unread:
             value, default = getattr(self, key), type(self).model_fields[key].default
             if value != default:
-                readers = ", ".join(name for name, row in METHODS.items() if key not in row.unread)
                 yield (
                     f'algorithm.{key} = {json.dumps(value)} is not read by "{self.name}"; leave it out, or set '
-                    f"algorithm.name to a method that reads it: {readers}"
+                    f"algorithm.name to a method that reads it: {', '.join(readers_of(key))}"
                 )
         if self.reduction_constant is not None and self.reduction != "constant":
             yield (
@@ -140,10 +235,12 @@ class AlgorithmConfig(Section):
             )
 
     def _reduction_problems(self) -> Iterator[str]:
-        if self.ratio_type == "sequence" and self.reduction != "sequences":
+        row = METHODS[self.name]
+        if (self.ratio_type == "sequence" or row.ratio_of_answers) and self.reduction != "sequences":
+            why = f'name = "{self.name}"' if row.ratio_of_answers else 'ratio_type = "sequence"'
             yield (
                 f'algorithm.reduction = "{self.reduction}" would weigh an answer by its tokens, and with '
-                'algorithm.ratio_type = "sequence" it has one ratio and counts once; set reduction = "sequences"'
+                f'algorithm.{why} it has one ratio and counts once; set reduction = "sequences"'
             )
         if self.reduction != "published":
             return

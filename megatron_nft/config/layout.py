@@ -30,6 +30,11 @@ def layout_problems(config: Config, hf: HFConfig) -> Iterator[str]:
     if hf.intermediate_size % config.actor.tp and not is_all_sparse:
         yield (f"actor.tp = {config.actor.tp} does not divide the model's intermediate_size {hf.intermediate_size}")
     yield from _stage_problems(config.actor, hf.num_hidden_layers)
+    if config.lora.rank and hf.mixture is not None:
+        yield (
+            f"lora.rank = {config.lora.rank}: {hf.model_type} has experts, and there are no adapters for models with "
+            "experts; leave [lora] out"
+        )
     if config.max_sequence_tokens > hf.max_position_embeddings:
         yield (
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "

@@ -5,7 +5,7 @@ is at hand. A new method is a file with a METHOD (nft/methods/clipped.py is one)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -21,44 +21,75 @@ class MethodRow:
     """Settings of AlgorithmConfig that its loss doesn't read: a recipe that changes them is refused."""
     takes_scores: bool = False
     """It learns from rewards, so that a grader may give any score from 0 to 1. False: from right and wrong."""
+    ratio_of_answers: bool = False
+    """Its likelihood ratio is an answer's, whatever ratio_type: an answer counts once, and no token by itself."""
 
 
-_NFT, _CLIPPED = "megatron_nft.nft.methods.nft", "megatron_nft.nft.methods.clipped"
-_OF_NFT, _OF_CLIPPED = (
-    ("clamp_negative",),
-    ("clip_low", "clip_high"),
-)  # overlong_share: neg_weight -1 reads the recipe's
+_FILES = "megatron_nft.nft.methods"
+_NFT, _CLIPPED, _REINFORCE = f"{_FILES}.nft", f"{_FILES}.clipped", f"{_FILES}.reinforce"
+_WEIGHTS = ("pos_weight", "pos_weight_end", "neg_weight_end", "schedule_steps")
+_CLIPS = ("clip_low", "clip_high")
+_OWN = (*_WEIGHTS, *_CLIPS, "dual_clip", "baseline_shift", "clamp_negative", "ratio_type", "normalize")
+"""Settings that some method doesn't read. overlong_share is none of them: neg_weight -1 reads the recipe's."""
+
+
+def _all_but(*read: str) -> tuple[str, ...]:
+    return tuple(key for key in _OWN if key not in read)
+
+
+def _clipped(module: str = _CLIPPED, *, reads: tuple[str, ...] = ("dual_clip",), **preset: Any) -> MethodRow:
+    """One that learns from advantages within the group, with the likelihood ratio clipped."""
+    return MethodRow(
+        module=module,
+        preset={"neg_weight": -1.0, **preset},
+        unread=_all_but(*_CLIPS, "normalize", *reads),
+        takes_scores=True,
+    )
+
+
+def _signed(**preset: Any) -> MethodRow:
+    """One that learns from signs: right answers up, wrong ones down."""
+    return MethodRow(
+        module=_REINFORCE, preset={"normalize": 0, **preset}, unread=_all_but(*_CLIPS, *_WEIGHTS, "normalize")
+    )
+
 
 METHODS: dict[str, MethodRow] = {
-    "nft": MethodRow(module=_NFT, unread=_OF_CLIPPED),
+    "nft": MethodRow(module=_NFT, unread=_all_but(*_WEIGHTS, "clamp_negative", "ratio_type", "normalize")),
     "rft": MethodRow(  # the paper's: w = 1
-        module=_NFT, preset={"neg_weight": 0.0, "normalize": 0}, unread=(*_OF_CLIPPED, *_OF_NFT)
+        module=_NFT, preset={"neg_weight": 0.0, "normalize": 0}, unread=_all_but("ratio_type", "normalize")
     ),
     "rft_script": MethodRow(  # the authors' script's: 1 - p
-        module=_NFT, preset={"neg_weight": 0.0, "normalize": 1}, unread=(*_OF_CLIPPED, *_OF_NFT)
+        module=_NFT, preset={"neg_weight": 0.0, "normalize": 1}, unread=_all_but("ratio_type", "normalize")
     ),
-    "grpo": MethodRow(
-        module=_CLIPPED,
-        preset={"neg_weight": -1.0, "normalize": 2, "reduction": "sequences"},
-        unread=_OF_NFT,
-        takes_scores=True,
+    "grpo": _clipped(normalize=2, reduction="sequences"),
+    "dr_grpo": _clipped(normalize=1, reduction="constant"),
+    "dapo": _clipped(normalize=2, clip_high=0.28, overlong_penalty=1.0),
+    "gspo": replace(
+        _clipped(f"{_FILES}.gspo", reads=(), normalize=2, clip_low=3e-4, clip_high=4e-4, reduction="sequences"),
+        ratio_of_answers=True,
     ),
-    "dr_grpo": MethodRow(
-        module=_CLIPPED,
-        preset={"neg_weight": -1.0, "normalize": 1, "reduction": "constant"},
-        unread=_OF_NFT,
-        takes_scores=True,
+    "cispo": _clipped(f"{_FILES}.cispo", reads=(), normalize=2, clip_low=1.0, clip_high=4.0),
+    "maxrl": _clipped(normalize=3),
+    "topr": MethodRow(
+        module=f"{_FILES}.topr",
+        preset={"normalize": 0, "ratio_type": "sequence", "reduction": "sequences"},
+        unread=_all_but(*_WEIGHTS, "ratio_type", "normalize"),
     ),
-    "dapo": MethodRow(
-        module=_CLIPPED,
-        preset={"neg_weight": -1.0, "normalize": 2, "clip_high": 0.28, "overlong_penalty": 1.0},
-        unread=_OF_NFT,
-        takes_scores=True,
+    "psr": _signed(neg_weight=0.0),
+    "nsr": _signed(pos_weight=0.0),
+    "w_reinforce": _signed(pos_weight=0.1),
+    "asymre": MethodRow(
+        module=f"{_FILES}.asymre", unread=("neg_weight", *_all_but("baseline_shift")), takes_scores=True
     ),
 }
 
-CLIPPED = tuple(name for name, row in METHODS.items() if row.module == _CLIPPED)
-"""The methods with the clipped policy-gradient objective, those of neg_weight = -1."""
+SFT = "sft"
+"""No method of a run that samples: it learns given answers."""
+METHODS[SFT] = MethodRow(module=f"{_FILES}.sft", unread=("neg_weight", *_OWN))
+
+CLIPPED = tuple(name for name, row in METHODS.items() if row.preset.get("neg_weight") == -1)
+"""The methods that learn from clipped advantages, those of neg_weight = -1."""
 NFT_LOSS = tuple(name for name, row in METHODS.items() if row.module == _NFT)
 """The methods with NFT's loss."""
 ANY_PRESET = {key for row in METHODS.values() for key in row.preset} | {"published_ranks"}
@@ -68,6 +99,11 @@ ANY_PRESET = {key for row in METHODS.values() for key in row.preset} | {"publish
 def method_named(algorithm: Mapping[str, Any]) -> Any:
     """The method that a table of settings means."""
     return algorithm.get("name", "dapo" if algorithm.get("neg_weight") == -1 else "nft")
+
+
+def readers_of(setting: str) -> tuple[str, ...]:
+    """The methods that read a setting."""
+    return tuple(name for name, row in METHODS.items() if setting not in row.unread)
 
 
 def left_behind(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:

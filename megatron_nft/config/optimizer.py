@@ -18,6 +18,8 @@ class OptimizerConfig(Section):
     warmup_rollout_steps: int = Field(0, ge=0)
     """Warm-up counted in rollout steps, in place of warmup_updates: all updates of step s run at the share
     (s - 1) / warmup_rollout_steps of the peak, those of the first at 0, as in the NFT authors' code."""
+    decay_updates: int = Field(0, ge=0)
+    """The run's last so many updates, over which the learning rate falls, in equal steps, to the last step above 0."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW weight decay (not on norms and biases)."""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -54,4 +56,9 @@ class OptimizerConfig(Section):
             yield (
                 f"optimizer.warmup_updates = {self.warmup_updates} and optimizer.warmup_rollout_steps = "
                 f"{self.warmup_rollout_steps} are one warm-up in two units; set one of them to 0"
+            )
+        if self.decay_updates and self.warmup_rollout_steps:
+            yield (
+                f"optimizer.decay_updates = {self.decay_updates} goes with a warm-up in updates, and "
+                f"optimizer.warmup_rollout_steps = {self.warmup_rollout_steps}; set warmup_updates in its place"
             )

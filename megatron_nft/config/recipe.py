@@ -18,6 +18,7 @@ from megatron_nft.config.layout import layout_problems
 from megatron_nft.config.methods import left_behind
 from megatron_nft.config.paths import expanded
 from megatron_nft.config.schema import Config
+from megatron_nft.families.adapter_folder import check_adapter
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.weight_files import check_weights, has_weights
 
@@ -116,6 +117,8 @@ def _problems_with_model(config: Config, checks_weights: bool, alone: bool) -> l
         for folder in (config.model.path, config.model.reference):
             if checks_weights and folder is not None and has_weights(folder):  # a plan needs none
                 check_weights(folder, read_hf_config(folder))
+        if (adapters := config.lora.adapters) is not None and config.lora.adapter is not None:
+            check_adapter(config.lora.adapter, hf, adapters)
         if config.algorithm.kl_weight and config.model.reference and read_hf_config(config.model.reference) != hf:
             found.append(
                 f"model.reference = {config.model.reference!r} is not of the same architecture as model.path = "

@@ -26,6 +26,9 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling. Below 1 the engine's log-probs are of the truncated distribution: the gap metric shows it, and
     settings of [algorithm] that compare them with the actor's are refused."""
+    top_logprobs: int = Field(0, ge=0)
+    """The engine's likeliest tokens at each place, whose ids and log-probs come with every answer, for
+    algorithm.score_centering (128 in its paper). 8 bytes each, to the actor and into checkpoints. 0: none."""
     max_answer_tokens: int = Field(3584, ge=1)
     """A longer answer is cut, and a cut answer counts as wrong."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -11,12 +11,14 @@ from megatron_nft.config.checkpoint import CheckpointConfig
 from megatron_nft.config.cluster import ClusterConfig
 from megatron_nft.config.data import DataConfig
 from megatron_nft.config.evaluate import EvaluateConfig
+from megatron_nft.config.lora import ENGINE_RANKS, LoraConfig
 from megatron_nft.config.model import ModelConfig
 from megatron_nft.config.observe import ObserveConfig
 from megatron_nft.config.optimizer import OptimizerConfig
 from megatron_nft.config.rollout import RolloutConfig
 from megatron_nft.config.run import RunConfig
 from megatron_nft.config.section import Section
+from megatron_nft.config.sft import SftConfig
 from megatron_nft.config.train import TrainConfig
 from megatron_nft.config.verdict import VerdictConfig
 from megatron_nft.config.vllm_settings import OWN_ON_A_CPU, refused
@@ -33,10 +35,12 @@ class Config(Section):
     verdict: VerdictConfig = VerdictConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     actor: ActorConfig = ActorConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     observe: ObserveConfig = ObserveConfig()
@@ -68,10 +72,39 @@ class Config(Section):
         return "cuda_ipc" if self.is_colocated else "collective"
 
     @property
+    def syncs_adapter(self) -> bool:
+        """lora.sync, with "auto" resolved: the engines get adapters alone."""
+        if not self.lora.rank or self.lora.sync != "auto":
+            return bool(self.lora.rank) and self.lora.sync == "adapter"
+        fits = self.lora.rank <= ENGINE_RANKS[-1] and not self.model.is_megatron
+        return fits and self.cluster.device == "cuda"
+
+    @property
+    def base_is_reference(self) -> bool:
+        """The loss's reference is the model without its adapters: no second copy is loaded."""
+        given = self.model.reference
+        return bool(self.lora.rank) and (given is None or Path(given).resolve() == Path(self.model.path).resolve())
+
+    @property
     def canary_gap(self) -> float:
         """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
-        is_exact = self.actor.precision == "fp32" and self.rollout.dtype == "float32"
-        return self.weights.canary_gap or (1e-3 if is_exact else 0.1)
+        return self.weights.canary_gap or (1e-3 if self._is_exact else 0.1)
+
+    def gap_bound(self, *, is_ahead: bool) -> float:
+        """observe.gap_bound, with its default resolved; 0: none.
+
+        Args:
+            is_ahead: answers are older than the policy that trains.
+        """
+        if self.observe.gap_bound is not None:
+            return self.observe.gap_bound
+        if is_ahead or self.rollout.top_p < 1:
+            return 0.0
+        return 1e-6 if self._is_exact else 0.01
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.actor.precision == "fp32" and self.rollout.dtype == "float32"
 
     @property
     def replays_engine(self) -> bool:
@@ -87,7 +120,8 @@ class Config(Section):
         """What the sections' settings can't be together."""
         yield from self._check_ranks()
         yield from self._check_log_probs()
-        if self.algorithm.kl_weight and self.model.reference is None:
+        yield from self._check_lora()
+        if self.algorithm.kl_weight and self.model.reference is None and not self.lora.rank:
             yield (
                 f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
                 f"an HF folder (usually model.path, {self.model.path!r}), or kl_weight = 0"
@@ -113,6 +147,18 @@ class Config(Section):
                 "tokens_per_microbatch to that"
             )
 
+    def _check_lora(self) -> Iterator[str]:
+        if not self.lora.rank:
+            return
+        for setting in ("gradient_accumulation_fusion", "tp_comm_overlap"):
+            if getattr(self.actor, setting):
+                yield f"actor.{setting} = true is for gradients of whole weights, and lora.rank is set; leave it out"
+        if self.lora.sync == "adapter" and self.model.is_megatron:
+            yield (
+                'lora.sync = "adapter" has engines read the model from model.path, which is a Megatron checkpoint; set '
+                'lora.sync = "merged", or model.path to an HF folder (megatron-nft convert megatron-to-hf)'
+            )
+
     def _check_ranks(self) -> Iterator[str]:
         actor, ranks = self.actor, self.cluster.actor_ranks
         if ranks not in (None, actor.world_size):
@@ -128,6 +174,7 @@ class Config(Section):
             for setting, is_set in (
                 ('old_logprobs = "engine"', algorithm.old_logprobs == "engine"),
                 (f"importance_cap = {algorithm.importance_cap:g}", algorithm.importance_cap > 0),
+                (f"corrections = {list(algorithm.corrections)}", bool(algorithm.corrections)),
             )
             if is_set
         ]
@@ -135,7 +182,12 @@ class Config(Section):
             yield (
                 f"rollout.top_p = {top_p:g} makes the engine's log-probs those of a part of the vocabulary, and "
                 f"{' and '.join(reads)} compares them with the actor's, which are of all of it; set rollout.top_p = 1, "
-                'or algorithm.old_logprobs = "actor" and importance_cap = 0'
+                'or algorithm.old_logprobs = "actor" and importance_cap = 0, and no corrections'
+            )
+        if algorithm.score_centering and not self.rollout.top_logprobs:
+            yield (
+                "algorithm.score_centering is over the engine's likeliest tokens, and rollout.top_logprobs = 0 has it "
+                "say none; set rollout.top_logprobs (128 in the paper)"
             )
 
     def _check_nothing_needs_cuda(self) -> Iterator[str]:

@@ -90,14 +90,23 @@ def problem_of(row: Row, number: int, file: str, stem: str) -> Problem:
     return problem
 
 
-def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
+def messages_of(value: Any, name: str, where: str) -> tuple[Message, ...]:
+    """A column's messages, whoever speaks last; a text is the user's.
+
+    Raises:
+        DataError: it is neither.
+    """
     messages = _parsed(value, where, name) if isinstance(value, str) else value
     messages = [messages] if isinstance(messages, dict) else messages
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: {name} is {str(value)[:80]!r}. Needed: {SCHEMA}")
-    cleaned = tuple(_message(message, f"{where}: message {place} of {name}") for place, message in enumerate(messages))
+    return tuple(_message(message, f"{where}: message {place} of {name}") for place, message in enumerate(messages))
+
+
+def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
+    cleaned = messages_of(value, name, where)
     if cleaned[-1]["role"] == "assistant":
         raise DataError(
             f"{where}: the last message of {name} is the assistant's, and a prompt would hold its own answer; leave "

@@ -61,7 +61,7 @@ class Parameter:
     @property
     def is_plain(self) -> bool:
         """Whether its rows are the rows of a single HF tensor."""
-        return self.is_table or self.rule.layout.axis is None
+        return self.is_table or (self.rule.layout.axis is None and len(self.rule.hf) == 1)
 
     @property
     def numel(self) -> int:

@@ -61,8 +61,11 @@ def weight_map(folder: Path) -> dict[str, str] | None:
     return found
 
 
-def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
+def read_tensors(folder: str | Path, single: str = SINGLE) -> dict[str, StoredTensor]:
     """All of a folder, by name.
+
+    Args:
+        single: name of the file, where there is no index.
 
     Raises:
         ModelFolderError: a file is missing or not whole, or has not what the index says.
@@ -70,9 +73,9 @@ def read_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     folder = Path(folder)
     file_of = weight_map(folder)
     if file_of is None:
-        if not (folder / SINGLE).is_file():
-            raise ModelFolderError(f"{folder}: no {SINGLE} and no {INDEX}")
-        return dict(_tensors_in(folder / SINGLE))
+        if not (folder / single).is_file():
+            raise ModelFolderError(f"{folder}: no {single} and no {INDEX}")
+        return dict(_tensors_in(folder / single))
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(file_of.values())):
         path = folder / file

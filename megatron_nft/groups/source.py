@@ -241,6 +241,7 @@ class GroupSource:
             max_answer_tokens=rollout.max_answer_tokens,
             seed=seed,
             with_experts=self._config.replays_engine,
+            top_logprobs=rollout.top_logprobs,
         )
 
     def _fitting(self, item: Kept) -> Kept:

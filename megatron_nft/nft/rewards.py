@@ -25,10 +25,11 @@ def clamp_correct_rate(correct_rate: Rate) -> Rate:
 
 
 def prompt_weight(correct_rate: Rate, normalize: int) -> Rate:
-    """w(q) for a clamped correct rate p: 1, 1 - p (on-policy: Dr. GRPO), or sqrt((1 - p) / p) (on-policy: GRPO).
+    """w(q) for a clamped correct rate p: 1, 1 - p (on-policy: Dr. GRPO), sqrt((1 - p) / p) (on-policy: GRPO), or
+    (1 - p) / p (on-policy: MaxRL).
 
     Raises:
-        ValueError: normalize is none of 0, 1, 2.
+        ValueError: normalize is none of 0, 1, 2, 3.
     """
     if normalize == 0:
         return correct_rate * 0 + 1
@@ -36,7 +37,9 @@ def prompt_weight(correct_rate: Rate, normalize: int) -> Rate:
         return 1 - correct_rate
     if normalize == 2:
         return ((1 - correct_rate) / correct_rate) ** 0.5
-    raise ValueError(f"normalize = {normalize}: choose 0 (w = 1), 1 (w = 1 - p) or 2 (w = sqrt((1 - p) / p))")
+    if normalize == 3:
+        return (1 - correct_rate) / correct_rate
+    raise ValueError(f"normalize = {normalize}: choose 0 (w = 1), 1 (1 - p), 2 (sqrt((1 - p) / p)) or 3 ((1 - p) / p)")
 
 
 def rewards(group: RolloutGroup, *, max_answer_tokens: int, penalty: float = 0.0, share: float = 0.2) -> np.ndarray:
@@ -54,17 +57,22 @@ def rewards(group: RolloutGroup, *, max_answer_tokens: int, penalty: float = 0.0
 
 
 def advantages(rewards_G: np.ndarray, normalize: int) -> np.ndarray:
-    """Float64 [G]: rewards less their mean (1: Dr. GRPO), and that over their standard deviation (2: GRPO, DAPO).
+    """Float64 [G]: rewards less their mean (1: Dr. GRPO), and that over their standard deviation (2: GRPO, DAPO), or
+    over their mean (3: MaxRL, arXiv 2602.02710: the gradient of log p in place of p's).
 
     The deviation is the population's, as in NFT's comparison: sqrt(p (1 - p)) for verdicts. Rewards that are all equal
-    have no advantage over each other.
+    have no advantage over each other. A mean below MIN_CORRECT_RATE divides as that, as everywhere.
 
     Raises:
-        ValueError: normalize is neither 1 nor 2.
+        ValueError: normalize is none of 1, 2, 3.
     """
-    if normalize not in (1, 2):
-        raise ValueError(f"normalize = {normalize}: choose 1 (reward - mean) or 2 (over the standard deviation, too)")
+    if normalize not in (1, 2, 3):
+        raise ValueError(
+            f"normalize = {normalize}: choose 1 (reward - mean), 2 (that over the deviation) or 3 (over the mean)"
+        )
     centred_G = rewards_G - rewards_G.mean()
+    if normalize == 3:
+        return centred_G / max(rewards_G.mean(), MIN_CORRECT_RATE)
     deviation = centred_G.std()
     if normalize == 1 or deviation == 0:
         return centred_G

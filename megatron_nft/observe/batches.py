@@ -1,4 +1,4 @@
-"""Training batches to look at and to run again: the gap between engine and actor, and a file that holds a batch.
+"""Training batches to look at and to run again: a file that holds a batch.
 
 The driver hands over a scored TrainBatch. Files are plain numpy archives without pickles; their readers are the replay
 in tests/parallel and whoever wants to see what a step trained on.
@@ -28,22 +28,6 @@ _FIELDS = {
 
 COLUMN = "column/"
 """Before the name of a further column's array, here and in groups/file.py."""
-
-
-def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, float]:
-    """|engine_logprobs - old_logprobs| over a scored batch's answer tokens, in nats: mean, 99th percentile, maximum.
-
-    With a cap, also the share of tokens at which the importance correction is cut (nft/loss.py, importance_weights).
-    """
-    gaps = np.concatenate([s.old_logprobs_A - s.engine_logprobs_A for s in batch.sequences])
-    metrics = {
-        "rollout/logprob_gap_mean": float(np.abs(gaps).mean()),
-        "rollout/logprob_gap_p99": float(np.quantile(np.abs(gaps), 0.99)),
-        "rollout/logprob_gap_max": float(np.abs(gaps).max()),
-    }
-    if importance_cap:
-        metrics["rollout/importance_capped_fraction"] = float((gaps > np.log(importance_cap)).mean())
-    return metrics
 
 
 def save_batch(batch: TrainBatch, path: Path) -> None:

@@ -118,6 +118,14 @@ ANSWERS = (
         good="Should be near 0; above a few percent raise rollout.max_answer_tokens.", factor=100, rest=SHARE,
     ),
     Chart(
+        title="Groups of a step", unit="groups",
+        lines=(("mixed", "rollout/groups_mixed"), ("all right", "rollout/groups_all_right"),
+               ("all wrong", "rollout/groups_all_wrong"), ("surplus", "rollout/groups_surplus"),
+               ("cut", "rollout/groups_cut")),
+        good="Only mixed ones teach; if the others outgrow them, the prompts have become too easy or too hard.",
+        rest=FROM_0,
+    ),
+    Chart(
         title="Right by a rule", unit="% of right", kind="rules",
         lines=(("evaluation", "verdict/by_evaluation"), ("rounding", "verdict/by_rounding"),
                ("omission", "verdict/by_omission")),

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_nft.observe.diagnosis import DIAGNOSIS
 from megatron_nft.observe.throughput import length_metrics
 from megatron_nft.types import RolloutGroup
 
@@ -68,6 +69,7 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
         "mean",
         "share of answer tokens whose ratio earns nothing more (GRPO and kin)",
     ),
+    *DIAGNOSIS,
     ("nft/kl", "nats/token", "mean", "estimate of KL(policy || reference), with algorithm.kl_weight"),
     ("nft/entropy", "nats/token", "mean", "entropy of the policy at answer tokens, with observe.entropy"),
     ("nft/correct_rate", "fraction", "mean", "share of right answers among all graded ones, unmixed groups included"),
@@ -323,6 +325,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
             "rollout/truncated_fraction": sum(r.truncated for r in rollouts) / len(rollouts),
             "rollout/policy_version": min(r.policy_version for r in rollouts),
         }
+    if mixed := [group.correct_rate for group in graded if group.is_mixed]:
+        metrics["rollout/mixed_correct_rate"] = sum(mixed) / len(mixed)
     return metrics
 
 

@@ -271,6 +271,12 @@ def _heard(path: Path) -> float | None:
         return None
 
 
+def silent_s(folder: Path) -> float | None:
+    """Seconds since a folder's owner was heard of, for who only looks; None: it is not known to have one."""
+    heard = [path.stat().st_mtime for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
+    return max(0.0, time.time() - max(heard)) if heard else None
+
+
 def _highest(names: Path) -> int:
     return max((int(name) for name in os.listdir(names) if name.isdigit()), default=0)
 

@@ -8,13 +8,16 @@ import tomllib
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from megatron_nft.config import Config
 from megatron_nft.observe.compare import RunFolderError, read_run, render_comparison
 from megatron_nft.observe.facts import read_state
 from megatron_nft.observe.html import render_page
+from megatron_nft.observe.owner import DEAD_S, silent_s
 from megatron_nft.observe.records import read_step_reports
 from megatron_nft.observe.run_page import answers_of
+from megatron_nft.observe.step_line import duration
 
 HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
@@ -26,7 +29,7 @@ def page_of(folders: Sequence[Path], *, reloads: bool = False) -> str:
     Raises:
         RunFolderError: a folder is no run's.
     """
-    states = [read_state(folder) for folder in folders]
+    states = [_state(folder) for folder in folders]
     if len(folders) > 1:
         running = any(state["verdict"] == "running" for state in states)
         return render_comparison([read_run(folder) for folder in folders], reloads=reloads and running)
@@ -35,7 +38,7 @@ def page_of(folders: Sequence[Path], *, reloads: bool = False) -> str:
     recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
     return render_page(
         config=Config.model_validate(recipe),
-        verdict=state["verdict"] or "running",
+        verdict=state["verdict"] or "not recorded",
         minutes=state["minutes"],
         records=read_step_reports(folder / "metrics.jsonl"),
         answers=answers_of(folder).records if (folder / "rollouts.jsonl").is_file() else [],
@@ -43,6 +46,14 @@ def page_of(folders: Sequence[Path], *, reloads: bool = False) -> str:
         timeline=state["timeline"],
         reloads=reloads,
     )
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """As written; but a run that was killed has not written that it has ended."""
+    state, silent = read_state(folder), silent_s(folder)
+    if state["verdict"] == "running" and silent is not None and silent > DEAD_S:
+        state["verdict"] = f"interrupted: not heard of for {duration(silent)}"
+    return state
 
 
 def make_server(folders: Sequence[Path], port: int) -> ThreadingHTTPServer:

@@ -11,6 +11,7 @@ from math import prod
 
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.lora import Adapters, adapter_shapes, adapter_table
 from megatron_nft.families.rules import ExpertRule, Rule
 from megatron_nft.plan.parameters import chunk_rules, layers_of_chunk
 
@@ -30,7 +31,12 @@ def bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> tuple[int, ...]:
     layers = tuple(layer for chunk in chunks for layer in chunk)
     if hf.mixture is None or not hf.mixture.dense_layers:  # all are alike: one answer for many stages
         layers = tuple(range(len(layers)))
-    return _cut(hf, layers, actor.ep, pp_rank == 0, pp_rank == actor.pp - 1, element, limit)
+    return _cut(hf, layers, actor.ep, pp_rank == 0, pp_rank == actor.pp - 1, element, limit, sent_adapters(config))
+
+
+def sent_adapters(config: Config) -> Adapters | None:
+    """What a sync sends in place of the model."""
+    return config.lora.adapters if config.syncs_adapter else None
 
 
 def largest_bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> int:
@@ -40,9 +46,19 @@ def largest_bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _cut(
-    hf: HFConfig, layers: tuple[int, ...], ep: int, is_first: bool, is_last: bool, element: int, limit: int | None
+    hf: HFConfig,
+    layers: tuple[int, ...],
+    ep: int,
+    is_first: bool,
+    is_last: bool,
+    element: int,
+    limit: int | None,
+    adapters: Adapters | None,
 ) -> tuple[int, ...]:
-    units = [[[element * n for n in tensors] for tensors in unit] for unit in _units(hf, layers, ep, is_first, is_last)]
+    rules = chunk_rules(hf, layers, first=is_first, last=is_last, ep=ep)
+    if adapters is not None:
+        rules = list(adapter_table(hf, adapters)) * len(layers)
+    units = [[[element * n for n in tensors] for tensors in unit] for unit in _units(rules, ep)]
     sizes = [[_laid_out(tensors) for tensors in unit] for unit in units]
     if limit is None:
         whole = [sum(unit) for unit in sizes]
@@ -61,15 +77,16 @@ def _cut(
     return tuple(_laid_out(tensors) for tensors in buckets if tensors)
 
 
-def num_tensors(hf: HFConfig) -> int:
-    """HF tensors of the whole model."""
+def num_tensors(hf: HFConfig, adapters: Adapters | None = None) -> int:
+    """HF tensors of the whole model, or of all adapters."""
+    if adapters is not None:
+        return len(adapter_shapes(hf, adapters))
     rules = chunk_rules(hf, range(hf.num_hidden_layers), first=True, last=True)
     return sum(len(rule.hf) for rule in rules)
 
 
-def _units(hf: HFConfig, layers: Sequence[int], ep: int, is_first: bool, is_last: bool) -> list[list[list[int]]]:
+def _units(rules: Sequence[Rule], ep: int) -> list[list[list[int]]]:
     """Per Megatron parameter, in order: elements of each HF tensor that it makes. A layer's experts are one unit."""
-    rules = chunk_rules(hf, layers, first=is_first, last=is_last, ep=ep)
     units: list[list[list[int]]] = []
     for is_expert, group in groupby(rules, lambda rule: isinstance(rule, ExpertRule)):
         made = [_elements(rule) * (ep if is_expert else 1) for rule in group]

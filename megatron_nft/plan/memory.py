@@ -138,7 +138,7 @@ def _actor(
         weights["weights"] -= mine.linear_elements
     elif is_fp8:  # TransformerEngine's copies, as they are and transposed
         weights["FP8 copies of weights"] = 2.0 * mine.linear_elements
-    if config.algorithm.kl_weight:
+    if config.algorithm.kl_weight and not config.base_is_reference:
         weights["reference model"] = float(element * mine.elements)
     device = {} if on_cpu else {"CUDA and NCCL": machine.efficiency.device_gib * GIB}
     state = {**weights, "gradients": float(mine.gradient_bytes), "optimizer": optimizer, **device}
@@ -247,6 +247,8 @@ def _host(
         offloaded = max(offloaded, optimizer * config.optimizer.optimizer_offload_fraction)
     if offloaded and config.cluster.device == "cuda":
         parts["optimizer"] = offloaded * actors_here
+    if config.syncs_adapter and config.is_colocated:  # what no sync brings stays there while an engine sleeps
+        parts["engine weights"] = engine.weight_bytes * min(workers, machine.gpus_per_node)
     on_host = 0.0
     for pp_rank in range(actor.pp):
         tokens = work.microbatch_tokens / actor.cp

@@ -17,6 +17,7 @@ from math import lcm
 
 from megatron_nft.config import ActorConfig
 from megatron_nft.families.hf_config import HFConfig
+from megatron_nft.families.lora import Adapters, adapter_table
 from megatron_nft.families.registry import table_of
 from megatron_nft.families.rules import TRANSFORMER_ENGINE, AxisPlace, ExpertRule, Place, Rule
 
@@ -184,20 +185,21 @@ def shard_elements(buckets: Sequence[Bucket], ranks: int) -> list[int]:
 class RankParameters:
     """What a pipeline rank's parameters take, in elements: the same on all of its ranks, but for the shards."""
 
-    elements: int  # without padding
+    elements: int  # of the model, without padding
     stage_elements: int  # of all ranks that hold the stage together, what is whole on each of them counted for each
     linear_elements: int  # of linear modules
     buffer_elements: int  # of the parameter buffers, and of the gradient buffers
     shards: tuple[int, ...]  # of the optimizer's state, by rank of the data- and context-parallel group
     expert_buffer_elements: int = 0  # the same of experts that are spread over ranks, which have buffers of their own
     expert_shards: tuple[int, ...] = (0,)  # by rank of the expert-data-parallel group
+    frozen_elements: int = 0  # in no buffer: the model's, where adapters are trained
 
     @property
     def all_buffer_elements(self) -> int:
         return self.buffer_elements + self.expert_buffer_elements
 
     def weight_bytes(self, element_bytes: int) -> int:
-        return self.all_buffer_elements * element_bytes
+        return (self.all_buffer_elements + self.frozen_elements) * element_bytes
 
     @property
     def gradient_bytes(self) -> int:
@@ -215,8 +217,14 @@ class RankParameters:
         return elements * (MOMENT_BYTES + (MASTER_BYTES if element_bytes < 4 else 0))
 
 
-def parameters_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> RankParameters:
-    """All virtual stages of a pipeline rank."""
+def parameters_of_rank(
+    hf: HFConfig, actor: ActorConfig, pp_rank: int, adapters: Adapters | None = None
+) -> RankParameters:
+    """All virtual stages of a pipeline rank.
+
+    Args:
+        adapters: that are trained in place of the model.
+    """
     bucket_size = None
     if actor.overlap_grad_reduce and pp_rank == 0:  # Megatron cuts the first rank's first stage only
         bucket_size = actor.ddp_bucket_size or max(SMALLEST_DEFAULT_BUCKET, DEFAULT_BUCKET_PER_RANK * actor.dp)
@@ -232,6 +240,7 @@ def parameters_of_rank(hf: HFConfig, actor: ActorConfig, pp_rank: int) -> RankPa
         actor.dp * actor.cp,
         actor.tp * actor.dp * actor.cp // (actor.ep * actor.expert_tp),
         bucket_size,
+        adapters,
     )
 
 
@@ -245,6 +254,7 @@ def _rank_parameters(
     ranks: int,
     expert_ranks: int,
     bucket_size: int | None,
+    adapters: Adapters | None,
 ) -> RankParameters:
     tied, vpp = hf.tie_word_embeddings and not (first and last), len(layers)
     sizes = {axis.axis: axis.size for axis in place}
@@ -254,6 +264,10 @@ def _rank_parameters(
         for stage, chunk in enumerate(layers)
     ]
 
+    trained = chunks
+    if adapters is not None:
+        trained = [_adapter_parameters(hf, place, adapters) * len(chunk) for chunk in layers]
+
     def buffers(ranks: int, *, of_experts: bool) -> list[tuple[Bucket, ...]]:
         return [
             lay_out_buffer(
@@ -261,7 +275,7 @@ def _rank_parameters(
                 ranks=ranks,
                 bucket_size=bucket_size if stage == 0 else None,
             )
-            for stage, chunk in enumerate(chunks)
+            for stage, chunk in enumerate(trained)
         ]
 
     dense, experts = buffers(ranks, of_experts=False), buffers(expert_ranks, of_experts=True)
@@ -276,7 +290,15 @@ def _rank_parameters(
         shards=_shards(dense, ranks),
         expert_buffer_elements=sum(b.elements for buckets in experts for b in buckets),
         expert_shards=_shards(experts, expert_ranks),
+        frozen_elements=0 if adapters is None else sum(p.elements for p in everything),
     )
+
+
+def _adapter_parameters(hf: HFConfig, place: Place, adapters: Adapters) -> list[Parameter]:
+    """Of one layer, in the order in which its modules are registered: A and B of each."""
+    modules = [f"{LAYER}{module}" for module in ORDER]
+    rules = sorted(adapter_table(hf, adapters), key=lambda rule: modules.index(rule.megatron.rpartition(".")[0]))
+    return [_parameter(rule, place, is_tied=False) for rule in rules]
 
 
 def _shards(buffers: Sequence[Sequence[Bucket]], ranks: int) -> tuple[int, ...]:

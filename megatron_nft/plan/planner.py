@@ -165,7 +165,7 @@ def make_plan(config: Config, hf: HFConfig, machine: Machine, assumptions: Assum
     assumptions = assumptions or Assumptions()
     work = workload(config, assumptions, machine.efficiency.imbalance)
     engine = engine_of(hf, config.rollout, machine, on_cpu=config.cluster.device == "cpu")
-    ranks = [parameters_of_rank(hf, config.actor, pp_rank) for pp_rank in range(config.actor.pp)]
+    ranks = [parameters_of_rank(hf, config.actor, rank, config.lora.adapters) for rank in range(config.actor.pp)]
     memory = plan_memory(config, hf, work, engine, machine, ranks)
     return Plan(
         config=config,

@@ -1,8 +1,9 @@
 """Seconds from the driver's first line to the first step: processes, imports, weights, engines, the first sync.
 
-Ranks and engines are processes that import their libraries from a file system that all nodes share, and read the model
-from it: a node reads the stages that its ranks hold, once, whatever the number of its ranks (its page cache has them).
-Engines read no weights. On shared devices they start after the ranks, whose weights they must see to count free memory.
+Ranks and engines are processes that start side by side and import their libraries from a file system that all nodes
+share. Of the replicas one reads the model from it, and the others get what it has read: a node of the first replica
+reads the stages that its ranks hold once, whatever the number of its ranks (its page cache has them). Engines read no
+weights. On shared devices they are built after the ranks, whose weights they must see to count free memory.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Start:
     """Of a run, by what it goes into."""
 
     parts: dict[str, float]
-    read_bytes: float  # by all nodes together
+    read_bytes: float  # by all nodes that read, together
 
     @property
     def seconds(self) -> float:
@@ -37,14 +38,16 @@ def plan_start(
     if config.cluster.device == "cpu":
         return None
     e, actor = machine.efficiency, config.actor
-    read = sum(_stage_bytes(config, ranks, stages) for stages in _stages_by_node(config, machine))
-    nodes = -(-actor.world_size // machine.gpus_per_node)
-    rate = min(e.storage_gb_s, nodes * e.node_storage_gb_s) * 1e9
+    by_node = [_stage_bytes(config, ranks, stages) for stages in _stages_read_by_node(config, machine)]
+    read_s = max(sum(by_node) / (e.storage_gb_s * 1e9), max(by_node) / (e.node_storage_gb_s * 1e9))
+    shard = max(weight_element_bytes(config) * rank.elements for rank in ranks)
+    to_others = shard / machine.link_bytes_per_s(actor.dp, actor.tp * actor.cp) if actor.dp * actor.cp > 1 else 0.0
     parts = {
         "processes": e.process_start_s,
         "imports": e.import_s,
         "process groups": actor.world_size * e.group_rank_ms * 1e-3,
-        "weights from storage": read / rate,
+        "weights from storage": read_s,
+        "weights to the other replicas": to_others,
     }
     engines = e.engine_start_s
     if config.is_colocated:
@@ -53,14 +56,17 @@ def plan_start(
         beside = sum(parts.values()) - parts["processes"] - parts["imports"]
         parts["engines, beside the ranks"] = max(engines - beside, 0.0)
     parts["first weight sync"] = sync_s
-    return Start(parts=parts, read_bytes=read)
+    return Start(parts=parts, read_bytes=sum(by_node))
 
 
-def _stages_by_node(config: Config, machine: Machine) -> list[set[int]]:
-    """Pipeline stages whose ranks lie on each node, ranks filling nodes in order."""
-    world, of_stage = config.actor.world_size, config.actor.world_size // config.actor.pp
-    nodes = range(0, world, machine.gpus_per_node)
-    return [{rank // of_stage for rank in range(first, min(first + machine.gpus_per_node, world))} for first in nodes]
+def _stages_read_by_node(config: Config, machine: Machine) -> list[set[int]]:
+    """Pipeline stages that are read on each node that has ranks of the first replica; ranks fill nodes in order."""
+    actor, stages = config.actor, {}
+    for pp_rank in range(actor.pp):
+        for tp_rank in range(actor.tp):
+            rank = tp_rank + pp_rank * actor.tp * actor.cp * actor.dp
+            stages.setdefault(rank // machine.gpus_per_node, set()).add(pp_rank)
+    return list(stages.values())
 
 
 def _stage_bytes(config: Config, ranks: list[RankParameters], stages: set[int]) -> float:

@@ -3,7 +3,7 @@
     rollout    slowest engine, of a round and now and then a second one; plan/engine.py, plan/rounds.py
     verdict    grading beside the rollouts, by verdict.workers processes: what is left of it after the last answer
     hand-over  colocated: the optimizer's state to the host and back
-    log-prob   forward pass of all answers (twice with a reference model)
+    log-prob   forward pass of the answers of all updates but the first (and of all of them by a reference model)
     train      updates: forward and backward pass through the pipeline, reductions, optimizer
     sync       gather, broadcast and load of the weights
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import HFConfig
-from megatron_nft.plan.buckets import bucket_bytes, num_tensors
+from megatron_nft.plan.buckets import bucket_bytes, num_tensors, sent_adapters
 from megatron_nft.plan.engine import Engine
 from megatron_nft.plan.hardware import Machine
 from megatron_nft.plan.memory import weight_element_bytes
@@ -103,8 +103,11 @@ class ActorTimes:
         self.pairs = sequences * work.mean_square_tokens / 2 / self.actor.cp  # of tokens that attend to one another
 
     def score(self) -> dict[str, float]:
-        """All updates' microbatches in one go, forward only."""
-        times = 2 if self.config.algorithm.kl_weight else 1
+        """Microbatches in one go, forward only: of all updates but the first, whose old log-probs are those of its own
+        forward pass; with a reference model those of all updates once more."""
+        algorithm, updates = self.config.algorithm, self.work.updates
+        times = (updates - 1) / updates if algorithm.old_logprobs == "actor" else 0.0
+        times += bool(algorithm.kl_weight)
         parts = self._through_pipeline(self.work.microbatches * self.work.updates, forward_only=True)
         return {name: times * seconds for name, seconds in parts.items()}
 
@@ -142,8 +145,10 @@ class ActorTimes:
         linear = 2 * hf.layer_parameters / actor.tp * self.tokens / machine.matmul_flops(fp8=fp8)
         attention = 4 * self.pairs * hf.num_attention_heads * hf.head_dim / actor.tp / machine.attention_flops
         memory = self._memory_bytes() / machine.bytes_per_s
+        # Frozen weights have no gradient of their own: one product less. An adapter's own products are r wide.
+        gradients = BACKWARD_PRODUCTS - (1 if self.config.lora.rank else 0)
         parts = {
-            "products": layers * linear * (forward + BACKWARD_PRODUCTS * backward),
+            "products": layers * linear * (forward + gradients * backward),
             "attention": layers * attention * (core + BACKWARD_ATTENTION * backward),
             "norms, rope, SwiGLU": layers * memory * (forward + BACKWARD_MEMORY * backward),
             f"tensor-parallel messages {self._link(actor.tp, 1)}": layers * self._tp_seconds(forward, backward),
@@ -158,7 +163,8 @@ class ActorTimes:
         }
         if pp_rank == actor.pp - 1:
             # Forward one product of hidden states and vocabulary; backward the logits again, and two gradients.
-            products = 2 * hf.vocab_size / actor.tp * hf.hidden_size * self.answer_tokens * (1 + 3 * backward)
+            products = 2 * hf.vocab_size / actor.tp * hf.hidden_size * self.answer_tokens
+            products *= 1 + (1 + gradients) * backward
             blocks = (
                 4 * hf.vocab_size / actor.tp * self.answer_tokens * (6 + 8 * backward)
             )  # fp32 logits, read and written
@@ -275,6 +281,8 @@ def _sync(config: Config, hf: HFConfig, engine: Engine, machine: Machine) -> dic
         travel = {"broadcast between nodes": broadcast} if broadcast > gather else {f"gather {tp_link}": gather}
     else:
         travel = {"copies to shared memory": total / machine.bytes_per_s}
-    load = (total + 2 * engine.weight_bytes) / machine.bytes_per_s + num_tensors(hf) * e.load_tensor_us * 1e-6
+    adapters = sent_adapters(config)
+    prepared = 0 if adapters else 2 * engine.weight_bytes
+    load = (total + prepared) / machine.bytes_per_s + num_tensors(hf, adapters) * e.load_tensor_us * 1e-6
     slower = travel if sum(travel.values()) > load else {"load": load}
     return {**slower, "control": 2 * rounds * e.sync_call_ms * 1e-3 + e.sync_fixed_s}

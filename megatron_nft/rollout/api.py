@@ -30,6 +30,7 @@ class Sampling:
     max_answer_tokens: int
     seed: int
     with_experts: bool = False  # mixtures: the answers say which experts the engine chose (routing replay)
+    top_logprobs: int = 0  # likeliest tokens at each place, whose log-probs an answer brings besides its own
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.group_size > 1:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.config.methods import SFT
 from megatron_nft.data.prompts import DataError
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.groups.queue import NoMixedGroups
@@ -17,6 +18,7 @@ from megatron_nft.observe.batches import BatchError
 from megatron_nft.observe.owner import OwnerLost
 from megatron_nft.rollout.api import EngineError
 from megatron_nft.run.canary import CanaryError
+from megatron_nft.run.gap_alarm import GapTooLarge
 from megatron_nft.run.nonfinite import NonFiniteUpdate
 from megatron_nft.run.private import keep_private
 from megatron_nft.run.replay import replay_step
@@ -70,12 +72,24 @@ def main(
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
     arguments = parser.parse_intermixed_args(argv)
-    try:
+
+    def act() -> bool:
         config = load_config(arguments.recipe, arguments.overrides)
+        if config.algorithm.name == SFT:
+            raise RecipeError(f'algorithm.name = "{SFT}" learns given answers, and samples none: megatron-nft sft')
         keep_private(config)
         if arguments.replay is not None:
-            return 0 if replay_step(config, arguments.replay) else 1
+            return replay_step(config, arguments.replay)
         run_recipe(config, steps, max_staleness=max_staleness(config) if is_ahead else 0)
+        return True
+
+    return exit_status(act)
+
+
+def exit_status(act: Callable[[], bool]) -> int:
+    """Of a command: what it does, with its errors as one line; false: it has failed, and said so."""
+    try:
+        return 0 if act() else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -94,6 +108,7 @@ def main(
         CheckpointError,
         NoMixedGroups,
         NonFiniteUpdate,
+        GapTooLarge,
         OwnerLost,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -106,7 +121,6 @@ def main(
             raise
         print(f"error: {error}; make room, and give the same command again", file=sys.stderr)
         return 1
-    return 0
 
 
 def max_staleness(config: Config) -> int:

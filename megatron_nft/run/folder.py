@@ -21,7 +21,7 @@ from megatron_nft.observe.terminal import accuracy_rows
 from megatron_nft.run.checkpoint_folder import FOLDER, complete_left_behind, delete_all, published, step_of
 
 METRICS, ROLLOUTS, RECIPE = "metrics.jsonl", "rollouts.jsonl", "recipe.toml"
-FOLDERS = (FOLDER, "logs", "batches", "nonfinite", "tensorboard", "wandb")
+FOLDERS = (FOLDER, "logs", "batches", "nonfinite", "gap", "tensorboard", "wandb")
 """That a run makes in its own."""
 SHOWN = 8
 

@@ -24,7 +24,9 @@ def keep_nonfinite(step: int, batch: TrainBatch, config: Config, actors: Actors,
         report.announce(f"step {step}: left a non-finite update out; look at it with: {replay}")
         return
     actors.save_hf(folder / "hf")
+    # The gradient is of the adapters beside it, not of what the model with them would begin with.
+    weights = f"lora.adapter={folder / 'adapter'}" if config.lora.rank else f"model.path={folder / 'hf'}"
     raise NonFiniteUpdate(
         f"step {step}: an update's gradient was not finite, and was not applied; look at it with: "
-        f"{replay} model.path={folder / 'hf'}   (or leave such updates out: optimizer.skip_nonfinite=true)"
+        f"{replay} {weights}   (or leave such updates out: optimizer.skip_nonfinite=true)"
     )

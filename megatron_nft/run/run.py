@@ -25,6 +25,7 @@ from megatron_nft.observe.trackers import check_trackers
 from megatron_nft.run.canary import check_canary
 from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
 from megatron_nft.run.folder import ending_of, run_folder
+from megatron_nft.run.gap_alarm import GapAlarm
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.libraries import libraries_into
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
@@ -90,6 +91,7 @@ class Run:
             refill=self.sync,
             in_background=not max_staleness and config.evaluate.in_background,
         )
+        self.gap_alarm = GapAlarm(config, report, is_ahead=max_staleness > 0)
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
         self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from megatron_nft.actor.topology import free_address
 
             given = list(sys.argv[1:] if argv is None else argv)
-            return run_ranks(world_size, given, free_address())
+            return run_ranks(world_size, [*given, "--model", arguments.model], free_address())
         return _check(config, sequences, arguments.measure, rank)
 
 

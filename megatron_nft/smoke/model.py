@@ -25,15 +25,13 @@ def fits_quickstart(tp: int, stages: int) -> bool:
 def default_model(tp: int, stages: int, *, rank: int) -> Path:
     """A folder with a model for so many tensor-parallel ranks and (virtual) pipeline stages; the same on all ranks.
 
-    Rank 0 makes it if need be, the others wait.
+    Rank 0 makes it if need be, the others wait; it stays for the next time.
     """
     if fits_quickstart(tp, stages):
         return QUICKSTART
-    key = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}_{os.environ.get('MASTER_PORT', os.getpid())}"
-    folder = Path(tempfile.gettempdir()) / f"nft_smoke_model_{os.getuid()}_{key}_tp{tp}_stages{stages}"
-    if rank == 0:
+    folder = Path(tempfile.gettempdir()) / f"nft_smoke_model_{os.getuid()}_tp{tp}_stages{stages}"
+    if rank == 0 and not (folder / "config.json").is_file():
         _make(folder, tp, stages)
-        return folder
     deadline = time.monotonic() + WAIT_S
     while not (folder / "config.json").is_file():
         if time.monotonic() > deadline:
@@ -46,7 +44,9 @@ def _make(folder: Path, tp: int, stages: int) -> None:
     """Random weights, and the quickstart's tokenizer. It has its name once it is whole."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     heads = tp * -(-4 // tp)
     shape = json.loads((QUICKSTART / "config.json").read_text()) | {
         "hidden_size": heads * HEAD_DIM,
@@ -57,9 +57,7 @@ def _make(folder: Path, tp: int, stages: int) -> None:
     }
     shape.pop("layer_types", None)
     shape.pop("head_dim", None)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     partial.mkdir(parents=True)
     torch.manual_seed(1)
     made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.float32)
@@ -68,4 +66,5 @@ def _make(folder: Path, tp: int, stages: int) -> None:
         if not (partial / file.name).exists() and file.suffix != ".safetensors":
             shutil.copy(file, partial)
     (partial / "config.json").write_text(json.dumps(shape))
+    shutil.rmtree(folder, ignore_errors=True)  # without config.json: somebody's half
     partial.rename(folder)

@@ -10,8 +10,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from megatron_nft.families.adapter_folder import CONFIG, WEIGHTS
 
 SIDE_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "chat_template.*", "tokenizer*", "tekken.json",
@@ -71,6 +75,22 @@ def finish_hf_folder(folder: Path, base_model: Path, weight_maps: Sequence[dict[
     total = sum((folder / file).stat().st_size for file in files)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def finish_adapter_folder(folder: Path, config: dict[str, Any], weight_maps: Sequence[dict[str, str]]) -> None:
+    """One file of the stages' adapters, and its configuration: a PEFT folder.
+
+    Args:
+        config: adapter_config.json.
+        weight_maps: PEFT's name -> file name, of each pipeline stage.
+    """
+    files = sorted({file for stage in weight_maps for file in stage.values()})
+    tensors = {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
+    for file in files:
+        (folder / file).unlink()
+    save_file(dict(sorted(tensors.items())), folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _set_dtype(folder: Path, weight_map: dict[str, str]) -> None:

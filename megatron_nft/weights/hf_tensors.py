@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megatron_nft.families.hf_config import ModelFolderError
-from megatron_nft.families.weight_files import check_format, read_tensors
+from megatron_nft.families.weight_files import SINGLE, check_format, read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of the number formats that weights come in."""
@@ -19,13 +19,16 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 class HFTensors:
     """The tensors of a folder, by name."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, single: str = SINGLE) -> None:
         """
+        Args:
+            single: name of the file, where there is one only.
+
         Raises:
             ModelFolderError: no safetensors there, a file that is missing or not whole, or an index that is not valid.
         """
         self.folder = Path(folder)
-        self._tensors = read_tensors(self.folder)
+        self._tensors = read_tensors(self.folder, single)
 
     @property
     def names(self) -> list[str]:

@@ -70,7 +70,7 @@ def to_shard(rule: Rule, tensors: Sequence[Tensor], place: Place) -> Tensor:
         padding = layout.shard_shape(place)[0] * size - len(table)
         return torch.cat([table, table.new_zeros(padding, *table.shape[1:])]).chunk(size)[rank]
     if layout.axis is None:
-        return tensors[0]
+        return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
     pieces = tensors if len(tensors) == len(layout.rows) else tensors[0].split(layout.rows)
     groups = layout.groups or size
     mine = [piece.view(groups, -1, *piece.shape[1:]).chunk(size)[rank] for piece in pieces]

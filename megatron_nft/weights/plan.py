@@ -5,9 +5,10 @@ of the stage. Which ranks' shards are sent is asked of each tensor's rule. Made 
 each sync.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,19 +26,25 @@ tensor, such as a vocabulary's, stands alone, and its buffers may as well be fil
 
 @dataclass(frozen=True)
 class Shard:
-    """One parameter of this rank, its rule, and the numbers in its name, counted over the whole model."""
+    """One parameter of this rank, its rule, and the numbers in its name, counted over the whole model.
+
+    delta: what an adapter adds to it, in fp32.
+    """
 
     name: str
     tensor: Tensor
     rule: Rule
     numbers: Numbers
+    delta: Callable[[], Tensor] | None = None
 
     @property
     def values(self) -> Tensor:
         """The parameter, without gradient. Of one that is held in FP8 a copy in bf16: FP8 tensors with a scale a block
         can't be viewed in other shapes."""
         tensor = self.tensor.detach()
-        return tensor if type(tensor) is Tensor else tensor.dequantize()
+        if type(tensor) is not Tensor:
+            tensor = tensor.dequantize()
+        return tensor if self.delta is None else (tensor.float() + self.delta()).to(tensor.dtype)
 
     def hf_shapes(self, place: Place) -> dict[str, tuple[int, ...]]:
         """HF name -> shape of the tensors that a rank at `place` has a part of, by this parameter."""
@@ -96,6 +103,7 @@ def plan_weights(
     places: Sequence[Place],
     dtype: torch.dtype,
     bucket_bytes: int | None,
+    deltas: Mapping[str, Callable[[], Tensor]] = MappingProxyType({}),
 ) -> WeightPlan:
     """Cuts a stage's parameters into buckets of at most `bucket_bytes` of HF tensors (a larger one stands alone).
 
@@ -107,8 +115,9 @@ def plan_weights(
         places: see WeightPlan.
         dtype: number format in which they are sent.
         bucket_bytes: None for a sensible size, in which a layer's experts fit.
+        deltas: Megatron name -> what is added to the parameter whenever it is sent.
     """
-    shards = [Shard(name, tensor, *table.find(name)) for name, tensor in parameters]
+    shards = [Shard(name, tensor, *table.find(name), deltas.get(name)) for name, tensor in parameters]
     units = [list(unit) for _, unit in groupby(shards, _unit)]
     sizes = [[max(spec.end for spec in _lay_out([shard], places, dtype).values()) for shard in unit] for unit in units]
     if bucket_bytes is None:

@@ -111,6 +111,7 @@ def _attempt(
                 RECIPE,
                 f"run.dir={folder}",
                 "run.overwrite=false",
+                "rollout.engines=1",
                 *overrides,
             ],
             stdout=file,

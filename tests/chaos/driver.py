@@ -239,7 +239,9 @@ def drive(address: str, folder: Path, settings: Sequence[str], plan: Plan | None
             run_recipe(config, steps, processes=processes, **more)
 
         command_line.run_recipe = run
-        status = train.main([RECIPE, f"run.dir={folder.parent}", f"run.name={folder.name}", *settings])
+        status = train.main(
+            [RECIPE, f"run.dir={folder.parent}", f"run.name={folder.name}", "rollout.engines=1", *settings]
+        )
     except BaseException as error:
         import traceback
 

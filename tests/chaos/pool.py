@@ -34,7 +34,9 @@ LOOK_S = 0.5
 
 def base() -> Config:
     """What engines are built with."""
-    return load_config(RECIPE, ["actor.tp=1", "rollout.kv_cache_gib=0.1", "rollout.max_concurrent=16"])
+    return load_config(
+        RECIPE, ["actor.tp=1", "rollout.engines=1", "rollout.kv_cache_gib=0.1", "rollout.max_concurrent=16"]
+    )
 
 
 # --- in the process that holds them

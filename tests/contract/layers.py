@@ -67,7 +67,7 @@ def _start_fp8(layer: Any) -> bool:
 def _norm_linear(self: Any, hidden: Tensor, is_first_microbatch: bool | None = None, fp8_output: bool = False) -> Any:
     from megatron.core import tensor_parallel
 
-    hidden = _rms_norm(hidden, self.layer_norm_weight, self.eps)
+    hidden = normed = _rms_norm(hidden, self.layer_norm_weight, self.eps)
     if self.tp_size > 1:
         bring = (
             tensor_parallel.gather_from_sequence_parallel_region
@@ -77,7 +77,10 @@ def _norm_linear(self: Any, hidden: Tensor, is_first_microbatch: bool | None = N
         hidden = bring(hidden, group=self.tp_group)
     CALLS.setdefault("is_first_microbatch", set()).add(is_first_microbatch)
     out = _product(self, hidden)
-    return (out, self.bias) if self.return_bias else out
+    found = (out, *([self.bias] if self.return_bias else []))
+    if self.return_layernorm_output:
+        found += (hidden if self.return_layernorm_output_gathered else normed,)
+    return found if len(found) > 1 else out
 
 
 def _linear(

@@ -33,7 +33,8 @@ def constructed(rank, master, recipes):
         config = load_config(recipe, [f"model.path={model}"], checks_weights=False)
         with suppress(EngineError):
             VllmEngine(model, config.rollout, device="cuda", max_model_len=config.max_sequence_tokens, seed=1,
-                       is_colocated=config.is_colocated, starts_empty=True)  # fmt: skip
+                       is_colocated=config.is_colocated, starts_empty=True,
+                       lora=config.lora if config.syncs_adapter else None)  # fmt: skip
         engine = vllm.EngineArgs(**given)
         found.append(
             {
@@ -41,6 +42,7 @@ def constructed(rank, master, recipes):
                 "sleeps": engine.enable_sleep_mode,
                 "longest": engine.max_model_len,
                 "dtype": engine.dtype,
+                "adapters": (engine.enable_lora, engine.load_format),
                 **of_megatron(config),
             }
         )
@@ -97,10 +99,11 @@ def test_every_recipe_is_what_every_constructor_takes(tmp_path):
             "sleeps": config.is_colocated,
             "longest": config.max_sequence_tokens,
             "dtype": "bfloat16",
+            "adapters": (True, "hf") if config.lora.rank else (False, "dummy"),
             "layers": {(hf.num_hidden_layers, True, kinds)},
             "overlaps": (config.actor.overlap_grad_reduce, gather, gather),
             "sharded": (True, True, True),
-            "optimizer": (1e-6, 0.1, 1.0, True),
+            "optimizer": (2e-5, 0.0, 1.0, True) if config.lora.rank else (1e-6, 0.1, 1.0, True),
         }, recipe
 
 

@@ -196,9 +196,9 @@ def test_sleeping_twice_and_waking_who_is_awake_change_nothing(colocated):
 
 def test_sampling_is_what_vllm_takes():
     from megatron_nft.rollout.api import Sampling
-    from megatron_nft.rollout.vllm.engine import _sampling_params
+    from megatron_nft.rollout.vllm.sampling import sampling_params
 
-    asked = _sampling_params(Sampling(group_size=4, temperature=1.0, max_answer_tokens=8, seed=1), "p")
+    asked = sampling_params(Sampling(group_size=4, temperature=1.0, max_answer_tokens=8, seed=1), "p")
     assert (asked.n, asked.logprobs, asked.flat_logprobs, asked.detokenize) == (4, 0, True, False)
 
 

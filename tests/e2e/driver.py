@@ -24,7 +24,8 @@ from checkpoint_tools.megatron_folder import MegatronFolder
 from megatron_nft import train, train_async
 
 RECIPE = "launch/recipes/quickstart.toml"
-SMALL = ["train.groups_per_step=8", "train.updates_per_step=2", "evaluate.max_prompts=24", "evaluate.samples=0"]
+SMALL = ["train.groups_per_step=8", "train.updates_per_step=2", "evaluate.max_prompts=24", "evaluate.samples=0",
+         "rollout.engines=1"]  # fmt: skip
 
 
 @dataclass(frozen=True)

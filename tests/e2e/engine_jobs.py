@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from megatron_nft.config import RolloutConfig, load_config
+from megatron_nft.config import LoraConfig, RolloutConfig, load_config
 from megatron_nft.rollout.api import EngineError, Sampling, answer_here, requests_of
 from megatron_nft.rollout.vllm.arguments import engine_arguments, why_not
 from megatron_nft.rollout.vllm.engine import VllmEngine
@@ -32,11 +32,20 @@ def make_prompts(lengths, seed=0):
     ]
 
 
-def make_engine(model, dtype, tp=1, max_model_len=512, *, gives_experts=False, **settings):
+def make_engine(model, dtype, tp=1, max_model_len=512, lora=None, *, gives_experts=False, **settings):
+    """lora: settings of [lora], for an engine whose updates are adapters."""
     config = RolloutConfig(dtype=dtype, tp=tp, **{"kv_cache_gib": 0.1, "max_concurrent": 64} | settings)
+    lora = lora and LoraConfig(**lora)
     return VllmEngine(
-        str(model), config, device="cpu", max_model_len=max_model_len, seed=1, gives_experts=gives_experts
+        str(model), config, device="cpu", max_model_len=max_model_len, seed=1, lora=lora, gives_experts=gives_experts
     )
+
+
+def read_adapter(engine, folder):
+    """Has vLLM read a PEFT folder itself, and answers with it."""
+    from vllm.lora.request import LoRARequest
+
+    assert engine._llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder)))
 
 
 def greedy(engine):

@@ -25,9 +25,13 @@ from tests.remote import serve
 class EngineJob:
     """An engine, started by `start`; or a function of engine_jobs.py or expert_jobs.py that makes its own."""
 
-    def start(self, model: str, dtype: str, tp: int) -> None:
+    def start(
+        self, model: str, dtype: str, tp: int, lora: dict[str, Any] | None = None, adapter: str | None = None
+    ) -> None:
         os.environ |= engine_environment("cpu", threads=1, tp=tp)
-        self.engine = engine_jobs.make_engine(model, dtype, tp)
+        self.engine = engine_jobs.make_engine(model, dtype, tp, lora=lora)
+        if adapter is not None:
+            engine_jobs.read_adapter(self.engine, adapter)
         self.start_update, self.update = self.engine.start_update, self.engine.update
         self.finish_update = self.engine.finish_update
 

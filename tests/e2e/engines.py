@@ -38,10 +38,14 @@ class EngineServer:
         print(meeting.address, file=self._process.stdin, flush=True)
         return meeting.accept()
 
-    def begin_engine(self, model: Path, dtype: str, tp: int) -> Remote:
-        """An engine that is starting: `wait` for it."""
+    def begin_engine(self, model: Path, dtype: str, tp: int, *lora: Any) -> Remote:
+        """An engine that is starting: `wait` for it.
+
+        Args:
+            lora: settings of [lora], and a PEFT folder that vLLM is to read itself.
+        """
         engine = self.fork()
-        engine.begin("start", str(model), dtype, tp)
+        engine.begin("start", str(model), dtype, tp, *lora)
         return engine
 
     def run(self, jobs: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:

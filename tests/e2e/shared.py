@@ -26,7 +26,7 @@ from megatron_nft.run.run import run_recipe
 from tests.e2e.driver import RECIPE, Ended, call, call_train
 
 MAX_ENGINES = 2
-BUILT = ["data.max_prompt_tokens=400", "rollout.kv_cache_gib=0.25"]
+BUILT = ["data.max_prompt_tokens=400", "rollout.kv_cache_gib=0.25", "rollout.engines=1"]
 """What an engine is built with; a run may give it less to do."""
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 PROMPTS, K, INTERRUPTIONS = 120, 2, 10
 ARGUMENTS = [
     RECIPE, f"evaluate.max_prompts={PROMPTS}", f"evaluate.samples={K}", "rollout.max_concurrent=8",
-    "rollout.kv_cache_gib=0.1",
+    "rollout.kv_cache_gib=0.1", "rollout.engines=1",
 ]  # fmt: skip
 RESULTS = ("evaluation.json", "table.txt", "report.html", "verdicts.jsonl")
 

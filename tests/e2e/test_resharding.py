@@ -13,7 +13,7 @@ import pytest
 from megatron_nft.config import AlgorithmConfig
 from megatron_nft.data.packing import pack
 from megatron_nft.nft.groups import to_sequences
-from megatron_nft.observe.batches import logprob_gap
+from megatron_nft.observe.gap import logprob_gap
 from megatron_nft.rollout.api import Sampling
 from megatron_nft.types import Verdict
 from megatron_nft.weights.sync import sync_weights

@@ -175,13 +175,18 @@ def train(
     grad_clip: float = GRAD_CLIP,
     decays_all: bool = False,
     temperature: float = 1.0,
+    model: torch.nn.Module | None = None,
 ) -> Outcome:
-    """The oracle's outcome. Megatron decays matrices only, neither norms nor biases (unless `decays_all`)."""
-    model = load_model(folder)
+    """The oracle's outcome. Megatron decays matrices only, neither norms nor biases (unless `decays_all`).
+
+    Args:
+        model: of the folder, with what of it is trained; None: all of it.
+    """
+    model = load_model(folder) if model is None else model
     with torch.no_grad():
         sequences = [s for groups in updates for group in groups for s in group]
         logprobs = {s.token_ids_T.tobytes(): answer_logprobs(model, s, temperature).numpy() for s in sequences}
-    named = dict(model.named_parameters())
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = [p for p in named.values() if p.dim() > 1 or decays_all]
     others = [p for p in named.values() if p.dim() == 1 and not decays_all]
     parts = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]

@@ -13,6 +13,7 @@ from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.config import AlgorithmConfig, load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.observe.batches import load_batch
+from tests.parallel.algorithms import ALGORITHMS, BOUNDS, with_top
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_layouts import ASSETS, _moved
 
@@ -109,31 +110,16 @@ def test_gradients_agree_at_tp_2(name):
 
 # --- Layouts ---------------------------------------------------------------------------------------------------------
 
-ALGORITHMS = {
-    "nft, sequences": {"reduction": "sequences"},
-    "nft, constant": {"reduction": "constant", "reduction_constant": 30.0},
-    "nft 0.5, importance": {"neg_weight": 0.5, "importance_cap": 1.05},
-    "nft, normalize 2, clamp 0.1": {"normalize": 2, "clamp_negative": 0.1},
-    "rft": {"name": "rft"},
-    "grpo": {"name": "grpo"},
-    "dr_grpo": {"name": "dr_grpo"},
-    "dapo": {"name": "dapo"},
-    "dapo, kl": {"name": "dapo", "kl_weight": 0.1},
-    "published": {"reduction": "published", "published_ranks": 2},
-    "rft_script, published": {"name": "rft_script", "reduction": "published", "published_ranks": 1},
-    "nft, a ratio per answer": {"ratio_type": "sequence"},
-}
-
 
 def metrics_of_all(rank, master, overrides, reference):
     """Metrics of one update under every algorithm, from the rank that speaks; and the weights' change."""
-    moved = [_moved(s) for s in sequences()]
+    moved = [with_top(_moved(s)) for s in sequences()]
     kl = ["algorithm.kl_weight=0.1", f"model.reference={reference}", "observe.entropy=true"]
     worker, microbatches = build(rank, master, [*overrides, *kl], moved)
     reference_logprobs = worker._by_sequence(microbatches, worker.pipeline.score(microbatches, worker.reference))
     if reference_logprobs is None:  # only the rank that speaks has them, as in a run, where the driver hands them out
         reference_logprobs = [np.zeros(s.num_answer_tokens) for m in microbatches for s in m.sequences]
-    if worker.topology.tp_size > 1:  # in a run the driver hands the log-probs to all ranks
+    if worker.topology.tp_size * worker.topology.cp_size > 1:  # in a run the driver hands the log-probs to all ranks
         box = [reference_logprobs]
         group = worker_group(worker)
         torch.distributed.broadcast_object_list(box, group=group, group_src=0)
@@ -152,9 +138,11 @@ def metrics_of_all(rank, master, overrides, reference):
 
 
 def worker_group(worker):
+    """Of a replica's ranks, which are laid out along one axis here."""
     from megatron.core import parallel_state
 
-    return parallel_state.get_tensor_model_parallel_group()
+    along_context = worker.topology.cp_size > 1
+    return getattr(parallel_state, f"get_{'context' if along_context else 'tensor_model'}_parallel_group")()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +164,10 @@ def oracle(reference):
     return run_ranks(1, metrics_of_all, [], str(reference))[0]
 
 
-@pytest.mark.parametrize("overrides", [["actor.tp=2", "actor.tokens_per_microbatch=300"], ["actor.dp=2"]], ids=" ".join)
+LAYOUTS = [["actor.tp=2", "actor.tokens_per_microbatch=300"], ["actor.dp=2"], ["actor.cp=2"]]
+
+
+@pytest.mark.parametrize("overrides", LAYOUTS, ids=" ".join)
 def test_every_algorithm_is_the_same_in_every_layout(oracle, reference, overrides):
     ranks = run_ranks(2, metrics_of_all, overrides, str(reference))
     for name in ALGORITHMS:
@@ -186,6 +177,61 @@ def test_every_algorithm_is_the_same_in_every_layout(oracle, reference, override
         )  # the exp of a sum over tokens, and of their roundings
         for metric, expected in oracle[name].items():
             assert metrics[metric] == pytest.approx(expected, rel=rel, abs=1e-7), (name, metric)
+
+
+def test_each_correction_cuts_some_of_these_answers(oracle):
+    shares = {"truncate": "truncated", "mask": "masked", "k1": "rejected", "k3": "rejected"}
+    for name in BOUNDS:
+        share = oracle[f"nft, {name}"][f"nft/{shares[name.split('_')[1]]}_fraction"]
+        assert 0.02 < share < 0.98, name
+    assert oracle["nft, centred"]["rollout/top_mass"] == pytest.approx(0.71, abs=0.02)
+
+
+def without_the_rejected(rank, master):
+    """(Gradient with answers rejected, gradient without them in the batch) by reduction."""
+    moved = [_moved(s) for s in sequences()]
+    worker, microbatches = build(rank, master, [], moved)
+    d = [(s.old_logprobs_A - s.engine_logprobs_A).astype(np.float64) for s in moved]
+    kept = [np.mean(np.expm1(x) - x) <= BOUNDS["sequence_k3"] for x in d]
+    assert 0 < sum(kept) < len(kept)
+    tokens = {s.token_ids_T.tobytes() for s, keep in zip(moved, kept, strict=True) if keep}
+    fewer = [
+        replace(m, sequences=tuple(s for s in m.sequences if s.token_ids_T.tobytes() in tokens)) for m in microbatches
+    ]
+    found = {}
+    for reduction in ("tokens", "sequences", "constant"):
+        rejecting = {"reduction": reduction, "corrections": {"sequence_k3": BOUNDS["sequence_k3"]}}
+        found[reduction] = (
+            gradient(worker, microbatches, **rejecting).numpy(),
+            gradient(worker, [m for m in fewer if m.sequences], reduction=reduction).numpy(),
+        )
+    worker.shutdown()
+    return found
+
+
+def test_what_is_rejected_leaves_the_denominator():
+    """As if it had not been sampled."""
+    for mine, other in run_ranks(1, without_the_rejected)[0].values():
+        assert np.linalg.norm(mine) > 1e-3
+        assert np.linalg.norm(mine - other) <= 1e-5 * np.linalg.norm(other)
+
+
+def test_a_centred_gradient_equals_that_of_transformers(oracle):
+    """AsymRE's: -A (log pi - sum q log p, the rest of the vocabulary as one token), by autograd."""
+    model, sampled = transformers_model(ASSETS / "model"), [with_top(_moved(s)) for s in sequences()]
+    loss = 0.0
+    for sequence in sampled:
+        tokens, first = torch.from_numpy(sequence.token_ids_T).long(), sequence.num_prompt_tokens
+        logprobs = torch.log_softmax(model(tokens[None]).logits[0], -1)[first - 1 : -1]
+        top = logprobs.gather(1, torch.from_numpy(sequence.columns["top_ids"]).long())
+        engine = torch.from_numpy(sequence.columns["top_logprobs"]).exp()
+        rest, engine_rest = (1 - top.exp().sum(1)).log(), 1 - engine.sum(1)
+        expected = (engine * top).sum(1) + engine_rest * rest
+        loss = loss - sequence.advantage * (logprobs.gather(1, tokens[first:, None])[:, 0] - expected).sum()
+    (loss / sum(s.num_answer_tokens for s in sampled)).backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+    assert norm > 1e-2 and abs(oracle["asymre"]["actor/grad_norm"] - norm) > 1e-3 * norm
+    assert oracle["asymre, centred"]["actor/grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def test_published_scale_is_the_sum_over_tokens_by_1000_and_their_ranks(oracle):
@@ -243,6 +289,22 @@ def test_kl_and_entropy_equal_those_of_transformers(oracle, reference):
     assert "nft/kl" not in oracle["dapo"]
     weighted = oracle["dapo"]["nft/loss"] + 0.1 * oracle["dapo, kl"]["nft/kl"]
     assert oracle["dapo, kl"]["nft/loss"] == pytest.approx(weighted, rel=1e-5)
+
+
+def weights_by_the_step(rank, master):
+    """Losses of wrong answers in each of three steps of two updates, and those at the weights that are to hold."""
+    schedule = ["algorithm.neg_weight_end=0.5", "algorithm.schedule_steps=2"]
+    worker, microbatches = build(rank, master, schedule, [_moved(s) for s in sequences()])
+    found = [worker.train_step([microbatches] * 2)["nft/loss_wrong"] for _ in range(3)]
+    worker.pipeline.algorithm = AlgorithmConfig()
+    whole = worker.train_step([microbatches])["nft/loss_wrong"]
+    worker.shutdown()
+    return found, [weight * whole for weight in (1.0, 0.75, 0.5)]
+
+
+def test_weights_go_by_the_step():
+    found, expected = run_ranks(1, weights_by_the_step)[0]
+    assert found == pytest.approx(expected, rel=1e-5) and abs(found[0]) > 1e-4
 
 
 # --- Updates that are not finite -------------------------------------------------------------------------------------

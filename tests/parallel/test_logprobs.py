@@ -30,6 +30,28 @@ def oracle(vocab_size, dtype):
     return picked.detach(), entropies, hidden.grad, weight.grad
 
 
+def several_labels(hidden, own, labels, logprobs, vocab_size, block):
+    """A token's label, its neighbour, and the label again: each as by itself, and gradients that sum theirs."""
+    from megatron_nft.actor.logprobs import label_logprobs
+
+    given = {"temperature": TEMPERATURE, "vocab_size": vocab_size, "group": dist.group.WORLD}
+    given |= {"logits_bytes": 4 * TOKENS * block}
+    upstream = torch.randn(TOKENS, 3, generator=torch.Generator().manual_seed(1))
+    labels_OL = torch.stack([labels, (labels + 1) % vocab_size, labels], 1)
+    hidden, own = hidden.requires_grad_(), own.detach().requires_grad_()
+    together, _ = label_logprobs(hidden, own, labels_OL, **given)
+    assert torch.equal(together[:, 0], logprobs) and torch.equal(together[:, 2], logprobs)
+    wanted = torch.autograd.grad(together, (hidden, own), upstream)
+    found = [torch.zeros_like(x, dtype=torch.float64) for x in wanted]
+    for place in range(3):
+        alone, _ = label_logprobs(hidden, own, labels_OL[:, place], **given)
+        for total, part in zip(found, torch.autograd.grad(alone, (hidden, own), upstream[:, place]), strict=True):
+            total += part
+    for total, expected in zip(found, wanted, strict=True):
+        scale = 1e-5 if expected.dtype == torch.float32 else 2e-2
+        assert (total - expected).norm() <= scale * expected.double().norm()
+
+
 def by_rank(rank, master, vocab_size, padded, dtype, block):
     """This rank's rows of the weight, with rows beyond the vocabulary that must have no say."""
     torch.set_num_threads(1)
@@ -62,6 +84,7 @@ def by_rank(rank, master, vocab_size, padded, dtype, block):
         hidden[:0], own, labels[:0], temperature=1.0, vocab_size=vocab_size, group=dist.group.WORLD, logits_bytes=1
     )
     assert empty.shape == (0,)
+    several_labels(hidden.detach(), own, labels, logprobs, vocab_size, block)
     dist.destroy_process_group()
     return [x.detach().float().numpy() for x in (logprobs, entropies, hidden.grad, own.grad)]
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
+from megatron_nft.families.rules import Table
 from tests.parallel.covering import at_night
 from tests.parallel.layouts import LAYOUTS, ON_A_PUSH, Layout, meets, possible_layouts
 from tests.parallel.oracle import GRAD_CLIP, OVERRIDES, VOCAB_SIZE, Group, Outcome, make_model, make_updates, train
@@ -102,12 +103,11 @@ def hf_tensors(worker, pick: Callable[[torch.nn.Parameter], torch.Tensor]) -> di
     replica, on the others those that are not sharded and so must be equal."""
     from megatron.core import parallel_state
 
-    from megatron_nft.families.registry import table_of
     from megatron_nft.weights.gather import gather_bucket
     from megatron_nft.weights.plan import plan_weights
 
-    pairs = [(name, pick(parameter)) for name, parameter in every_shard(worker)]
-    table, places = table_of(worker.hf), worker.topology.stage_places
+    table, shards = trained(worker)
+    pairs, places = [(name, pick(parameter)) for name, parameter in shards], worker.topology.stage_places
     group = parallel_state.get_tensor_model_parallel_group()
     plan = plan_weights(pairs, table, places=places, dtype=torch.float32, bucket_bytes=1 << 18)
     is_first = worker.topology.tp_rank == 0
@@ -116,8 +116,20 @@ def hf_tensors(worker, pick: Callable[[torch.nn.Parameter], torch.Tensor]) -> di
         whole = bucket.empty_tensors(torch.float32, "cpu") if is_first else None
         gather_bucket(bucket, places, whole, dtype=torch.float32, group=group)
         replicated = [s for s in bucket.shards if not s.rule.axes]
-        tensors |= whole or {next(iter(s.hf_shapes(()))): s.tensor for s in replicated}
+        pieces = [part for s in replicated for part in s.parts(s.tensor, ())]
+        tensors |= whole or {part.name: part.piece.view(bucket.tensors[part.name].shape) for part in pieces}
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+
+
+def trained(worker) -> tuple[Table, Iterator[tuple[str, torch.nn.Parameter]]]:
+    """The rules of the parameters that are trained, and this rank's: the adapters' if it has any."""
+    from megatron_nft.actor.lora import named_adapters
+    from megatron_nft.families.lora import adapter_table
+    from megatron_nft.families.registry import table_of
+
+    if (adapters := worker.config.lora.adapters) is not None:
+        return adapter_table(worker.hf, adapters), named_adapters(worker.model)
+    return table_of(worker.hf), every_shard(worker)
 
 
 def every_shard(worker) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -61,9 +61,12 @@ def allocated_on_rank(rank: int, master: str, overrides: list[str]) -> Allocated
     worker = Worker(config, rank=rank, master=master)
     worker.train_step([[MicroBatch(sequences=(sequence(24),))]])  # Adam's moments come into being at the first update
     buffers = [b for chunk in worker.model for b in (*chunk.buffers, *chunk.expert_parallel_buffers)]
-    assert {p.untyped_storage().data_ptr() for chunk in worker.model for p in chunk.parameters()} <= {
+    parameters = [p for chunk in worker.model for p in chunk.parameters()]
+    assert {p.untyped_storage().data_ptr() for p in parameters if p.requires_grad} <= {
         b.param_data.untyped_storage().data_ptr() for b in buffers
     }, "a parameter lies outside the buffers"
+    frozen = [p for p in parameters if not p.requires_grad]
+    assert bool(frozen) == bool(config.lora.rank) and all(p.grad is None for p in frozen)
     masters = [m for m in worker.optimizer.get_parameters() if m.untyped_storage().data_ptr() not in {
         b.param_data.untyped_storage().data_ptr() for b in buffers
     }]  # fmt: skip
@@ -74,14 +77,14 @@ def allocated_on_rank(rank: int, master: str, overrides: list[str]) -> Allocated
         for name, tensor in state.items()
         if name in ("exp_avg", "exp_avg_sq")
     ]
-    mine = parameters_of_rank(worker.hf, config.actor, worker.topology.pp_rank)
+    mine = parameters_of_rank(worker.hf, config.actor, worker.topology.pp_rank, config.lora.adapters)
     shards = parallel_state.get_data_parallel_rank(True), parallel_state.get_expert_data_parallel_rank()
     element = weight_element_bytes(config)
     result = Allocated(
-        weights=sum(b.param_data.nbytes for b in buffers),
+        weights=sum(b.param_data.nbytes for b in buffers) + sum(p.nbytes for p in frozen),
         gradients=sum(b.grad_data.nbytes for b in buffers),
         optimizer=sum(tensor.nbytes for tensor in [*masters, *moments]),
-        buckets=[bucket.num_bytes for bucket in worker.plan.buckets],
+        buckets=[bucket.num_bytes for bucket in worker._sent.buckets],
         planned=(
             mine.weight_bytes(element),
             mine.gradient_bytes,
@@ -110,6 +113,8 @@ LAYOUTS = {
         "actor.pp=2", "actor.vpp=2", "actor.dp=2", "actor.overlap_grad_reduce=true", "actor.overlap_param_gather=true",
         "actor.ddp_bucket_size=30000",
     ],
+    "tp2 dp2, adapters": ["actor.tp=2", "actor.dp=2", "lora.rank=6", "lora.sync=adapter"],
+    "pp2, adapters": ["actor.pp=2", "lora.rank=3", 'lora.targets=["linear_proj", "linear_fc1"]'],
 }  # fmt: skip
 SP = "actor.sequence_parallel=true"
 OF_EXPERTS = {

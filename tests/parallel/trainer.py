@@ -1,6 +1,7 @@
 """Megatron ranks that send weights, as weights/sync.py sees its actor: real Workers in processes of their own."""
 
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +20,24 @@ class Rank:
         self.worker = worker
         self.weight_names, self.num_rounds = worker.weight_names, worker.num_rounds
         self.send_bucket, self.score = worker.send_bucket, worker.score
+        self.save_hf, self.save_adapter = worker.save_hf, worker.save_adapter
 
     def read(self, folder: str) -> None:
         from megatron_nft.actor.hf_weights import load_hf_weights
 
         load_hf_weights(self.worker.model, folder, self.worker.hf, self.worker.topology)
+
+    def draw(self, seed: int) -> None:
+        """Other adapters, B and all, the same on ranks that have them alike."""
+        import torch
+
+        from megatron_nft.actor.lora import named_adapters
+
+        for name, parameter in named_adapters(self.worker.model):
+            is_cut = getattr(parameter, "tensor_model_parallel", False)
+            key = f"{seed} {name} {self.worker.topology.tp_rank if is_cut else 0}"
+            numbers = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=numbers))
 
 
 def serve_rank(rank: int, master: str, addresses: list[str], overrides: list[str]) -> None:

@@ -32,7 +32,7 @@ def ended(slurm, tmp_path_factory):
         start("smoke", "slurm/smoke.sbatch", queue="one node", NFT_RANKS="1")
         start(
             "evaluate", "slurm/evaluate.sbatch", RECIPE, "evaluate.max_prompts=8", "evaluate.samples=1",
-            f"--out={folder}/evaluation", queue="one node",
+            "rollout.engines=1", f"--out={folder}/evaluation", queue="one node",
         )  # fmt: skip
         start("cancelled", TRAIN, queue="Ray", sbatch=["--nodes=2"])
         start("too many ranks", TRAIN, "actor.dp=4", queue="Ray", sbatch=["--nodes=2"])

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 FOLDERS = sorted(path for path in Path("benchmarks").iterdir() if (path / "README.md").is_file())
-PAGES = sorted(page for folder in FOLDERS for page in folder.glob("*_20??-??-??.md"))
+PAGES = sorted(page for folder in FOLDERS for page in folder.glob("results_*.md"))
 TABLE = Path("benchmarks/README.md").read_text()
 
 
@@ -27,7 +27,7 @@ def test_every_page_has_machine_versions_and_command():
         "a command": r"python -m |\./launch/",
     }
     missing = [(str(p), what) for p in PAGES for what, how in wanted.items() if not re.search(how, p.read_text())]
-    assert len(PAGES) >= 16 and missing == []
+    assert len(PAGES) >= 14 and missing == []
 
 
 def test_the_table_has_a_row_of_each_with_its_newest_page():

@@ -19,7 +19,7 @@ FLOORS = [
     {"cluster"},
     {"groups"},
     {"run"},
-    {"train", "train_async", "evaluate", "smoke", "replay", "report", "preflight", "init", "__main__"},
+    {"train", "train_async", "sft", "evaluate", "smoke", "replay", "report", "preflight", "init", "__main__"},
 ]
 """From the ground up. A module of a room may stand on another floor than its room."""
 MAY_MEET = [{"train", "train_async"}, {"doctor", "plan"}, {"doctor", "data"}]
@@ -30,7 +30,7 @@ LIGHT = {"families", "types", "config", "observe", "plan", "doctor"}
 """Load none of HEAVY."""
 FOR_THE_TOOLS = {"config", "families", "weights", "actor"}
 """What checkpoint_tools may use: no Ray, no engine, no driver, and no Megatron but through the actor."""
-COMMANDS = {"train", "train_async", "evaluate", "replay", "report"}
+COMMANDS = {"train", "train_async", "sft", "evaluate", "replay", "report"}
 """Files of the package's root that are run; beside them lie at most MAX_OTHERS (types.py, __init__.py ...)."""
 MAX_OTHERS, MAX_LINES, MAX_FUNCTION_LINES = 3, 350, 70
 

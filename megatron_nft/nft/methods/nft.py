@@ -14,6 +14,7 @@ def _losses(logprobs_A: Tensor, columns: Columns, algorithm: AlgorithmConfig) ->
         columns["verdict"],
         columns["correct_rate"],
         neg_weight=algorithm.neg_weight,
+        pos_weight=algorithm.pos_weight,
         normalize=algorithm.normalize,
         clamp_negative=algorithm.clamp_negative,
         sequence_ids_T=columns["sequence_id"] if algorithm.ratio_type == "sequence" else None,

@@ -18,12 +18,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_nft.config import Config, RecipeError, RolloutConfig, load_config
+from megatron_nft.config import Config, LoraConfig, RecipeError, RolloutConfig, load_config
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
 from megatron_nft.rollout.vllm.experts import experts_settings
 
 CHECK_TIMEOUT_S = 300.0
+MAX_LOGPROBS = 20
+"""Likeliest tokens that an engine may be asked for whatever its recipe says: vLLM's own limit."""
 PROPOSERS = {"ngram": "vllm.v1.spec_decode.ngram_proposer", "suffix": "vllm.v1.spec_decode.suffix_decoding"}
 """What guesses tokens without a model, and needs packages that vLLM doesn't bring."""
 
@@ -38,6 +40,7 @@ def engine_arguments(
     is_colocated: bool,
     starts_empty: bool,
     gives_experts: bool = False,
+    lora: LoraConfig | None = None,
 ) -> dict[str, Any]:
     """vLLM's EngineArgs, by name, in a process that has imported vllm. The arguments are VllmEngine's.
 
@@ -46,8 +49,9 @@ def engine_arguments(
     """
     from vllm.config import WeightTransferConfig
 
-    from megatron_nft.rollout.vllm import receive
+    from megatron_nft.rollout.vllm import adapter, receive
 
+    adapters = lora and lora.adapters
     on_cuda = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": is_colocated}
     return {
         "model": model_path,
@@ -58,12 +62,14 @@ def engine_arguments(
         "max_model_len": max_model_len,
         "max_num_seqs": config.max_concurrent,
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": max(config.top_logprobs, MAX_LOGPROBS),
         "weight_transfer_config": WeightTransferConfig(backend=receive.BACKEND),
         "worker_extension_cls": receive.EXTENSION,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         **experts_settings(device, gives_experts),
-        **model_settings(model_path, max_model_len, device, starts_empty),
+        **model_settings(model_path, max_model_len, device, starts_empty and not adapters),
+        **(adapter.lora_settings(adapters, lora.engine_rank, model_path) if adapters else {}),
         **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
         **config.vllm,
     }
@@ -122,6 +128,7 @@ def why_not(config: Config) -> str | None:
             is_colocated=config.is_colocated,
             starts_empty=True,
             gives_experts=config.replays_engine,
+            lora=config.lora if config.syncs_adapter else None,
         )
         made = EngineArgs(**arguments)
         if current_platform.is_cpu() if config.cluster.device == "cpu" else current_platform.is_cuda():

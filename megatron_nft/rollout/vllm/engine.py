@@ -12,18 +12,19 @@ Answers are reproducible: each answer's seed comes from (sampling seed, prompt_i
 the number of engines nor the order of the prompts matters, up to the rounding of differently composed batches.
 """
 
-import hashlib
 import logging
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from megatron_nft.config import RolloutConfig
+from megatron_nft.config import LoraConfig, RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
-from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
+from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request
 from megatron_nft.rollout.vllm.arguments import engine_arguments
 from megatron_nft.rollout.vllm.experts import experts_of_answers, with_experts
+from megatron_nft.rollout.vllm.sampling import sampling_params
 from megatron_nft.types import Prompt, Rollout, RolloutGroup
 
 
@@ -46,6 +47,7 @@ class VllmEngine:
         is_colocated: it takes turns on its GPU: `sleep` and `wake` are to free memory.
         starts_empty: reads no weights, and refuses to generate before a weight update.
         gives_experts: of a mixture: answers whose `Sampling` asks for it say which experts their tokens went to.
+        lora: weight updates bring these adapters, for the model that is read.
 
     Raises:
         EngineError: vLLM can't start on this model with these settings.
@@ -63,9 +65,12 @@ class VllmEngine:
         is_colocated: bool = False,
         starts_empty: bool = False,
         gives_experts: bool = False,
+        lora: LoraConfig | None = None,
     ):
         from vllm import LLM
         from vllm.platforms import current_platform
+
+        from megatron_nft.rollout.vllm import adapter
 
         if device == "cpu" and not current_platform.is_cpu():
             raise EngineError(
@@ -73,6 +78,8 @@ class VllmEngine:
                 "environment of launch/install.sh"
             )
         logging.getLogger("vllm").setLevel(logging.WARNING)
+        self._adapters = lora and lora.adapters
+        self._lora = {"lora_request": adapter.REQUEST} if self._adapters else {}
         try:
             arguments = engine_arguments(
                 model_path,
@@ -83,6 +90,7 @@ class VllmEngine:
                 is_colocated=is_colocated,
                 starts_empty=starts_empty,
                 gives_experts=gives_experts,
+                lora=lora,
             )
             self._llm = LLM(**arguments)
         except Exception as error:
@@ -177,8 +185,8 @@ class VllmEngine:
         salt = f"{CANARY if name.startswith(CANARY) else 'policy'} {self.policy_version}"
         tokens = {"prompt_token_ids": request.prompt.token_ids_P.tolist(), "cache_salt": salt}
         try:
-            params = _sampling_params(request.sampling, request.seed_id)
-            vllm_id = self._llm.llm_engine.add_request(name, tokens, params)
+            params = sampling_params(request.sampling, request.seed_id)
+            vllm_id = self._llm.llm_engine.add_request(name, tokens, params, **self._lora)
         except Exception as error:  # VLLMValidationError, which is no ValueError
             raise EngineError(f"vLLM refuses prompt {request.prompt.prompt_id}: {error}") from error
         self._experts.begin(name, vllm_id, request.sampling.group_size)
@@ -208,7 +216,13 @@ class VllmEngine:
             self._call(
                 "names of a weight update",
                 self._llm.init_weight_transfer_engine,
-                {"init_info": {"names": names, "place": self._place}},
+                {
+                    "init_info": {
+                        "names": names,
+                        "place": self._place,
+                        "adapters": self._adapters and asdict(self._adapters),
+                    }
+                },
             )
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
@@ -232,6 +246,8 @@ class VllmEngine:
         """
         self._receive("end of a weight update", None)
         self._call("finish of a weight update", self._llm.finish_weight_update, str(policy_version))
+        if self._adapters:
+            self._call("adapters of a weight update", self._llm.collective_rpc, "install_adapters")
         self._update_open = False
         self.policy_version = policy_version
         if self._on_sync == "restart":
@@ -256,9 +272,11 @@ class VllmEngine:
             core.resume_scheduler()
 
     def sleep(self) -> None:
-        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing."""
+        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing.
+
+        A model that no update brings stays in host memory (level 1)."""
         self._unusable = "the engine sleeps"
-        self._call("sleep", self._llm.sleep, 2)
+        self._call("sleep", self._llm.sleep, 1 if self._adapters else 2)
 
     def wake(self, what: str) -> None:
         """Takes the memory of "weights" or of the "kv_cache" again. The weights are of no use until an update."""
@@ -303,28 +321,6 @@ class VllmEngine:
         return RolloutGroup(prompt=request.prompt, rollouts=tuple(rollouts))
 
 
-def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=sampling.group_size,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_answer_tokens,
-        seed=_prompt_seed(sampling.seed, prompt_id),  # vLLM adds the answer's place in the group
-        logprobs=0,  # the sampled token's only
-        flat_logprobs=True,
-        detokenize=False,  # one batched decode per group is cheaper than one per token
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _prompt_seed(seed: int, prompt_id: str) -> int:
-    """56 bits, so that seeds of different prompts don't meet, and seed + place stays within vLLM's 63 bits."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt_id}".encode(), digest_size=7).digest())
-
-
 def _name(stream: str, request_id: int) -> str:
     return f"{stream} {request_id}"
 
@@ -335,11 +331,19 @@ def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
             f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
         )
     spans = [(span.start, int(span.version)) for span in answer.weight_versions]
+    # At each place the sampled token, and after it the likeliest ones, whether it is one of them or not.
+    num_tokens = len(answer.token_ids)
+    logprobs_AK = np.array(answer.logprobs.logprobs, dtype=np.float32).reshape(num_tokens, -1)
+    columns = {}
+    if logprobs_AK.shape[1] > 1:
+        ids_AK = np.array(answer.logprobs.token_ids, dtype=np.int32).reshape(num_tokens, -1)
+        columns = {"top_ids": ids_AK[:, 1:], "top_logprobs": logprobs_AK[:, 1:]}
     return Rollout(
         text=text,
         token_ids_A=np.array(answer.token_ids, dtype=np.int32),
-        engine_logprobs_A=np.array(answer.logprobs.logprobs, dtype=np.float32),
+        engine_logprobs_A=logprobs_AK[:, 0],
         truncated=answer.finish_reason == "length",
         policy_version=spans[0][1],
         newer_versions=tuple(spans[1:]),
+        columns=columns,
     )

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -33,7 +34,9 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.lora import adapter_shapes
 from megatron_nft.families.parameters import parameters
+from megatron_nft.rollout.vllm import adapter
 from megatron_nft.rollout.vllm.experts import CapturesExperts
 from megatron_nft.weights.carriers import make_receiver
 from megatron_nft.weights.wire import BucketManifest, Receiver
@@ -52,6 +55,7 @@ class WeightUpdateError(RuntimeError):
 class BucketInitInfo(WeightTransferInitInfo):
     names: list[str]  # HF names of all parameters that an update brings
     place: int  # of this engine's first worker among the workers of all engines
+    adapters: dict[str, Any] | None = None  # the tensors are theirs, and the model stays as it is
 
 
 @dataclass
@@ -76,7 +80,10 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
             WeightUpdateError: a name is missing, unknown, or given twice. No weight has been touched.
         """
         hf = read_hf_config(self.model_config.model)
+        self.adapters = init_info.adapters and adapter.from_plain(init_info.adapters)
         self.shapes = {name: shape for parameter in parameters(hf) for name, shape in parameter.hf_shapes.items()}
+        if self.adapters:
+            self.shapes = adapter_shapes(hf, self.adapters)
         optional = {TIED_HEAD} if hf.tie_word_embeddings else set()
         _check_names("the sender's list", init_info.names, set(self.shapes), optional)
         self.expected = set(init_info.names)
@@ -84,7 +91,9 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
 
     def start_weight_update(self) -> None:
         self.arrived: set[str] = set()
-        initialize_layerwise_reload(self.model)
+        self.tensors: dict[str, Tensor] = {}  # of adapters
+        if not self.adapters:
+            initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
         """Loads one bucket, or checks at the end of the stream that everything has come.
@@ -100,13 +109,20 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
             else:
                 self._load(BucketManifest.from_dict(update_info.manifest))
         except BaseException:
-            finalize_layerwise_reload(self.model, self.model_config)
+            if not self.adapters:
+                finalize_layerwise_reload(self.model, self.model_config)
             raise
 
     def finish_weight_update(self) -> None:
+        if self.adapters:
+            return
         finalize_layerwise_reload(self.model, self.model_config)
         self._refresh_tied_lm_head()
         self._prepack_experts()
+
+    def install_adapters(self) -> None:
+        """Puts the adapters that an update has brought in place. After it: vLLM's worker forgets its own at the end."""
+        adapter.install(self.model, read_hf_config(self.model_config.model), self.adapters, self.tensors)
 
     def shutdown(self) -> None:
         for receiver in self.receivers.values():
@@ -132,6 +148,9 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
                     "before sending, or the engine would keep parameters of mixed dtypes"
                 )
         self.arrived |= bucket.keys()
+        if self.adapters:
+            self.tensors |= {name: tensor.to("cpu", copy=True) for name, tensor in bucket.items()}
+            return
         self.model.load_weights(bucket.items())
         self._own_what_waits({tensor.untyped_storage().data_ptr() for tensor in bucket.values()})
 
@@ -163,6 +182,10 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
 
 class RegisterBackend(CapturesExperts):
     """A vLLM worker extension (`EXTENSION`): naming it makes every worker import this module."""
+
+    def install_adapters(self) -> None:
+        """Of this worker's `BucketReceiver`."""
+        self.weight_transfer_engine.install_adapters()
 
 
 def _check_names(what: str, names: list[str], expected: set[str], optional: Set[str] = frozenset()) -> None:

@@ -12,7 +12,7 @@ UPDATES_PER_STEP, UPDATES = 16, 400
 def rates(optimizer_config):
     """Of 400 updates, with the schedule at work on torch's AdamW."""
     adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=optimizer_config.learning_rate)
-    schedule, found = build_schedule(adam, optimizer_config, UPDATES_PER_STEP), []
+    schedule, found = build_schedule(adam, optimizer_config, UPDATES_PER_STEP, UPDATES), []
     for _ in range(UPDATES):
         schedule.step(1)  # as actor/worker.py does before an update
         found.append(adam.param_groups[0]["lr"])
@@ -43,6 +43,14 @@ def test_warm_up_counted_in_updates():
     found = rates(OptimizerConfig(learning_rate=1e-6, warmup_updates=10))
     assert found == pytest.approx([1e-6 * min(update / 10, 1) for update in range(1, UPDATES + 1)])
     assert sum(found[:160]) == pytest.approx(155.5e-6)
+
+
+def test_the_rate_falls_over_the_last_updates():
+    found = rates(OptimizerConfig(learning_rate=1e-6, warmup_updates=10, decay_updates=160))
+    expected = [1e-6 * min(u / 10, 1, (UPDATES + 1 - u) / 160) for u in range(1, UPDATES + 1)]
+    assert found == pytest.approx(expected, abs=1e-18) and found[-1] > 0
+    with pytest.raises(ValueError, match="decay_updates = 160 goes with a warm-up in updates"):
+        OptimizerConfig(decay_updates=160, warmup_rollout_steps=10)
 
 
 def test_either_goes_on_from_the_others_checkpoint():

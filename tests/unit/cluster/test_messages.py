@@ -23,7 +23,7 @@ from megatron_nft.cluster.turns import Turns
 from megatron_nft.config import load_config
 from megatron_nft.data.packing import pack
 from megatron_nft.families.hf_config import read_hf_config
-from megatron_nft.rollout.api import Sampling, requests_of
+from megatron_nft.rollout.api import Load, Sampling, requests_of
 from megatron_nft.types import Prompt, TrainSequence
 from megatron_nft.weights.sync import sync_weights
 
@@ -177,7 +177,7 @@ def seconds_of_a_turn(count, monkeypatch):
 
     monkeypatch.setattr(stream, "ray", SimpleNamespace(wait=wait, get=lambda ref: ref.value))
     fleet = ReadyFleet(count)
-    asked = RequestStream(fleet, "rollouts", requests_per_engine=2, timeout_s=1e6)
+    asked = RequestStream(fleet, "rollouts", answers_at_once=4, timeout_s=1e6)
     prompt = Prompt(
         prompt_id="p", text="", token_ids_P=np.zeros(1, np.int32), ground_truth="", data_source="", extra_info={}
     )
@@ -186,7 +186,7 @@ def seconds_of_a_turn(count, monkeypatch):
     asked.poll(0.0)
     taken = []
     for turn in range(40):
-        fleet.calls.pop(turn * 7919 % len(fleet.calls)).value = ([], 0.0)
+        fleet.calls.pop(turn * 7919 % len(fleet.calls)).value = ([], Load(seconds=0.0, running=1))
         begun = time.process_time()
         asked.poll(0.0)
         taken.append(time.process_time() - begun)

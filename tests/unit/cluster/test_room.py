@@ -20,7 +20,7 @@ def nodes(*gpus, cpus=64):
 
 def recipe(*overrides):
     """Two key/value heads: tp 1 or 2."""
-    return load_config("launch/recipes/quickstart.toml", ["cluster.device=cuda", *overrides])
+    return load_config("launch/recipes/quickstart.toml", ["cluster.device=cuda", "rollout.engines=1", *overrides])
 
 
 def test_what_fits():
@@ -54,7 +54,7 @@ def test_groups_that_leave_gpus_over_on_every_node():
 
 
 def test_shared_memory_is_for_one_machine():
-    config = load_config("launch/recipes/quickstart.toml", ["actor.tp=1", "actor.dp=2"])
+    config = load_config("launch/recipes/quickstart.toml", ["actor.tp=1", "actor.dp=2", "rollout.engines=1"])
     check(config, nodes(0, cpus=3))
     with pytest.raises(ClusterError, match=r'set weights\.carrier="collective"'):
         check(config, nodes(0, 0, 0, cpus=1))

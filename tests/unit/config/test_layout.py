@@ -68,6 +68,7 @@ REFUSED = {
     "actor.tp=2 actor.sequence_parallel=true actor.dp=3 actor.ep=1 actor.etp=3": "with ep = 1 and tp = 2",
     "actor.tp=2 actor.ep=2": "actor.tp = 2 with a mixture of experts needs actor.sequence_parallel = true",
     "actor.precision=fp8-blockwise": 'actor.precision = "fp8-blockwise" is not supported for mixtures',
+    "lora.rank=8": "lora.rank = 8: qwen3_moe has experts, and there are no adapters for models with experts",
     "actor.tp=2 actor.sequence_parallel=true actor.tp_comm_overlap=true cluster.device=cuda": "tp_comm_overlap = true",
 }
 

@@ -13,7 +13,7 @@ def test_every_setting_is_there_with_its_meaning(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     words = " ".join(printed.split())
-    assert len(Config.model_fields) == 14
+    assert len(Config.model_fields) == 15
     for section in Config.model_fields:
         assert f"[{section}]  " in printed
         for key, field in fields_of(section).items():
@@ -28,7 +28,7 @@ def test_every_setting_is_there_with_its_meaning(capsys):
         ("model.path", "model.path: required (text)"),
         ("weights.bucket_mib", "weights.bucket_mib: unset (whole number >= 1)"),
         ("optimizer.beta1", "optimizer.beta1 = 0.9 (number >= 0 and < 1)"),
-        ("algorithm.normalize", "algorithm.normalize = 1 (0 | 1 | 2)"),
+        ("algorithm.normalize", "algorithm.normalize = 1 (0 | 1 | 2 | 3)"),
         ("run.overwrite", 'run.overwrite = false (false | true | "all")'),
         ("observe.trackers", 'observe.trackers = [] (list of "tensorboard" | "wandb")'),
         ("evaluate.samples_of", "evaluate.samples_of = {} (table of whole number >= 1)"),

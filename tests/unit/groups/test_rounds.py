@@ -103,6 +103,16 @@ def test_a_tail_that_is_cut_costs_a_step_no_answer_that_it_needs():
     assert queue.num_ready == 0 and queue.num_missing() == 0
 
 
+def test_a_tail_that_is_waited_for_is_whole_before_the_step():
+    queue, second = after_a_first_step("wait")
+    grade(queue, second[4:], 1)
+    assert queue.num_ready == 5 and queue.take(2) is None
+    grade(queue, second[:4], 1)
+    taken, late = queue.take(2)
+    assert ids(taken.groups) == [5, 6, 7, 8] and len(taken.graded) == 9 and late == []
+    assert "rollout/groups_cut" not in taken.metrics
+
+
 def test_a_round_that_can_not_do_is_followed_before_it_is_whole():
     queue, second = after_a_first_step("drop")
     grade(queue, second[:5], 1, mixed=False)

@@ -9,7 +9,9 @@ from megatron_nft.init import __main__ as command
 from megatron_nft.plan.__main__ import main as plan
 from tests.unit.plan.conftest import QWEN2, SHAPES
 
+OTHERS = pytest.mark.night("other numbers of GPUs")
 MODEL, DATA = "tests/assets/quickstart/model", "tests/assets/quickstart/train.parquet"
+HELD_OUT = "tests/assets/quickstart/held_out.parquet"
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def init(tmp_path, *arguments):
 
 
 def test_a_recipe_for_this_machine_follows_the_data(tmp_path, capsys):
-    status, out = init(tmp_path, "--model", MODEL, "--data", DATA, "--held-out", DATA, "--gpus", "0")
+    status, out = init(tmp_path, "--model", MODEL, "--data", DATA, "--held-out", HELD_OUT, "--gpus", "0")
     said = capsys.readouterr().out
     assert (
         status == 0 and f"next: megatron-nft train {out}" in said and "4,000 prompts, the longest of 58 tokens" in said

@@ -1,4 +1,4 @@
-"""GRPO, Dr. GRPO and DAPO by hand; NFT on-policy is GRPO; RFT ignores wrong answers; KL and importance weights."""
+"""GRPO, Dr. GRPO and DAPO by hand; NFT on-policy is GRPO and MaxRL; RFT ignores wrong answers; KL."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_nft.config import AlgorithmConfig
 from megatron_nft.nft.groups import to_sequences
-from megatron_nft.nft.loss import clipped_loss, importance_weights, kl_divergence, nft_loss, num_clipped
+from megatron_nft.nft.loss import clipped_loss, clipped_tokens, kl_divergence, nft_loss
 from megatron_nft.nft.rewards import advantages, rewards
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
@@ -64,10 +64,21 @@ def test_clipped_loss_against_finite_differences():
     assert torch.autograd.gradcheck(lambda x: clipped_loss(x, old, weights, clip_high=0.28), logprobs)
 
 
-def test_num_clipped_by_hand():
-    ratios = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.0]).log()
-    count = num_clipped(ratios, torch.zeros(5), torch.tensor([1.0, -1, 1, -1, 1]), clip_low=0.2, clip_high=0.2)
-    assert count.item() == 2
+def test_clipped_tokens_by_hand():
+    ratios = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.0, 4.0]).log()
+    signs = torch.tensor([1.0, -1, 1, -1, 1, -1])
+    clips = {"clip_low": 0.2, "clip_high": 0.2}
+    assert clipped_tokens(ratios, torch.zeros(6), signs, **clips).tolist() == [True, False, False, True, False, False]
+    assert clipped_tokens(ratios, torch.zeros(6), signs, dual_clip=3.0, **clips).tolist()[-1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [(4.0, -2.0, 6.0, 0.0), (2.5, -2.0, 5.0, 5.0), (0.5, -2.0, 1.6, 0.0), (4.0, 2.0, -2.4, 0.0)],
+)
+def test_dual_clip_by_hand(ratio, advantage, loss, gradient):
+    """Of 3: a wrong answer's token that is likelier than that counts 3 times its advantage, and is not pushed."""
+    assert loss_and_gradient(ratio, advantage, dual_clip=3.0) == pytest.approx((loss, gradient), abs=1e-9)
 
 
 def test_advantages_by_hand():
@@ -76,6 +87,7 @@ def test_advantages_by_hand():
     deviation = math.sqrt(0.25 * 0.75)
     assert advantages(rewards_G, 2).tolist() == pytest.approx([0.75 / deviation] + [-0.25 / deviation] * 3)
     assert advantages(np.ones(3), 2).tolist() == [0, 0, 0]
+    assert advantages(rewards_G, 3).tolist() == pytest.approx([3, -1, -1, -1])  # (r - p) / p
     with pytest.raises(ValueError, match="normalize = 0: choose 1"):
         advantages(rewards_G, 0)
 
@@ -141,7 +153,7 @@ def on_policy_gradients(verdicts, normalize, **nft):
 mixed = st.lists(st.booleans(), min_size=2, max_size=32).filter(lambda v: 0 < sum(v) < len(v))
 
 
-@given(verdicts=mixed, normalize=st.sampled_from([1, 2]))
+@given(verdicts=mixed, normalize=st.sampled_from([1, 2, 3]))
 @settings(max_examples=200, deadline=None)
 def test_on_policy_nft_is_grpo_and_the_constant_is_one(verdicts, normalize):
     nft, grpo = on_policy_gradients([float(v) for v in verdicts], normalize)
@@ -181,8 +193,3 @@ def test_kl_estimate_is_the_divergence_on_average():
     exact = (policy.exp() * (policy - reference)).sum()
     average = (policy.exp() * kl_divergence(policy, reference)).sum()
     assert average.item() == pytest.approx(exact.item(), rel=1e-12)
-
-
-def test_importance_weights_by_hand():
-    weights = importance_weights(torch.tensor([-1.0, 0.0, -1.0, 0.0]), torch.tensor([-1.0, -0.5, 0.0, -1e4]), cap=2.0)
-    assert weights.tolist() == pytest.approx([1.0, math.exp(0.5), math.exp(-1.0), 2.0])

@@ -108,8 +108,8 @@ def test_gradient_equals_finite_differences_where_nothing_is_clipped():
 
 
 def test_unknown_normalize_is_refused():
-    with pytest.raises(ValueError, match="normalize = 3"):
-        loss_and_gradient(0.0, 1.0, 0.5, normalize=3)
+    with pytest.raises(ValueError, match="normalize = 4"):
+        loss_and_gradient(0.0, 1.0, 0.5, normalize=4)
 
 
 def test_ratio_metrics_by_hand():
@@ -121,3 +121,5 @@ def test_ratio_metrics_by_hand():
     assert sums["ratio_sum"].item() == pytest.approx(3.5)
     assert sums["ratio_max"].item() == pytest.approx(2.0)
     assert sums["clamped"].item() == 1 and sums["wrong_tokens"].item() == 2
+    assert (sums["right_moved"].item(), sums["right_tokens"].item()) == (0, 1)
+    assert (sums["wrong_moved"].item(), sums["wrong_logprobs"].item()) == pytest.approx((0, 0), abs=1e-6)

@@ -60,7 +60,7 @@ def test_a_row_that_is_added_is_known_to_recipes(monkeypatch):
     monkeypatch.setitem(METHODS, "mine", row)
     assert AlgorithmConfig(name="mine").normalize == 2
     with pytest.raises(
-        ValueError, match="no such method; choose one of nft, rft, rft_script, grpo, dr_grpo, dapo, mine"
+        ValueError, match=r"no such method; choose one of nft, rft, rft_script, grpo, .*, asymre, sft, mine"
     ):
         AlgorithmConfig(name="yours")
 

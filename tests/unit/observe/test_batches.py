@@ -1,11 +1,9 @@
 """Saved batches read back equal, and the gap is what it says."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from megatron_nft.observe.batches import BatchError, load_batch, logprob_gap, save_batch
+from megatron_nft.observe.batches import BatchError, load_batch, save_batch
 from megatron_nft.types import MicroBatch, TrainBatch, TrainSequence
 
 
@@ -34,18 +32,6 @@ def test_a_saved_batch_reads_back_equal(tmp_path):
     assert [p.name for p in (tmp_path / "batches").iterdir()] == ["step_1.npz"]
 
 
-def test_gap_by_hand():
-    batch = TrainBatch(updates=(((MicroBatch(sequences=(sequence(9, 3, 0.1), sequence(5, 1, -0.5))),),),))
-    assert logprob_gap(batch) == {
-        "rollout/logprob_gap_mean": pytest.approx(0.2, abs=1e-6),
-        "rollout/logprob_gap_p99": pytest.approx(np.quantile([0.1, 0.1, 0.1, 0.5], 0.99), abs=1e-6),
-        "rollout/logprob_gap_max": pytest.approx(0.5, abs=1e-6),
-    }
-    # The actor finds 3 of 4 tokens likelier than the engine did, by e^0.1.
-    assert logprob_gap(batch, importance_cap=1.1)["rollout/importance_capped_fraction"] == 0.75
-    assert logprob_gap(batch, importance_cap=1.2)["rollout/importance_capped_fraction"] == 0
-
-
 def test_a_file_that_is_no_batch_is_named(tmp_path):
     with pytest.raises(BatchError, match=r"none\.npz is not a saved batch"):
         load_batch(tmp_path / "none.npz")
@@ -57,9 +43,3 @@ def test_a_file_that_is_no_batch_is_named(tmp_path):
     np.savez(tmp_path / "other.npz", update=np.zeros(3))
     with pytest.raises(BatchError, match="it has no advantage, correct_rate"):
         load_batch(tmp_path / "other.npz")
-
-
-def test_a_gap_of_a_batch_without_scores_is_an_error():
-    unscored = replace(sequence(9, 3, 0.0), old_logprobs_A=None)
-    with pytest.raises(TypeError):
-        logprob_gap(TrainBatch(updates=(((MicroBatch(sequences=(unscored,)),),),)))

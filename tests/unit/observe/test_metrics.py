@@ -93,6 +93,7 @@ def test_rollout_metrics_by_hand(make_group):
         "verdict/by_omission": 0,
         "nft/correct_rate": 3 / 6,
         "rollout/answer_tokens_mean": (60 + 30 + 100) / 9,
+        "rollout/mixed_correct_rate": 1 / 3,
         "rollout/answer_tokens_p10": 10,
         "rollout/answer_tokens_p50": 20,
         "rollout/answer_tokens_p90": 32,

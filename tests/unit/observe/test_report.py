@@ -20,6 +20,7 @@ from megatron_nft.observe.metrics import UnknownMetricError
 from megatron_nft.observe.records import read_step_reports
 from megatron_nft.observe.report import Report
 from megatron_nft.run.stop import StopRequested
+from megatron_nft.types import TrainBatch, TrainSequence
 
 
 @pytest.fixture
@@ -176,6 +177,26 @@ def test_answers_are_written_with_what_a_reader_needs(opened, make_group):
         "engine_logprobs": [0.0] * 20,
     }
     assert right["verdict"] == "right" and right["num_tokens"] == 10
+
+
+def test_a_trained_answer_has_the_actors_log_probs_beside_the_engines(opened, make_group):
+    report, _, folder = opened
+    report.token_text = lambda token: f"<{token}>"
+    group = make_group("right", "wrong")
+    trained = [
+        TrainSequence(
+            token_ids_T=np.concatenate([group.prompt.token_ids_P, rollout.token_ids_A]), num_prompt_tokens=4,
+            verdict=1.0, correct_rate=0.5, engine_logprobs_A=rollout.engine_logprobs_A,
+            old_logprobs_A=rollout.engine_logprobs_A - 0.25,
+        )
+        for rollout in group.rollouts[:1]
+    ]  # fmt: skip
+    with report.step(1):
+        report.add_rollouts([group])
+        report.add_batch(TrainBatch.of([[[trained]]]))
+    right, wrong = read_jsonl(folder / "rollouts.jsonl")
+    assert right["tokens"] == ["<0>"] * 10 and right["actor_logprobs"] == [-0.25] * 10
+    assert right["engine_logprobs"] == [0.0] * 10 and "actor_logprobs" not in wrong
 
 
 def test_chosen_answers_are_seeded_and_half_right_where_possible(make_group):

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -50,6 +52,19 @@ def test_every_request_shows_the_run_as_it_is_and_it_reloads_until_the_run_ends(
     report.close("done")
     data = data_at(address)
     assert data["run"]["reload_s"] == 0 and data["run"]["verdict"] == "done" and data["timeline"]["step"] == 1
+
+
+def test_a_run_that_was_killed_is_not_running_for_ever(make_config, served):
+    config = make_config()
+    Report(config, io.StringIO())
+    (config.run_dir / ".owner").mkdir()
+    beat = config.run_dir / ".owner" / "1"
+    beat.write_text("{}")
+    address = served(config.run_dir)
+    assert data_at(address)["run"]["verdict"] == "running"
+    os.utime(beat, (time.time() - 600, time.time() - 600))
+    run = data_at(address)["run"]
+    assert run["verdict"].startswith("interrupted: not heard of for 10m") and run["reload_s"] == 0
 
 
 def test_several_runs_are_compared(make_config, served):

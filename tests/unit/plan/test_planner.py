@@ -256,4 +256,4 @@ def test_own_hardware(capsys, models, tmp_path):
 
 def test_the_quickstart_has_a_plan(capsys):
     status, out, _ = run(capsys, RECIPES / "quickstart.toml", "--suggest")
-    assert status == 0 and "3 x cpu" in out and "layouts that fit" in out
+    assert status == 0 and "4 x cpu" in out and "layouts that fit" in out

@@ -1,0 +1,141 @@
+"""The gap between the log-probs of the engine that sampled and those of the actor: how large, where, and what it looks
+like.
+
+A scored TrainBatch comes in; metrics, or the likely cause of a gap, go out. Called by run/gap_alarm.py, and by whoever
+compares engine and actor. Shape suffixes: _N all answer tokens of a batch, _A those of an answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from megatron_nft.types import TrainBatch, TrainSequence
+
+MAX_LOG_RATIO = 10.0
+"""Cap of log-ratios before exp, as in nft/loss.py."""
+CERTAIN = 0.02
+"""A token less than this away from probability 1, in nats: two distributions that are near each other anywhere are
+within about as much here."""
+NOISE_SHARE = 0.5
+"""A gap at certain tokens this large, of that at all tokens, is in the log-probs and not in the distribution."""
+EXPLAINED = 0.9
+"""Share of the siblings' gaps that one temperature must explain."""
+MIN_PAIRS = 16
+"""Pairs of siblings from which a temperature can be told."""
+
+Cause = Literal["noise", "temperature", "cut", "weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What a gap looks like."""
+
+    cause: Cause
+    words: str
+
+
+def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, float]:
+    """Metrics of engine_logprobs against old_logprobs over a scored batch's answer tokens, in nats.
+
+    With d = actor's - engine's: mean, 99th percentile and maximum of |d|; its mean, which is minus the k1 estimate of
+    KL(engine || actor), and the k3 estimate e^d - d - 1; the effective sample sizes (sum w)^2 / (n sum w^2) of tokens'
+    and of answers' importance weights; |d| by the quarters of the longest answer.
+
+    With a cap, also the share of tokens at which the importance correction is cut (nft/corrections.py).
+    """
+    by_answer = [s.old_logprobs_A - s.engine_logprobs_A for s in batch.sequences]
+    gaps_N = np.concatenate(by_answer).astype(np.float64)
+    capped_N = gaps_N.clip(max=MAX_LOG_RATIO)
+    sizes_N = np.abs(gaps_N)
+    metrics = {
+        "rollout/logprob_gap_mean": float(sizes_N.mean()),
+        "rollout/logprob_gap_p99": float(np.quantile(sizes_N, 0.99)),
+        "rollout/logprob_gap_max": float(sizes_N.max()),
+        "rollout/gap_signed": float(gaps_N.mean()),
+        "rollout/gap_kl": float((np.expm1(capped_N) - capped_N).mean()),
+        "rollout/gap_ess_tokens": _effective(gaps_N),
+        "rollout/gap_ess_answers": _effective(np.array([x.sum(dtype=np.float64) for x in by_answer])),
+    }
+    positions_N = np.concatenate([np.arange(len(x)) for x in by_answer])
+    quarters_N = 4 * positions_N // max(map(len, by_answer))
+    for quarter in range(4):
+        if (here_N := quarters_N == quarter).any():
+            metrics[f"rollout/gap_quarter_{quarter + 1}"] = float(sizes_N[here_N].mean())
+    if importance_cap:
+        metrics["rollout/importance_capped_fraction"] = float((gaps_N > np.log(importance_cap)).mean())
+    return metrics
+
+
+def _effective(log_weights: np.ndarray) -> float:
+    """Effective sample size, as a share."""
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
+
+
+def diagnose(sequences: Sequence[TrainSequence]) -> Diagnosis:
+    """What the gap of scored sequences looks like. The first of these that holds:
+
+    noise: tokens that are all but certain have a gap like all others. Two distributions can't differ much there: the
+        log-probs are not those of what was sampled from, or are of low precision.
+    cut: the engine finds every token likelier than the actor does: it has left tokens out (top_p, top_k).
+    temperature: between two tokens of the same place, the gap is proportional to the difference of their log-probs,
+        which is what another temperature does, and next to nothing else. Answers to one prompt have such places,
+        wherever they part.
+    weights: none of that. The engine's distribution is another one, as of an older or another policy.
+    """
+    old_N, engine_N = (np.concatenate([getattr(s, name) for s in sequences]) for name in _LOGPROBS)
+    gaps_N = old_N.astype(np.float64) - engine_N
+    whole = float(np.sqrt((gaps_N**2).mean()))
+    certain_N = old_N > -CERTAIN
+    at_certain = float(np.sqrt((gaps_N[certain_N] ** 2).mean())) if certain_N.any() else 0.0
+    if at_certain > NOISE_SHARE * whole:
+        words = f"tokens that are all but certain differ by {at_certain:.2g} nats, all by {whole:.2g}: the engine's "
+        return Diagnosis(
+            cause="noise", words=words + "log-probs are not those of the distribution that it samples from"
+        )
+    if gaps_N.mean() < 0 and np.quantile(gaps_N, 0.999) < 1e-3 * whole:
+        words = (
+            "the engine finds every token likelier than the actor: it samples from a part of the vocabulary (top_p, "
+        )
+        return Diagnosis(cause="cut", words=words + "top_k)")
+    apart = _siblings(sequences)
+    if len(apart) >= MIN_PAIRS:
+        of_actor, of_gap = np.array(apart).T
+        slope = float(of_actor @ of_gap / (of_actor @ of_actor))
+        explained = 1 - float(((of_gap - slope * of_actor) ** 2).sum() / (of_gap**2).sum())
+        if explained > EXPLAINED and slope < 1:
+            words = (
+                f"{explained:.0%} of the gap between tokens of one place is what a temperature {1 / (1 - slope):.3g} "
+            )
+            return Diagnosis(cause="temperature", words=words + "times the actor's does")
+    words = "it is neither noise, nor a cut distribution, nor another temperature: the engine holds other weights, "
+    return Diagnosis(cause="weights", words=words + "older ones, say, or computes another model of them")
+
+
+_LOGPROBS = ("old_logprobs_A", "engine_logprobs_A")
+
+
+def _siblings(sequences: Sequence[TrainSequence]) -> list[tuple[float, float]]:
+    """Of pairs of answers to one prompt, at the token in which they part: the differences of the actor's log-probs, and
+    of the gaps. Nothing of a place's own, such as the sum by which probabilities are normalised, is in them."""
+    by_prompt: dict[bytes, list[int]] = {}
+    for i, s in enumerate(sequences):
+        by_prompt.setdefault(s.token_ids_T[: s.num_prompt_tokens].tobytes(), []).append(i)
+    found: list[tuple[float, float]] = []
+    under_way = [(members, 0) for members in by_prompt.values()]
+    while under_way:
+        members, place = under_way.pop()
+        children: dict[int, list[int]] = {}
+        for i in members:
+            if place < sequences[i].num_answer_tokens:
+                token = int(sequences[i].token_ids_T[sequences[i].num_prompt_tokens + place])
+                children.setdefault(token, []).append(i)
+        of_each = [[float(getattr(sequences[c[0]], name)[place]) for name in _LOGPROBS] for c in children.values()]
+        for (old, engine), (other_old, other_engine) in pairwise(of_each):
+            apart = old - other_old
+            found.append((apart, apart - (engine - other_engine)))
+        under_way += [(c, place + 1) for c in children.values() if len(c) > 1]
+    return found

@@ -1,0 +1,213 @@
+"""A run on given answers, around its loop: ranks, packing, checkpoints and report are those of a run that samples, and
+there are no engines and no graders.
+
+A recipe comes in, a model in the run's folder goes out. A lost rank takes it back to its last checkpoint, inside the
+job; a signal or an error ends it after saving the last whole step. Called by sft.py.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+from megatron_nft.cluster.placement import ray_cluster, refuse_unfit_machine
+from megatron_nft.cluster.processes import ProcessLost, new_attempt
+from megatron_nft.cluster.ranks import Actors
+from megatron_nft.cluster.restarts import Restarts
+from megatron_nft.config import Config
+from megatron_nft.data.demonstrations import InOrder, load_demonstrations
+from megatron_nft.data.packing import pack
+from megatron_nft.data.prompts import PromptStream, load_tokenizer
+from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.observe.owner import Owner, OwnerLost
+from megatron_nft.observe.report import Report
+from megatron_nft.observe.trackers import check_trackers
+from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume
+from megatron_nft.run.folder import ending_of, run_folder
+from megatron_nft.run.nonfinite import keep_nonfinite
+from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.types import TrainBatch
+
+ANSWER_S = 60.0
+"""For ranks to answer after an error, before it is tried to save what they hold."""
+OF_SAMPLES = ("nft/ratio", "nft/moved", "nft/loss_", "nft/mass", "nft/logprob_wrong")
+"""Metrics that say something of sampled answers only begin so."""
+
+
+class SupervisedRun:
+    """The parts of such a run, and its survival.
+
+    Args:
+        stack: ends what is started here.
+        actors: ranks that are up already, and outlive the run. None: its own.
+    """
+
+    def __init__(
+        self, config: Config, report: Report, stack: ExitStack, owner: Owner, actors: Actors | None = None
+    ) -> None:
+        self.config, self.report, self._owner = config, report, owner
+        self._given = load_demonstrations(config.data.train, load_tokenizer(config.model.hf_folder), config)
+        order = PromptStream if config.sft.order == "shuffled" else InOrder
+        self._stream = order(self._given.prompts, config.run.seed)
+        self._begin = self._stream.state_dict()
+        self._hf = read_hf_config(config.model.path)
+        report.announce(
+            f"data: {len(self._given.prompts)} given answers ({self._given.num_too_long} too long left out)"
+        )
+        report.announce(
+            f"actor: {config.actor.world_size} Megatron ranks ({config.actor.layout}), {config.actor.precision} | "
+            "starting ..."
+        )
+        began = time.perf_counter()
+        if actors is None:
+            placement = stack.enter_context(ray_cluster(config))
+            actors = Actors(config, placement, new_attempt(config.run_dir))
+        else:
+            actors.reuse(config)
+        self.actors = actors
+        self.actors.begin_build().wait()
+        self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
+        stack.callback(self.checkpoints.close)
+        self._restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
+        self._start = replace(self._progress_of(0), minutes=0.0)
+        self._is_whole = True
+        self._resume()
+        self._first_step = self.progress.step
+        report.count_earlier(self.progress.minutes)
+        report.announce(f"ready after {time.perf_counter() - began:.0f} s")
+
+    def train(self, stop: Stop) -> None:
+        """From the step after the last to the end."""
+        config, report = self.config, self.report
+        for step in range(self.progress.step + 1, config.train.steps + 1):
+            with report.step(step):
+                self._owner.check()
+                self.checkpoints.poll()
+                with report.stage("pack"), stop.interruptible():
+                    batch = self._batch()
+                with report.stage("train"):
+                    self._is_whole = False
+                    trained, batch = self.actors.train_step(batch)
+                report.add({name: x for name, x in trained.items() if not name.startswith(OF_SAMPLES)})
+                if trained["actor/nonfinite_updates"]:
+                    keep_nonfinite(step, batch, config, self.actors, report)
+                self.progress, self._is_whole = self._progress_of(step), True
+                report.trained()
+                if self.checkpoints.is_due(step):
+                    with report.stage("checkpoint"):
+                        self.checkpoints.begin(self.progress)
+            self.checkpoints.poll()
+        self.checkpoints.finish()
+        self.actors.save_hf(config.run_dir / "hf")
+
+    def _batch(self) -> TrainBatch:
+        """A step's answers: the next of the stream, cut into its updates as they come."""
+        config = self.config
+        learns_prompt = config.sft.learns == "all"
+        taken = [
+            self._given.sequence(prompt, learns_prompt=learns_prompt)
+            for prompt in self._stream.take(config.train.groups_per_step)
+        ]
+        return pack(
+            [[sequence] for sequence in taken],
+            num_updates=config.train.updates_per_step,
+            dp=config.actor.dp,
+            tokens_per_microbatch=config.actor.tokens_per_microbatch,
+            attention_parity_tokens=self._hf.attention_parity_tokens,
+        )
+
+    def _progress_of(self, step: int) -> Progress:
+        state = {"prompts": self._stream.state_dict()}
+        return Progress(step=step, policy_version=step, sampling=state, minutes=self.report.minutes)
+
+    def survive(self, stop: Stop) -> None:
+        """The loop, gone on with from the last checkpoint where ranks are lost.
+
+        Raises:
+            StopRequested: a signal asked for it; the last whole step is saved.
+            Exception: any other that ended the loop, after the same.
+        """
+        lost: ProcessLost | None = None
+        try:
+            while True:
+                try:
+                    if lost is not None:
+                        with stop.interruptible():
+                            self._start_again(lost)
+                    return self.train(stop)
+                except ProcessLost as error:
+                    lost = error
+        except OwnerLost:  # what is in the folder is another's
+            raise
+        except (StopRequested, Exception) as error:
+            self._save_and_stop(self.config.actor.timeout_s if isinstance(error, StopRequested) else ANSWER_S)
+            if isinstance(error, StopRequested):
+                newest = self.checkpoints.newest_step
+                error.goes_on = newest > self._first_step or self.progress.step <= newest
+            raise
+
+    def _start_again(self, error: ProcessLost) -> None:
+        step, self.progress = self.progress.step, self._start  # nothing that could be saved
+        self._restarts.count(error, step)
+        self.report.announce(f"{error}\nstarting all ranks again, from the last checkpoint ...")
+        self.checkpoints.abandon()
+        self.actors.restart(self.config)
+        self.actors.begin_build().wait()
+        self._resume()
+
+    def _resume(self) -> None:
+        """Goes back to the newest checkpoint, if there is one."""
+        self.progress = self.checkpoints.restore() or self._start
+        self._stream.load_state_dict(self.progress.sampling["prompts"] if self.progress.step else self._begin)
+        self.report.rewind(self.progress.step, self.progress.record)
+
+    def _save_and_stop(self, patience_s: float) -> None:
+        try:
+            if self.progress.step > self.checkpoints.newest_step and self._is_whole:
+                self.actors.ping(patience_s)
+            self.checkpoints.finish(self.progress.step)
+            if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step and self._is_whole:
+                self.report.announce(f"saving step {self.progress.step} ...")
+                self.checkpoints.begin(self.progress)
+                self.checkpoints.finish()
+        except Exception as error:
+            self.report.announce(f"saving step {self.progress.step} failed: {error}")
+
+
+def run_supervised(
+    config: Config, *, actors: Actors | None = None, announce: Callable[[str], None] | None = None
+) -> None:
+    """Runs a recipe to its end, from its last checkpoint if it has one.
+
+    Args:
+        actors: of `SupervisedRun`.
+
+    Raises:
+        StopRequested, and what else ends a run; the last whole step is saved.
+    """
+    checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
+    check_trackers(config)
+    if actors is None:
+        refuse_unfit_machine()
+    say = announce or _say
+    with run_folder(config, say) as owner:
+        if (ending := ending_of(config)) is not None:
+            return say(ending)
+        report, verdict = Report(config), "done"
+        with closing(Stop()) as stop:
+            try:
+                with ExitStack() as stack:
+                    with stop.interruptible():
+                        run = SupervisedRun(config, report, stack, owner, actors)
+                    run.survive(stop)
+            except BaseException as error:
+                words = f"interrupted: {error}".removesuffix(": ")
+                is_interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
+                verdict = words if is_interrupted else f"failed: {type(error).__name__}: {error}"
+                raise
+            finally:
+                report.close(verdict)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

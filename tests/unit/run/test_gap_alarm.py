@@ -1,0 +1,72 @@
+"""The alarm for the gap between engine and actor: when it warns, what it keeps, when it stops."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_nft.config import load_config
+from megatron_nft.observe.batches import load_batch
+from megatron_nft.run.gap_alarm import GapAlarm, GapTooLarge
+from tests.unit.observe.test_gap import batch_of, sequence
+
+FINE, BAD = batch_of(sequence(9, [1e-6] * 4)), batch_of(sequence(9, [0.1, -0.1, 0.1, -0.1]))
+
+
+@pytest.fixture
+def alarm(tmp_path):
+    """With what it has said and counted."""
+
+    def make(*overrides, is_ahead=False):
+        config = load_config("launch/recipes/quickstart.toml", [f"run.dir={tmp_path}", *overrides])
+        said, metrics = [], []
+        report = SimpleNamespace(add=metrics.append, announce=said.append)
+        return GapAlarm(config, report, is_ahead=is_ahead), said, metrics
+
+    return make
+
+
+def test_a_step_beyond_the_bound_is_said_and_its_batch_kept(alarm, tmp_path):
+    mine, said, metrics = alarm()
+    for step, batch in enumerate([FINE, BAD], 1):
+        mine.look(step, batch)
+        mine.stop_if_told()
+    (line,) = said
+    assert line.startswith("step 2: gap alarm (weights): KL(engine || actor) is about 0.005 nats a token")
+    assert "observe.gap_bound is 1e-06" in line and f"The batch is {tmp_path}/quickstart/gap/step_2.npz" in line
+    assert load_batch(tmp_path / "quickstart" / "gap" / "step_2.npz")[0][0].num_answer_tokens == 4
+    assert [m["rollout/gap_alarms"] for m in metrics] == [0, 1] and "rollout/gap_kl" in metrics[0]
+
+
+def test_it_stops_after_as_many_in_a_row_as_it_is_told(alarm):
+    mine, *_ = alarm("observe.gap_stop_after=2")
+    for step, batch in enumerate([BAD, FINE, BAD], 1):
+        mine.look(step, batch)
+        mine.stop_if_told()
+    mine.look(4, BAD)
+    with pytest.raises(
+        GapTooLarge, match=r"step 4: gap alarm .* step 2 in a row, and observe.gap_stop_after = 2; mend"
+    ):
+        mine.stop_if_told()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_ahead", "alarms"),
+    [
+        (["rollout.dtype=bfloat16"], False, 0),  # 0.005 is not beyond 0.01
+        (["actor.precision=bf16", "observe.gap_bound=0.004"], False, 1),
+        (["observe.gap_bound=0"], False, 0),
+        (["rollout.top_p=0.9"], False, 0),
+        ([], True, 0),
+        (["observe.gap_bound=1e-3"], True, 1),
+    ],
+)
+def test_what_is_watched(alarm, overrides, is_ahead, alarms):
+    mine, said, _ = alarm(*overrides, is_ahead=is_ahead)
+    mine.look(1, BAD)
+    assert len(said) == alarms
+
+
+def test_a_gap_that_is_not_a_number_is_beyond(alarm):
+    mine, said, _ = alarm()
+    mine.look(1, batch_of(sequence(9, [float("nan"), 0.0])))
+    assert "gap alarm" in said[0]
