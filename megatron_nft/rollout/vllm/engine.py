@@ -18,13 +18,12 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from megatron_nft.config import LoraConfig, RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
 from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
+from megatron_nft.rollout.vllm.answers import rollout_of
 from megatron_nft.rollout.vllm.arguments import engine_arguments
-from megatron_nft.types import Prompt, Rollout, RolloutGroup
+from megatron_nft.types import Prompt, RolloutGroup
 
 
 def import_vllm() -> None:
@@ -310,7 +309,7 @@ class VllmEngine:
         texts = self._tokenizer.batch_decode([a.token_ids for a in answers], skip_special_tokens=True)
         return RolloutGroup(
             prompt=prompt,
-            rollouts=tuple(_rollout(prompt, answer, text) for answer, text in zip(answers, texts, strict=True)),
+            rollouts=tuple(rollout_of(prompt, answer, text) for answer, text in zip(answers, texts, strict=True)),
         )
 
 
@@ -338,27 +337,3 @@ def _prompt_seed(seed: int, prompt_id: str) -> int:
 
 def _name(stream: str, request_id: int) -> str:
     return f"{stream} {request_id}"
-
-
-def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
-    if answer.finish_reason not in ("stop", "length"):
-        raise EngineError(
-            f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
-        )
-    spans = [(span.start, int(span.version)) for span in answer.weight_versions]
-    # At each place the sampled token, and after it the likeliest ones, whether it is one of them or not.
-    num_tokens = len(answer.token_ids)
-    logprobs_AK = np.array(answer.logprobs.logprobs, dtype=np.float32).reshape(num_tokens, -1)
-    columns = {}
-    if logprobs_AK.shape[1] > 1:
-        ids_AK = np.array(answer.logprobs.token_ids, dtype=np.int32).reshape(num_tokens, -1)
-        columns = {"top_ids": ids_AK[:, 1:], "top_logprobs": logprobs_AK[:, 1:]}
-    return Rollout(
-        text=text,
-        token_ids_A=np.array(answer.token_ids, dtype=np.int32),
-        engine_logprobs_A=logprobs_AK[:, 0],
-        truncated=answer.finish_reason == "length",
-        policy_version=spans[0][1],
-        newer_versions=tuple(spans[1:]),
-        columns=columns,
-    )
