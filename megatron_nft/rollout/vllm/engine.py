@@ -90,9 +90,8 @@ class VllmEngine:
             )
             self._llm = LLM(**arguments)
         except Exception as error:
-            raise EngineError(
-                f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
-            ) from error
+            words = f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
+            raise EngineError(words) from error
         self._tokenizer = load_tokenizer(model_path)  # vLLM's own may be of another class: data/tokenizer.py
         self._place = index * config.tp  # of its first worker among the workers of all engines
         self._names: list[str] = []
@@ -100,9 +99,8 @@ class VllmEngine:
         self._on_sync = config.on_sync
         self._under_way: dict[str, tuple[str, Request]] = {}  # by vLLM's id: its stream, and what was asked
         self._finished: dict[str, list[tuple[int, RolloutGroup]]] = {}  # by stream, until its next `advance`
-        self._unusable = (
-            "it started without weights" if starts_empty else ""
-        )  # why the weights are not to be sampled from; empty: they are fine
+        # Why the weights are not to be sampled from; empty: they are fine.
+        self._unusable = "it started without weights" if starts_empty else ""
         self._decode_steps: dict[str, DecodeSteps] = {}  # by the stream that was asked for
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")  # vLLM's label of every token
@@ -179,9 +177,8 @@ class VllmEngine:
         salt = f"{CANARY if name.startswith(CANARY) else 'policy'} {self.policy_version}"
         tokens = {"prompt_token_ids": request.prompt.token_ids_P.tolist(), "cache_salt": salt}
         try:
-            self._llm.llm_engine.add_request(
-                name, tokens, _sampling_params(request.sampling, request.seed_id), **self._lora
-            )
+            parameters = _sampling_params(request.sampling, request.seed_id)
+            self._llm.llm_engine.add_request(name, tokens, parameters, **self._lora)
         except Exception as error:  # VLLMValidationError, which is no ValueError
             raise EngineError(f"vLLM refuses prompt {request.prompt.prompt_id}: {error}") from error
 
@@ -206,8 +203,7 @@ class VllmEngine:
         if self._update_open:
             self._drop_update()
         if names != self._names:
-            adapters = self._adapters and asdict(self._adapters)
-            info = {"names": names, "place": self._place, "adapters": adapters}
+            info = {"names": names, "place": self._place, "adapters": self._adapters and asdict(self._adapters)}
             self._call("names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": info})
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
@@ -257,9 +253,8 @@ class VllmEngine:
             core.resume_scheduler()
 
     def sleep(self) -> None:
-        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing.
-
-        A model that no update brings stays in host memory (level 1)."""
+        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing. At
+        level 1 a model that no update brings stays in host memory."""
         self._unusable = "the engine sleeps"
         self._call("sleep", self._llm.sleep, 1 if self._adapters else 2)
 
@@ -334,9 +329,8 @@ def _name(stream: str, request_id: int) -> str:
 
 def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
     if answer.finish_reason not in ("stop", "length"):
-        raise EngineError(
-            f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
-        )
+        reason = answer.finish_reason
+        raise EngineError(f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {reason!r}")
     spans = [(span.start, int(span.version)) for span in answer.weight_versions]
     # At each place the sampled token, and after it the likeliest ones, whether it is one of them or not.
     num_tokens = len(answer.token_ids)
