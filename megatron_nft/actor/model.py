@@ -153,7 +153,7 @@ def local_layer(config: TransformerConfig, *, num_experts: int | None = None) ->
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm, num_experts=num_experts)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
     if num_experts is not None:  # as in TransformerEngine's layers: no linear has the norm before experts
-        del layer.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
+        layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = PackedCausalAttention
     if config.qk_layernorm:

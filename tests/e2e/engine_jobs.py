@@ -127,22 +127,6 @@ def tensors_of(engine):
     }
 
 
-def speculating(model, speculation):
-    """Answers of one seed with speculation and without, in several arrangements; how many tokens were guessed right."""
-    found = {}
-    for name, settings in (("plain", {}), ("speculating", {"vllm": {"speculative_config": speculation}})):
-        engine = make_engine(model, "float32", **settings)
-        for seed, temperature in ((7, 1.0), (8, 0.2)):
-            for arrangement in ("together", "again", "apart"):
-                prompts = make_prompts([5, 17, 40, 130, 200])
-                settings = Sampling(group_size=4, temperature=temperature, max_answer_tokens=24, seed=seed)
-                shares = [prompts] if arrangement != "apart" else [[prompt] for prompt in prompts]
-                found[name, temperature, arrangement] = [g for s in shares for g in answer_here(engine, s, settings)]
-        found[name, "greedy"] = greedy(engine)
-        engine.shutdown()
-    return found
-
-
 def broken_updates(old, new):
     """Every way to spoil an update to `old` in turn, then a whole one to `new`, which must not be tainted."""
     engine = make_engine(old, "float32")

@@ -18,13 +18,13 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from megatron_nft.config import LoraConfig, RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
 from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
+from megatron_nft.rollout.vllm.answer import rollout_of
 from megatron_nft.rollout.vllm.arguments import engine_arguments
-from megatron_nft.types import Prompt, Rollout, RolloutGroup
+from megatron_nft.rollout.vllm.steps import StepCounts
+from megatron_nft.types import Prompt, RolloutGroup
 
 
 def import_vllm() -> None:
@@ -99,9 +99,10 @@ class VllmEngine:
         self._on_sync = config.on_sync
         self._under_way: dict[str, tuple[str, Request]] = {}  # by vLLM's id: its stream, and what was asked
         self._finished: dict[str, list[tuple[int, RolloutGroup]]] = {}  # by stream, until its next `advance`
-        # Why the weights are not to be sampled from; empty: they are fine.
-        self._unusable = "it started without weights" if starts_empty else ""
-        self._decode_steps: dict[str, DecodeSteps] = {}  # by the stream that was asked for
+        self._unusable = (
+            "it started without weights" if starts_empty else ""
+        )  # why the weights are not to be sampled from; empty: they are fine
+        self._steps = StepCounts(self._llm)
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")  # vLLM's label of every token
 
@@ -117,16 +118,15 @@ class VllmEngine:
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
             self._step()
-            self._note_step(stream)
+            self._steps.note(stream)
             if time.perf_counter() - start >= seconds:
                 break
-        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
-        running, waiting = scheduler.get_request_counts()
+        running, waiting, kv_use = self._steps.counts()
         return finished + self._finished.pop(stream, []), Load(
             seconds=time.perf_counter() - start,
             running=running,
             waiting=waiting,
-            kv_use=scheduler.get_kv_cache_usage(),
+            kv_use=kv_use,
             dropped_tokens=lengths,
         )
 
@@ -141,13 +141,7 @@ class VllmEngine:
 
     def decode_steps(self) -> dict[str, DecodeSteps]:
         """See rollout/api.py."""
-        found, self._decode_steps = self._decode_steps, {}
-        return found
-
-    def _note_step(self, stream: str) -> None:
-        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
-        running, waiting = scheduler.get_request_counts()
-        self._decode_steps.setdefault(stream, DecodeSteps()).add(running, waiting, scheduler.kv_cache_manager.usage)
+        return self._steps.take()
 
     def forget(self) -> None:
         """See rollout/api.py."""
@@ -297,7 +291,7 @@ class VllmEngine:
         texts = self._tokenizer.batch_decode([a.token_ids for a in answers], skip_special_tokens=True)
         return RolloutGroup(
             prompt=prompt,
-            rollouts=tuple(_rollout(prompt, answer, text) for answer, text in zip(answers, texts, strict=True)),
+            rollouts=tuple(rollout_of(prompt, answer, text) for answer, text in zip(answers, texts, strict=True)),
         )
 
 
@@ -325,26 +319,3 @@ def _prompt_seed(seed: int, prompt_id: str) -> int:
 
 def _name(stream: str, request_id: int) -> str:
     return f"{stream} {request_id}"
-
-
-def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
-    if answer.finish_reason not in ("stop", "length"):
-        reason = answer.finish_reason
-        raise EngineError(f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {reason!r}")
-    spans = [(span.start, int(span.version)) for span in answer.weight_versions]
-    # At each place the sampled token, and after it the likeliest ones, whether it is one of them or not.
-    num_tokens = len(answer.token_ids)
-    logprobs_AK = np.array(answer.logprobs.logprobs, dtype=np.float32).reshape(num_tokens, -1)
-    columns = {}
-    if logprobs_AK.shape[1] > 1:
-        ids_AK = np.array(answer.logprobs.token_ids, dtype=np.int32).reshape(num_tokens, -1)
-        columns = {"top_ids": ids_AK[:, 1:], "top_logprobs": logprobs_AK[:, 1:]}
-    return Rollout(
-        text=text,
-        token_ids_A=np.array(answer.token_ids, dtype=np.int32),
-        engine_logprobs_A=logprobs_AK[:, 0],
-        truncated=answer.finish_reason == "length",
-        policy_version=spans[0][1],
-        newer_versions=tuple(spans[1:]),
-        columns=columns,
-    )
