@@ -32,11 +32,13 @@ def make_prompts(lengths, seed=0):
     ]
 
 
-def make_engine(model, dtype, tp=1, max_model_len=512, lora=None, **settings):
+def make_engine(model, dtype, tp=1, max_model_len=512, lora=None, *, gives_experts=False, **settings):
     """lora: settings of [lora], for an engine whose updates are adapters."""
-    config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64, **settings)
+    config = RolloutConfig(dtype=dtype, tp=tp, **{"kv_cache_gib": 0.1, "max_concurrent": 64} | settings)
     lora = lora and LoraConfig(**lora)
-    return VllmEngine(str(model), config, device="cpu", max_model_len=max_model_len, seed=1, lora=lora)
+    return VllmEngine(
+        str(model), config, device="cpu", max_model_len=max_model_len, seed=1, lora=lora, gives_experts=gives_experts
+    )
 
 
 def read_adapter(engine, folder):

@@ -59,12 +59,12 @@ def sample_colder(process):
     """At nine tenths of the temperature that it is asked for."""
     from megatron_nft.rollout.vllm import engine
 
-    real = engine._sampling_params
+    real = engine.sampling_params
 
     def sampling_params(sampling, seed_id):
         return real(replace(sampling, temperature=0.9 * sampling.temperature), seed_id)
 
-    engine._sampling_params, process.honest = sampling_params, {"_sampling_params": real}
+    engine.sampling_params, process.honest = sampling_params, {"sampling_params": real}
 
 
 def be_honest(process):
