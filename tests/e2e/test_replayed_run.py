@@ -31,7 +31,7 @@ def check(run, first):
         assert record["rollout/unreplayed_gap_mean"] > 0
         path = run / "batches" / f"step_{record['step']}.npz"
         for sequence in (s for update in load_batch(path) for s in update):
-            assert sequence.experts_R.shape[0] == sequence.num_tokens - 1 and sequence.experts_R.max() == 7
+            assert sequence.experts_R.shape[0] == sequence.num_tokens - 1 and sequence.experts_R.max() < 8
 
 
 @pytest.mark.night("the whole program with a mixture, ahead of its engine, on two ranks that share experts")
