@@ -61,10 +61,10 @@ def sample_colder(process):
 
     real = engine.sampling_params
 
-    def sampling_params(sampling, seed_id):
+    def colder(sampling, seed_id):
         return real(replace(sampling, temperature=0.9 * sampling.temperature), seed_id)
 
-    engine.sampling_params, process.honest = sampling_params, {"sampling_params": real}
+    engine.sampling_params, process.honest = colder, {"sampling_params": real}
 
 
 def be_honest(process):
