@@ -208,8 +208,7 @@ class VllmEngine:
         if self._update_open:
             self._drop_update()
         if names != self._names:
-            adapters = self._adapters and asdict(self._adapters)
-            info = {"names": names, "place": self._place, "adapters": adapters}
+            info = {"names": names, "place": self._place, "adapters": self._adapters and asdict(self._adapters)}
             self._call("names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": info})
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
@@ -259,9 +258,8 @@ class VllmEngine:
             core.resume_scheduler()
 
     def sleep(self) -> None:
-        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing.
-
-        A model that no update brings stays in host memory (level 1)."""
+        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing. At
+        level 1 a model that no update brings stays in host memory."""
         self._unusable = "the engine sleeps"
         self._call("sleep", self._llm.sleep, 1 if self._adapters else 2)
 
