@@ -91,13 +91,12 @@ def share_memory(group: dist.ProcessGroup, timeout_s: float) -> None:
         return
     path = [_make() if rank == 0 else None]
     dist.broadcast_object_list(path, group=group, group_src=0)
-    if path[0] is None:
-        return
-    with open(path[0], "r+b") as file:
-        memory = mmap.mmap(file.fileno(), SIZE)
-    dist.barrier(group)
-    if rank == 0:
+    memory = _map(path[0])
+    dist.all_gather_object(both := [None, None], memory is not None, group=group)
+    if rank == 0 and path[0] is not None:
         os.unlink(path[0])  # the memory lives as long as the two have it
+    if memory is None or not all(both):
+        return
     _shared[group] = _Shared(memory, rank, timeout_s)
     dist.all_reduce = _all_reduce
 
@@ -130,6 +129,15 @@ def _make() -> str | None:
             os.unlink(path)
         return None
     return path
+
+
+def _map(path: str | None) -> mmap.mmap | None:
+    """None: this rank doesn't see the file, as in a container of its own."""
+    try:
+        with open(path or "", "r+b") as file:
+            return mmap.mmap(file.fileno(), SIZE)
+    except OSError:
+        return None
 
 
 def _boot() -> str:
