@@ -15,9 +15,13 @@ TrainSequences with token_ids [1, +, 1, =, 2] and [1, +, 1, =, 3], num_prompt_to
 All are frozen: a stage that learns something new returns a new object (dataclasses.replace).
 What is known of each answer token beyond the log-probs travels by name, as `columns`: whoever moves, packs or keeps
 answers takes them along unread, so that one more is put in at one place and taken out at another.
-Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence.
+The experts that an engine chose are a row for each token that it read, prompts included, and too many for the driver:
+it holds an `Elsewhere` in their place, and the ranks that train on them fetch them.
+Shape suffixes: _P prompt tokens, _A answer tokens, _T all tokens of a sequence, _R those of them whose experts are
+known: the first R; all but the last, as a rule, which no engine reads.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -34,6 +38,21 @@ LOSS_COLUMNS = ("engine_logprobs", "old_logprobs", "reference_logprobs", "verdic
 
 RESERVED_COLUMNS = {*LOSS_COLUMNS, "sequence_id"}
 """Names that a further column can't have; packing adds the last."""
+
+
+class Elsewhere(ABC):
+    """An array that is in no memory of this process: what is known of it here."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @abstractmethod
+    def load(self) -> np.ndarray:
+        """The array. For files; whoever computes with many gets them all at once (cluster/elsewhere.py)."""
+
+
+Experts = np.ndarray | Elsewhere
+"""uint8 or uint16 [R, layers, experts a token goes to]: by their numbers; a dense layer's row says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +78,7 @@ class Rollout:
     policy_version: int  # weight syncs that the engine had received when it sampled the first token
     newer_versions: tuple[tuple[int, int], ...] = ()  # (first token, policy_version) of each sync that came on the way
     columns: Columns = field(default_factory=dict)  # further ones; the same in all rollouts of a run
+    experts_R: Experts | None = None  # that the engine chose for the prompt's and the answer's tokens, if asked
 
     def __post_init__(self) -> None:
         _check_columns(self.columns, len(self.token_ids_A))
@@ -151,9 +171,12 @@ class TrainSequence:
     old_logprobs_A: np.ndarray | None = None  # float32 [A]; the actor's before the first update; set by score or train
     reference_logprobs_A: np.ndarray | None = None  # float32 [A]; the frozen reference model's; set by score if asked
     columns: Columns = field(default_factory=dict)  # further ones: the rollout's, and those that its method adds
+    experts_R: Experts | None = None  # the rollout's
 
     def __post_init__(self) -> None:
         _check_columns(self.columns, self.num_answer_tokens)
+        if self.experts_R is not None and self.experts_R.shape[0] > self.num_tokens:
+            raise ValueError(f"experts of {self.experts_R.shape[0]} tokens, and the sequence has {self.num_tokens}")
 
     @property
     def num_tokens(self) -> int:

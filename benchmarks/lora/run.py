@@ -1,6 +1,6 @@
 """The quickstart with adapters beside the whole model: accuracy, seconds, memory, bytes. Prints a table as Markdown.
 
-    python benchmarks/lora/run.py [--out FOLDER]
+    python -m benchmarks.lora.run [--out FOLDER]
 
 A finished run is not done again (its folder says so), so an interrupted series goes on where it was.
 """

@@ -25,6 +25,7 @@ class PackedTokens:
 
     token_ids_T: Tensor  # int64 [T]
     positions_T: Tensor  # int64 [T], counted from 0 in each sequence
+    source_T: Tensor  # int64 [T], on the host: which of the sequences' tokens each is, end to end; -1: padding
     bounds: PackedSeqParams
     logit_index_O: Tensor  # int64 [O]: position in this rank's tokens whose logits predict the answer token
     labels_O: Tensor  # int64 [O]: the answer tokens
@@ -70,9 +71,15 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
     pieces = 2 * topology.cp_size if topology.cp_size > 1 else 1
     padded = [np.pad(s.token_ids_T, (0, -s.num_tokens % pieces)) for s in sequences]
     lengths = [len(tokens) for tokens in padded]
+    ends = np.cumsum([0, *(s.num_tokens for s in sequences)])
+    source = [
+        np.pad(np.arange(first, end), (0, length - (end - first)), constant_values=-1)
+        for first, end, length in zip(ends, ends[1:], lengths, strict=False)
+    ]
     starts = np.cumsum([0, *lengths[:-1]])
     if padding := -sum(lengths) % np.lcm(multiple_of * topology.cp_size, pieces):
         padded.append(np.zeros(padding, np.int32))
+        source.append(np.full(padding, -1))
         lengths.append(int(padding))
     share = ContextShare(lengths, topology.cp_size, topology.cp_rank)
 
@@ -92,6 +99,7 @@ def pack_tokens(microbatch: MicroBatch, topology: Topology, multiple_of: int = 1
     return PackedTokens(
         token_ids_T=torch.from_numpy(np.concatenate(padded))[share.tokens].to(device, torch.int64),
         positions_T=positions[share.tokens].to(device),
+        source_T=torch.from_numpy(np.concatenate(source))[share.tokens],
         bounds=pack_bounds(lengths, device, share),
         logit_index_O=logit_index_O.to(device),
         labels_O=labels_A[own_A].to(device, torch.int64),

@@ -29,6 +29,7 @@ from megatron_nft.actor.context import gather_answers
 from megatron_nft.actor.logprobs import label_logprobs
 from megatron_nft.actor.model import output_weight
 from megatron_nft.actor.packed import PackedTokens, pack_tokens
+from megatron_nft.actor.routing import Purpose, Routing
 from megatron_nft.actor.topology import Topology
 from megatron_nft.config import AlgorithmConfig, RolloutConfig
 from megatron_nft.families.hf_config import HFConfig
@@ -71,12 +72,13 @@ class Pipeline:
         measures_entropy: bool,
         token_multiple: int,
         logits_bytes: int,
+        routing: Routing,
         moe_aux_loss_coeff: float = 0.0,
     ) -> None:
         self.model, self.hf, self.topology = model, hf, topology
         self.algorithm, self.rollout = algorithm, rollout
         self.measures_entropy, self.token_multiple = measures_entropy, token_multiple
-        self.logits_bytes, self.moe_aux_loss_coeff = logits_bytes, moe_aux_loss_coeff
+        self.logits_bytes, self.moe_aux_loss_coeff, self.routing = logits_bytes, moe_aux_loss_coeff, routing
         self.step = 1
         """The rollout step, by which the algorithm's schedules go; set by who trains."""
         self._schedule = get_forward_backward_func()
@@ -85,16 +87,22 @@ class Pipeline:
             models, None, **groups
         )
 
-    def score(self, microbatches: Sequence[MicroBatch], model: list[torch.nn.Module] | None = None) -> list[Tensor]:
+    def score(
+        self,
+        microbatches: Sequence[MicroBatch],
+        model: list[torch.nn.Module] | None = None,
+        purpose: Purpose = "score",
+    ) -> list[Tensor]:
         """Log-probs of the answer tokens, float32 [A] per microbatch; empty on all but the last stage.
 
         Args:
             model: another model of the same shape to score with, such as the frozen reference.
+            purpose: what routing replay is told (routing.py).
         """
         model = model or self.model
         for chunk in model:
             chunk.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.routing.during(purpose):
             logprobs = self._run(microbatches, model, denominator=1.0, forward_only=True)
         for chunk in model:
             chunk.train()
@@ -115,7 +123,8 @@ class Pipeline:
         totals = self._totals(microbatches)
         if self.moe_aux_loss_coeff:  # Megatron multiplies a microbatch's by its tokens, and nothing divides by them
             self.model[0].config.moe_aux_loss_coeff = self.moe_aux_loss_coeff / totals["all_tokens"]
-        sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
+        with self.routing.during("train"):
+            sums = self._run(microbatches, self.model, denominator=self._denominator(totals), forward_only=False)
         logprobs = [of_microbatch.pop(LOGPROBS) for of_microbatch in sums][: len(microbatches)]
         return (self._metrics(sums, totals) if self.topology.is_last_stage else {}), totals["tokens"], logprobs
 
@@ -154,7 +163,9 @@ class Pipeline:
 
     def _forward(self, microbatches: Iterator[MicroBatch], model: torch.nn.Module, denominator: float):
         """Megatron's forward_step: one microbatch through this stage, and the loss function for its output."""
-        pack = pack_tokens(next(microbatches), self.topology, self.token_multiple)
+        microbatch = next(microbatches)
+        pack = pack_tokens(microbatch, self.topology, self.token_multiple)
+        self.routing.prepare(microbatch, pack)
         output = model(
             input_ids=pack.token_ids_T[None],
             position_ids=pack.positions_T[None],

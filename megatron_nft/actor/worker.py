@@ -27,6 +27,7 @@ from megatron_nft.actor.optimizer import build_optimizer
 from megatron_nft.actor.performance import finish_param_gather, hold_back_reductions, tokens_of_a_pass
 from megatron_nft.actor.pipeline import Pipeline
 from megatron_nft.actor.precision import PRECISIONS, check_device
+from megatron_nft.actor.routing import Routing
 from megatron_nft.actor.topology import address_toward, destroy_topology, init_topology, stage_group
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
@@ -65,6 +66,8 @@ class Worker:
             config.train.updates_per_step,
             num_updates=config.train.steps * config.train.updates_per_step,
         )
+        self.routing = Routing(config.actor, self.hf, self.topology)
+        self.routing.attach(self.model)
         self.pipeline = Pipeline(
             self.model,
             self.hf,
@@ -74,12 +77,14 @@ class Worker:
             measures_entropy=config.observe.entropy,
             token_multiple=tokens_of_a_pass(config.actor),
             logits_bytes=config.actor.logits_mib << 20,
+            routing=self.routing,
             moe_aux_loss_coeff=config.actor.moe_aux_loss_coeff,
         )
         self.reference: list[torch.nn.Module] | None = None
         if config.algorithm.kl_weight and config.model.reference is not None and not config.base_is_reference:
             self.reference = [c.requires_grad_(False) for c in build_chunks(self.hf, config.actor, self.topology)]
             load_hf_weights(self.reference, config.model.reference, self.hf, self.topology)
+            self.routing.attach(self.reference)
         mib = config.weights.bucket_mib
         plan = partial(
             plan_weights,
@@ -107,13 +112,15 @@ class Worker:
 
     def score(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """Old log-probs, float32 [A] per sequence in order, from the rank that speaks for its replica."""
+        microbatches = self.routing.agreed(microbatches)
         return self._by_sequence(microbatches, self.pipeline.score(microbatches))
 
     def score_reference(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray] | None:
         """As `score`, under the frozen reference model: one of its own, or the model without its adapters. Needs
         algorithm.kl_weight."""
+        microbatches = self.routing.agreed(microbatches)
         with base_alone(self.model) if self.reference is None else nullcontext():
-            return self._by_sequence(microbatches, self.pipeline.score(microbatches, self.reference))
+            return self._by_sequence(microbatches, self.pipeline.score(microbatches, self.reference, "reference"))
 
     def _by_sequence(self, microbatches: Sequence[MicroBatch], logprobs: list[torch.Tensor]) -> list[np.ndarray] | None:
         if not self.topology.speaks:
@@ -137,7 +144,13 @@ class Worker:
         if any(s.old_logprobs_A is None for update in updates[1:] for m in update for s in m.sequences):
             raise ValueError("old_logprobs of a later update are not known; score all but the first before the step")
         reports, num_tokens = [], []
-        for microbatches in updates:
+        self.routing.step_begins()
+        updates = [self.routing.agreed(update) for update in updates]
+        if self.routing.mode == "engine":  # what replay is good for, on a sample
+            sample = updates[0][:1]
+            self.routing.keep_plain_gaps(sample, self.pipeline.score(sample, purpose="plain"))
+        for number, microbatches in enumerate(updates):
+            self.routing.update_begins(number)
             self.schedule.step(1)
             self.pipeline.step = (self.schedule.num_steps - 1) // self.config.train.updates_per_step + 1
             metrics, answer_tokens, logprobs = self.pipeline.forward_backward(microbatches)
@@ -155,9 +168,10 @@ class Worker:
             if not is_finite and not self.config.optimizer.skip_nonfinite:
                 break
         finish_param_gather(self.model)
+        routing = self.routing.metrics()
         if not self.topology.speaks or self.topology.dp_rank != 0:
             return None
-        return reduce_metrics(reports, num_tokens)
+        return reduce_metrics(reports, num_tokens) | routing
 
     def first_logprobs(self) -> list[np.ndarray] | None:
         """As `score` would have said of the last step's first update, before it: the log-probs of its forward pass."""

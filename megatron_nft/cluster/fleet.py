@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from megatron_nft.cluster.elsewhere import Shelf
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, ProcessLost, dead_of, log_of, lost_of, watchdog
 from megatron_nft.cluster.restarts import Restarts
@@ -49,12 +50,25 @@ class _EngineProcess(Process):
                 index=index,
                 is_colocated=config.is_colocated,
                 starts_empty=starts_empty,
+                gives_experts=config.replays_engine,
                 lora=config.lora if config.syncs_adapter else None,
             )
+            self.shelf = Shelf()
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
         with watchdog(timeout_s), self.log.during(verb):
-            return getattr(self.engine, verb)(*arguments)
+            answer = getattr(self.engine, verb)(*arguments)
+        if verb == "advance":
+            groups, load = answer
+            return [(key, self.shelf.put(group)) for key, group in groups], load
+        if verb == "forget":
+            self.shelf.clear()
+        return answer
+
+    def hand_over(self, keys: list[int]) -> Any:
+        """What groups have left here (elsewhere.py); a value for each of several references."""
+        arrays = self.shelf.hand_over(keys)
+        return arrays if len(arrays) > 1 else arrays[0]
 
     def usage(self) -> Usage:
         usage = super().usage()

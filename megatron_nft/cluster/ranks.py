@@ -16,6 +16,7 @@ import ray
 from megatron_nft.actor.manifest import CheckpointError, read_manifest, shares
 from megatron_nft.actor.topology import data_parallel_rank
 from megatron_nft.cluster.connections import connections, device_generation
+from megatron_nft.cluster.elsewhere import bring
 from megatron_nft.cluster.placement import Placement
 from megatron_nft.cluster.processes import Pending, Process, log_of, watchdog
 from megatron_nft.cluster.usage import Usage, fetch
@@ -25,6 +26,9 @@ from megatron_nft.families.lora import peft_config
 from megatron_nft.types import TrainBatch
 from megatron_nft.weights.export import finish_adapter_folder, finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
+
+ON_BATCHES = ("score", "score_reference", "train_step")
+"""Verbs whose first argument is a rank's microbatches."""
 
 
 class _ActorRank(Process):
@@ -53,6 +57,8 @@ class _ActorRank(Process):
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
         with watchdog(timeout_s), self.log.during(verb):
+            if verb in ON_BATCHES:
+                arguments = (bring(arguments[0]), *arguments[1:])
             return getattr(self.worker, verb)(*arguments)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from megatron_nft.cluster.elsewhere import hand_over, leave
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.places import Places
 from megatron_nft.cluster.processes import cause_of
@@ -187,8 +188,11 @@ class RequestStream:
             self.dropped_tokens += load.dropped_tokens
             self._places[name].heard(load)
             for request_id, group in groups:
-                if (request := self._asked[name].pop(request_id, None)) is not None:  # else it was dropped meanwhile
-                    finished.append((request_id, replace(group, prompt=request.prompt)))
+                if (request := self._asked[name].pop(request_id, None)) is None:  # it was dropped meanwhile
+                    leave(group, self._handles[name])
+                    continue
+                group = hand_over(group, self._handles[name])
+                finished.append((request_id, replace(group, prompt=request.prompt)))
         for call in self._late():
             self._replace(call.engine, f"generate: no answer from {call.engine} within {self._timeout_s:g} s")
         return finished
@@ -276,7 +280,8 @@ def one_answer_each(fleet: Fleet, prompt: Prompt, sampling: Sampling, timeout_s:
     while len(answers) < len(fleet.names):
         for name, (groups, _) in zip(fleet.names, fleet.call("advance", CANARY, new, [], CALL_S), strict=True):
             if groups:
-                ((_, answers[name]),) = groups
+                ((_, group),) = groups
+                answers[name] = hand_over(group, fleet.handle(name))
         new = []
         if time.monotonic() > deadline and (silent := [name for name in fleet.names if name not in answers]):
             raise EngineError(f"{', '.join(silent)} gave no answer to {prompt.prompt_id} within {timeout_s:g} s")

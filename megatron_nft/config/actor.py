@@ -48,6 +48,9 @@ class ActorConfig(Section):
     moe_aux_loss_coeff: float = Field(0.0, ge=0)
     """Weight of the loss that balances a mixture's experts; 0: none. Unlike all else here it depends on the layout:
     microbatches are balanced one by one, and with tp or cp it is weaker."""
+    routing_replay: Literal["off", "engine", "actor"] = "off"
+    """Mixtures of experts: whose choice of experts is replayed. "engine" (R3): the one that the engine sampled with, in
+    scoring, reference and training; "actor" (R2): the actor's own of scoring, in training. "off": each pass chooses."""
     overlap_grad_reduce: bool = False
     """Reduce gradients over the data-parallel ranks while the backward pass goes on."""
     overlap_param_gather: bool = False

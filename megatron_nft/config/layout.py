@@ -53,6 +53,7 @@ def mixture_problems(actor: ActorConfig, hf: HFConfig) -> Iterator[str]:
     ep, etp, tp, mixture = actor.ep, actor.expert_tp, actor.tp, hf.mixture
     if mixture is None:
         asked = {"ep": (ep, ep > 1), "etp": (actor.etp, (actor.etp or 1) > 1)}
+        asked["routing_replay"] = (f'"{actor.routing_replay}"', actor.routing_replay != "off")
         asked["moe_aux_loss_coeff"] = (actor.moe_aux_loss_coeff, actor.moe_aux_loss_coeff > 0)
         for key, (value, is_on) in asked.items():
             if is_on:

@@ -107,6 +107,11 @@ class Config(Section):
         return self.actor.precision == "fp32" and self.rollout.dtype == "float32"
 
     @property
+    def replays_engine(self) -> bool:
+        """Engines say which experts their tokens went to."""
+        return self.actor.routing_replay == "engine"
+
+    @property
     def carrier_traits(self) -> CarrierTraits:
         """What that carrier does."""
         return CARRIERS[self.carrier]
@@ -120,6 +125,11 @@ class Config(Section):
             yield (
                 f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
                 f"an HF folder (usually model.path, {self.model.path!r}), or kl_weight = 0"
+            )
+        if self.actor.routing_replay == "actor" and self.algorithm.old_logprobs == "engine":
+            yield (
+                'actor.routing_replay = "actor" replays the choice of the actor\'s scoring, and there is none with '
+                'algorithm.old_logprobs = "engine"; set routing_replay = "engine", or old_logprobs = "actor"'
             )
         if self.cluster.device == "cpu":
             yield from self._check_nothing_needs_cuda()

@@ -13,16 +13,16 @@ FORWARD_AND_BACKWARD = 3
 """Times the forward pass: backward are two products for each."""
 
 
-def training_flops(hf: HFConfig, sequences: Iterable[tuple[int, int]]) -> float:
+def training_flops(hf: HFConfig, sequences: Iterable[tuple[int, int]], *, is_frozen: bool = False) -> float:
     """Of one forward and backward pass.
 
     Args:
         sequences: tokens, and answer tokens among them, of each.
+        is_frozen: the model's weights get no gradient, only adapters, whose own products are small: one product less.
     """
     layers, width = hf.num_hidden_layers, hf.num_attention_heads * hf.head_dim
-    forward = 0.0
+    products = attention = 0.0
     for tokens, answer_tokens in sequences:
-        forward += 2 * layers * hf.layer_parameters * tokens
-        forward += 4 * layers * width * tokens**2 / 2
-        forward += 2 * hf.hidden_size * hf.vocab_size * answer_tokens
-    return FORWARD_AND_BACKWARD * forward
+        products += 2 * layers * hf.layer_parameters * tokens + 2 * hf.hidden_size * hf.vocab_size * answer_tokens
+        attention += 4 * layers * width * tokens**2 / 2
+    return (FORWARD_AND_BACKWARD - is_frozen) * products + FORWARD_AND_BACKWARD * attention

@@ -11,6 +11,7 @@ import numpy as np
 
 from megatron_nft.groups.queue import Kept
 from megatron_nft.observe.batches import column_arrays, read_columns
+from megatron_nft.observe.experts_file import add_experts, read_experts
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
 
@@ -39,6 +40,7 @@ def save_groups(kept: Sequence[Kept], path: Path) -> None:
         **_texts("detail", [verdict.detail for verdict in verdicts]),
         **_texts("rule", [verdict.rule for verdict in verdicts]),
     )
+    add_experts(path, rollouts)
 
 
 def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
@@ -58,6 +60,7 @@ def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
         data["policy_version"].tolist(),
         np.split(data["newer"], np.cumsum(data["num_newer"])[:-1]),
         read_columns(data, data["num_tokens"]),
+        read_experts(data, len(data["num_tokens"])),
         strict=True,
     )
     rollouts = iter(
@@ -70,8 +73,9 @@ def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
                 policy_version=version,
                 newer_versions=tuple((int(first), int(newer)) for first, newer in pairs),
                 columns=further,
+                experts_R=experts,
             )
-            for text, token_ids, logprobs, truncated, version, pairs, further in parts
+            for text, token_ids, logprobs, truncated, version, pairs, further, experts in parts
         ]
     )
     kinds, details = _read_texts(data, "kind"), _read_texts(data, "detail")

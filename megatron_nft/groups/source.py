@@ -16,6 +16,7 @@ from dataclasses import replace
 from threading import Condition, Thread
 from typing import Any
 
+from megatron_nft.cluster.elsewhere import lend
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.stream import RequestStream, at_once
 from megatron_nft.config import Config
@@ -100,7 +101,7 @@ class GroupSource:
                 Request(request_id=key, prompt=prompts[name], seed_id=seed_id, sampling=self._sampling(seed))
                 for key, name, seed_id, seed in queue["under_way"]
             ]
-            self._queue.restore(queue, kept, requests)
+            self._queue.restore(queue, [self._fitting(item) for item in kept], requests)
             self._submit(requests)
             self._at_rest = self._kept()
 
@@ -239,8 +240,20 @@ class GroupSource:
             top_p=rollout.top_p,
             max_answer_tokens=rollout.max_answer_tokens,
             seed=seed,
+            with_experts=self._config.replays_engine,
             top_logprobs=rollout.top_logprobs,
         )
+
+    def _fitting(self, item: Kept) -> Kept:
+        """A group of a checkpoint, whose run may have had another actor.routing_replay: one without the experts that
+        are to be replayed is not trained on, and another is sampled in its place."""
+        rollouts = item.group.rollouts
+        if not self._config.replays_engine:
+            without = tuple(replace(rollout, experts_R=None) for rollout in rollouts)
+            return replace(item, group=replace(item.group, rollouts=without))
+        if any(rollout.experts_R is None for rollout in rollouts):
+            return replace(item, is_ready=False)
+        return replace(item, group=lend(item.group))
 
     def _raise_error(self) -> None:
         if self._error is not None:

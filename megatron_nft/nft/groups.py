@@ -60,6 +60,7 @@ def to_sequences(group: RolloutGroup, algorithm: AlgorithmConfig, *, max_answer_
             correct_rate=group.correct_rate,
             advantage=float(advantages_G[i]),
             engine_logprobs_A=rollout.engine_logprobs_A,
+            experts_R=rollout.experts_R,
             columns={
                 **rollout.columns,
                 **{name: np.full(len(rollout.token_ids_A), x[i], np.float32) for name, x in values_G.items()},

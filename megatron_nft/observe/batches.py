@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_nft.observe.experts_file import add_experts, read_experts
 from megatron_nft.types import Rollout, TrainBatch, TrainSequence, join_columns, split_columns
 
 _FIELDS = {
@@ -48,6 +49,7 @@ def save_batch(batch: TrainBatch, path: Path) -> None:
         old_logprobs=np.concatenate([s.old_logprobs_A for s in sequences]),
         **column_arrays(sequences),
     )
+    add_experts(partial, sequences, compressed=True)
     partial.replace(path)
 
 
@@ -72,6 +74,7 @@ def load_batch(path: Path) -> list[list[TrainSequence]]:
     answer_ends = np.cumsum(data["num_tokens"] - data["num_prompt_tokens"])[:-1]
     engine, old = (np.split(data[name], answer_ends) for name in ("engine_logprobs", "old_logprobs"))
     columns = read_columns(data, data["num_tokens"] - data["num_prompt_tokens"])
+    experts = read_experts(data, len(tokens))
     updates: list[list[TrainSequence]] = [[] for _ in range(int(data["update"].max()) + 1)]
     for i, update in enumerate(data["update"]):
         updates[update].append(
@@ -84,6 +87,7 @@ def load_batch(path: Path) -> list[list[TrainSequence]]:
                 engine_logprobs_A=engine[i],
                 old_logprobs_A=old[i],
                 columns=columns[i],
+                experts_R=experts[i],
             )
         )
     return updates

@@ -104,8 +104,14 @@ ANSWERS = (
     Chart(
         title="Answer length", unit="tokens",
         lines=(("mean", "rollout/answer_tokens_mean"), ("median", "rollout/answer_tokens_p50"),
-               ("90th percentile", "rollout/answer_tokens_p90"), ("99th", "rollout/answer_tokens_p99")),
+               ("90th percentile", "rollout/answer_tokens_p90"), ("99th", "rollout/answer_tokens_p99"),
+               ("given up at the tail, so far", "rollout/cut_tokens_mean")),
         good="May grow as the model learns to think; at the limit answers are cut, and count as wrong.", rest=FROM_0,
+    ),
+    Chart(
+        title="Groups beyond a step's own", unit="groups",
+        lines=(("mixed, not needed", "rollout/groups_surplus"), ("under way at the tail", "rollout/groups_cut")),
+        good='A tenth or less. With rollout.tail = "drop" those under way are the longest, and are lost.', rest=FROM_0,
     ),
     Chart(
         title="Length of right and wrong answers", unit="tokens",

@@ -80,6 +80,8 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("actor/learning_rate", "1/update", "last", "learning rate of the step's last update"),
     ("actor/nonfinite_updates", "updates", "sum", "updates left out because their gradient was not finite"),
     ("actor/tokens", "tokens", "sum", "prompt and answer tokens trained on"),
+    ("actor/experts_differ", "fraction", "mean", "replayed choices of an expert that the actor would not make itself"),
+    ("actor/experts_missing", "fraction", "max", "tokens whose experts were lost with a node, and so not replayed"),
     ("rollout/answers", "answers", "sum", "answers sampled, unmixed groups included"),
     ("rollout/answer_tokens_mean", "tokens", "mean", "mean length of an answer"),
     *_LENGTHS,
@@ -104,6 +106,13 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("rollout/logprob_gap_mean", "nats/token", "mean", "|engine log-prob - actor log-prob|, mean over answer tokens"),
     ("rollout/logprob_gap_max", "nats/token", "max", "|engine log-prob - actor log-prob|, largest of any answer token"),
     ("rollout/logprob_gap_p99", "nats/token", "max", "|engine log-prob - actor log-prob|, 99th percentile of tokens"),
+    (
+        "rollout/unreplayed_gap_mean",
+        "nats/token",
+        "mean",
+        "rollout/logprob_gap_mean as it would be without routing replay, on each replica's first microbatch",
+    ),
+    ("rollout/unreplayed_gap_p99", "nats/token", "max", "the same of rollout/logprob_gap_p99"),
     (
         "rollout/importance_capped_fraction",
         "fraction",

@@ -129,7 +129,7 @@ def _around(plan: Plan) -> list[str]:
         )
     if (saving := plan.saving) is not None:
         lines.append(
-            f"checkpoint every {config.checkpoint.every} steps: {saving.num_bytes / 1e9:,.1f} GB, copied in "
+            f"checkpoint every {config.checkpoint.every} steps: {saving.num_bytes / 1e9:,.4g} GB, copied in "
             f"{saving.copy_s:.1f} s, on the disk {saving.write_s:.0f} s later"
         )
     if (start := plan.start) is not None:
@@ -139,10 +139,11 @@ def _around(plan: Plan) -> list[str]:
         )
     for name, run in (("run", plan.whole_run), ("async run", plan.asynchronous_run)):
         if run is not None:
-            parts = ", ".join(f"{part} {seconds / 3600:.1f}" for part, seconds in run.parts.items())
-            unit = "core" if config.cluster.device == "cpu" else "GPU"
-            hours = f"{run.hours:,.1f} h, {run.device_hours:,.0f} {unit}-hours"
-            lines.append(f"{name} of {run.steps:,} steps: {hours} ({parts})")
+            scale, unit = (3600, "h") if run.hours >= 1 else (60, "min")
+            parts = ", ".join(f"{part} {seconds / scale:.1f}" for part, seconds in run.parts.items())
+            devices = "core" if config.cluster.device == "cpu" else "GPU"
+            taken = f"{3600 * run.hours / scale:,.1f} {unit}, {run.device_hours:,.4g} {devices}-hours"
+            lines.append(f"{name} of {run.steps:,} steps: {taken} ({parts})")
     return lines
 
 

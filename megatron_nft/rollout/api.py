@@ -29,6 +29,7 @@ class Sampling:
     top_p: float = 1.0
     max_answer_tokens: int
     seed: int
+    with_experts: bool = False  # mixtures: the answers say which experts the engine chose (routing replay)
     top_logprobs: int = 0  # likeliest tokens at each place, whose log-probs an answer brings besides its own
 
     def __post_init__(self) -> None:

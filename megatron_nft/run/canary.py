@@ -36,6 +36,7 @@ def check_canary(actors: Any, engines: Any, prompt: Prompt, config: Config) -> d
         temperature=config.rollout.temperature,
         max_answer_tokens=min(ANSWER_TOKENS, config.rollout.max_answer_tokens),
         seed=0,
+        with_experts=config.replays_engine,
     )
     asked = replace(prompt, prompt_id="canary")
     groups = one_answer_each(engines, asked, sampling, config.rollout.timeout_s)
@@ -65,6 +66,7 @@ def _score(actors: Any, prompt: Prompt, answer: Rollout, config: Config) -> np.n
         verdict=0.0,
         correct_rate=0.5,
         engine_logprobs_A=answer.engine_logprobs_A,
+        experts_R=answer.experts_R,
     )
     batch = pack(
         [[sequence]], num_updates=1, dp=config.actor.dp, tokens_per_microbatch=config.actor.tokens_per_microbatch

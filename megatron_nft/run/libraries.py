@@ -5,7 +5,7 @@ Ranks and engines write theirs into logs of their own (cluster/processes.py); th
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LIBRARIES = ("py.warnings", "transformers", "torch", "megatron", "vllm", "huggingface_hub", "datasets")
@@ -15,7 +15,8 @@ LIBRARIES = ("py.warnings", "transformers", "torch", "megatron", "vllm", "huggin
 @contextmanager
 def libraries_into(log: Path) -> Iterator[None]:
     """What they say goes there for the length of the block."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # what can't be written there is said by those who need it
+        log.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in LIBRARIES]

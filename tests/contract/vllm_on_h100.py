@@ -37,7 +37,7 @@ def play() -> None:
     vllm.platforms._current_platform = NonNvmlCudaPlatform()
 
 
-def arguments_of(model: str, rollout: RolloutConfig, *, is_colocated: bool) -> dict[str, Any]:
+def arguments_of(model: str, rollout: RolloutConfig, **settings: bool) -> dict[str, Any]:
     """What VllmEngine hands to vllm.LLM."""
     import vllm
 
@@ -52,8 +52,7 @@ def arguments_of(model: str, rollout: RolloutConfig, *, is_colocated: bool) -> d
 
     vllm.LLM = keep
     with suppress(EngineError):
-        VllmEngine(model, rollout, device="cuda", max_model_len=512, seed=1, is_colocated=is_colocated,
-                   starts_empty=True)  # fmt: skip
+        VllmEngine(model, rollout, device="cuda", max_model_len=512, seed=1, starts_empty=True, **settings)
     return given
 
 
@@ -78,11 +77,13 @@ def decided(given: dict[str, Any]) -> dict[str, Any]:
         "sleep_mode": model.enable_sleep_mode,
         "logprobs_mode": model.logprobs_mode,
         "dtype": str(model.dtype),
+        "routed_experts": config.aux_output_config.enabled,
     }
 
 
 if __name__ == "__main__":
     play()
     for case in json.loads(sys.argv[2]):
-        rollout = RolloutConfig(tp=case["tp"])
-        print(json.dumps(decided(arguments_of(sys.argv[1], rollout, is_colocated=case["is_colocated"]))))
+        model = case.pop("model", sys.argv[1])
+        rollout = RolloutConfig(tp=case.pop("tp"))
+        print(json.dumps(decided(arguments_of(model, rollout, **case))))

@@ -32,11 +32,13 @@ def make_prompts(lengths, seed=0):
     ]
 
 
-def make_engine(model, dtype, tp=1, max_model_len=512, lora=None, **settings):
+def make_engine(model, dtype, tp=1, max_model_len=512, lora=None, *, gives_experts=False, **settings):
     """lora: settings of [lora], for an engine whose updates are adapters."""
-    config = RolloutConfig(dtype=dtype, tp=tp, kv_cache_gib=0.1, max_concurrent=64, **settings)
+    config = RolloutConfig(dtype=dtype, tp=tp, **{"kv_cache_gib": 0.1, "max_concurrent": 64} | settings)
     lora = lora and LoraConfig(**lora)
-    return VllmEngine(str(model), config, device="cpu", max_model_len=max_model_len, seed=1, lora=lora)
+    return VllmEngine(
+        str(model), config, device="cpu", max_model_len=max_model_len, seed=1, lora=lora, gives_experts=gives_experts
+    )
 
 
 def read_adapter(engine, folder):
@@ -125,22 +127,6 @@ def tensors_of(engine):
         name: (str(x.dtype), x.detach().contiguous().view(torch.uint8).numpy().tobytes())
         for name, x in model.named_parameters()
     }
-
-
-def speculating(model, speculation):
-    """Answers of one seed with speculation and without, in several arrangements; how many tokens were guessed right."""
-    found = {}
-    for name, settings in (("plain", {}), ("speculating", {"vllm": {"speculative_config": speculation}})):
-        engine = make_engine(model, "float32", **settings)
-        for seed, temperature in ((7, 1.0), (8, 0.2)):
-            for arrangement in ("together", "again", "apart"):
-                prompts = make_prompts([5, 17, 40, 130, 200])
-                settings = Sampling(group_size=4, temperature=temperature, max_answer_tokens=24, seed=seed)
-                shares = [prompts] if arrangement != "apart" else [[prompt] for prompt in prompts]
-                found[name, temperature, arrangement] = [g for s in shares for g in answer_here(engine, s, settings)]
-        found[name, "greedy"] = greedy(engine)
-        engine.shutdown()
-    return found
 
 
 def broken_updates(old, new):

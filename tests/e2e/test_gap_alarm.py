@@ -45,26 +45,26 @@ def add_noise(process):
     """To the log-probs that it says."""
     from megatron_nft.rollout.vllm import engine
 
-    real, numbers = engine._rollout, np.random.default_rng(0)
+    real, numbers = engine.rollout_of, np.random.default_rng(0)
 
     def rollout(prompt, answer, text):
         honest = real(prompt, answer, text)
         noise_A = numbers.normal(0, 0.05, len(honest.token_ids_A)).astype(np.float32)
         return replace(honest, engine_logprobs_A=honest.engine_logprobs_A + noise_A)
 
-    engine._rollout, process.honest = rollout, {"_rollout": real}
+    engine.rollout_of, process.honest = rollout, {"rollout_of": real}
 
 
 def sample_colder(process):
     """At nine tenths of the temperature that it is asked for."""
     from megatron_nft.rollout.vllm import engine
 
-    real = engine._sampling_params
+    real = engine.sampling_params
 
-    def sampling_params(sampling, seed_id):
+    def colder(sampling, seed_id):
         return real(replace(sampling, temperature=0.9 * sampling.temperature), seed_id)
 
-    engine._sampling_params, process.honest = sampling_params, {"_sampling_params": real}
+    engine.sampling_params, process.honest = colder, {"sampling_params": real}
 
 
 def be_honest(process):

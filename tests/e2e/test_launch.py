@@ -15,7 +15,7 @@ from tests.e2e.driver import call, steps, without_clock
 pytestmark = pytest.mark.e2e
 RECIPE = "launch/recipes/quickstart.toml"
 SMALL = ["actor.tp=1", "train.groups_per_step=4", "train.updates_per_step=1", "train.steps=1", "evaluate.samples=0",
-         "evaluate.max_prompts=4"]  # fmt: skip
+         "evaluate.max_prompts=4", "rollout.engines=1"]  # fmt: skip
 
 
 def launch(*arguments, **environment):

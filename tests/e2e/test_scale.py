@@ -23,7 +23,8 @@ def test_a_small_cluster(tmp_path):
     assert "planned step s" in ended.stdout
     (result,) = json.loads(file.read_text())
     step = result["spent"]["2"]
-    assert step["score"]["messages"] == {"rank.score": 16} and step["train"]["messages"] == {"rank.train_step": 16}
+    assert step["score"]["messages"] == {"rank.score": 16}
+    assert step["train"]["messages"] == {"rank.train_step": 16, "rank.first_logprobs": 16}
     sync, rounds = step["sync"]["messages"], result["spent"]["1"]["sync"]["messages"]["rank.send_bucket"] // 16
     assert sync["rank.send_bucket"] == 16 * rounds and sync["engine.update"] == 4 * rounds > 0
     # Played in the planner's seconds, by calls that come one after the other.

@@ -5,6 +5,8 @@ nft_loss averaged over the update's answer tokens, and the optimizer is torch's 
 float64, so that the differences measured are the layout's own; transformers computes its norms in float32 even then.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ import torch
 
 from megatron_nft.nft.loss import nft_loss, ratio_metrics
 from megatron_nft.types import TrainSequence
+from tests.parallel.forced import forced
 from tests.parallel.layouts import NUM_LAYERS
 
 if TYPE_CHECKING:
@@ -84,6 +87,18 @@ def save_random(config: "PretrainedConfig", folder: Path, *, seed: int = 0, dtyp
     return folder
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """These models are too small for two, which wait for each other: on a busy machine for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def make_updates(folder: Path) -> list[list[Group]]:
     """Three updates of right and wrong answers to 3, 1 and 2 prompts, answers of 1 to 64 tokens.
 
@@ -146,10 +161,13 @@ def answer_logprobs(model: torch.nn.Module, sequence: TrainSequence, temperature
     """[A], carrying the gradient."""
     tokens = torch.from_numpy(sequence.token_ids_T).long()
     first = sequence.num_prompt_tokens
-    logprobs = torch.log_softmax(model(tokens[None]).logits[0] / temperature, -1)
+    with forced(model, sequence.experts_R):
+        logits = model(tokens[None]).logits[0]
+    logprobs = torch.log_softmax(logits / temperature, -1)
     return logprobs[first - 1 : -1].gather(1, tokens[first:, None])[:, 0]
 
 
+@one_thread()
 def train(
     folder: Path,
     updates: list[list[Group]],

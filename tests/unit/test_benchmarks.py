@@ -34,6 +34,7 @@ def test_the_table_has_a_row_of_each_with_its_newest_page():
     rows = [line for line in TABLE.splitlines() if line.startswith("| [")]
     for folder in FOLDERS:
         mine = [row for row in rows if row.startswith(f"| [{folder.name}]({folder.name}/)")]
-        pages = sorted(folder.glob("results_*.md"))
+        if not (pages := sorted(folder.glob("results_*.md"))):
+            continue  # nothing measured yet
         assert mine and all(row.count(" | ") == 3 for row in mine), f"{folder.name}: subject, figure, anchor, page"
-        assert not pages or any(f"{folder.name}/{pages[-1].name}" in row for row in mine), pages[-1]
+        assert any(f"{folder.name}/{pages[-1].name}" in row for row in mine), pages[-1]

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from megatron_nft.config import Config, LoraConfig, RecipeError, RolloutConfig, load_config
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
+from megatron_nft.rollout.vllm.experts import experts_settings
 
 CHECK_TIMEOUT_S = 300.0
 MAX_LOGPROBS = 20
@@ -38,6 +39,7 @@ def engine_arguments(
     seed: int,
     is_colocated: bool,
     starts_empty: bool,
+    gives_experts: bool = False,
     lora: LoraConfig | None = None,
 ) -> dict[str, Any]:
     """vLLM's EngineArgs, by name, in a process that has imported vllm. The arguments are VllmEngine's.
@@ -65,6 +67,7 @@ def engine_arguments(
         "worker_extension_cls": receive.EXTENSION,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        **experts_settings(device, gives_experts),
         **model_settings(model_path, max_model_len, device, starts_empty and not adapters),
         **(adapter.lora_settings(adapters, lora.engine_rank, model_path) if adapters else {}),
         **(cpu_settings(config, max_model_len) if device == "cpu" else on_cuda),
@@ -124,6 +127,7 @@ def why_not(config: Config) -> str | None:
             seed=config.run.seed,
             is_colocated=config.is_colocated,
             starts_empty=True,
+            gives_experts=config.replays_engine,
             lora=config.lora if config.syncs_adapter else None,
         )
         made = EngineArgs(**arguments)

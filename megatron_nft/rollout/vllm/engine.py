@@ -12,7 +12,6 @@ Answers are reproducible: each answer's seed comes from (sampling seed, prompt_i
 the number of engines nor the order of the prompts matters, up to the rounding of differently composed batches.
 """
 
-import hashlib
 import logging
 import time
 from dataclasses import asdict
@@ -22,9 +21,13 @@ import numpy as np
 
 from megatron_nft.config import LoraConfig, RolloutConfig
 from megatron_nft.data.prompts import load_tokenizer
-from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request, Sampling
+from megatron_nft.rollout.api import CANARY, DecodeSteps, EngineError, Load, Request
+from megatron_nft.rollout.vllm.answer import rollout_of
 from megatron_nft.rollout.vllm.arguments import engine_arguments
-from megatron_nft.types import Prompt, Rollout, RolloutGroup
+from megatron_nft.rollout.vllm.experts import experts_of_answers, with_experts
+from megatron_nft.rollout.vllm.sampling import sampling_params
+from megatron_nft.rollout.vllm.steps import StepCounts
+from megatron_nft.types import RolloutGroup
 
 
 def import_vllm() -> None:
@@ -45,6 +48,7 @@ class VllmEngine:
         index: of this engine among all.
         is_colocated: it takes turns on its GPU: `sleep` and `wake` are to free memory.
         starts_empty: reads no weights, and refuses to generate before a weight update.
+        gives_experts: of a mixture: answers whose `Sampling` asks for it say which experts their tokens went to.
         lora: weight updates bring these adapters, for the model that is read.
 
     Raises:
@@ -62,6 +66,7 @@ class VllmEngine:
         index: int = 0,
         is_colocated: bool = False,
         starts_empty: bool = False,
+        gives_experts: bool = False,
         lora: LoraConfig | None = None,
     ):
         from vllm import LLM
@@ -86,6 +91,7 @@ class VllmEngine:
                 seed=seed,
                 is_colocated=is_colocated,
                 starts_empty=starts_empty,
+                gives_experts=gives_experts,
                 lora=lora,
             )
             self._llm = LLM(**arguments)
@@ -93,6 +99,7 @@ class VllmEngine:
             raise EngineError(
                 f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
             ) from error
+        self._experts = experts_of_answers(self._llm, device, gives_experts)
         self._tokenizer = load_tokenizer(model_path)  # vLLM's own may be of another class: data/tokenizer.py
         self._place = index * config.tp  # of its first worker among the workers of all engines
         self._names: list[str] = []
@@ -103,7 +110,7 @@ class VllmEngine:
         self._unusable = (
             "it started without weights" if starts_empty else ""
         )  # why the weights are not to be sampled from; empty: they are fine
-        self._decode_steps: dict[str, DecodeSteps] = {}  # by the stream that was asked for
+        self._steps = StepCounts(self._llm)
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")  # vLLM's label of every token
 
@@ -119,16 +126,15 @@ class VllmEngine:
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
             self._step()
-            self._note_step(stream)
+            self._steps.note(stream)
             if time.perf_counter() - start >= seconds:
                 break
-        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
-        running, waiting = scheduler.get_request_counts()
+        running, waiting, kv_use = self._steps.counts()
         return finished + self._finished.pop(stream, []), Load(
             seconds=time.perf_counter() - start,
             running=running,
             waiting=waiting,
-            kv_use=scheduler.get_kv_cache_usage(),
+            kv_use=kv_use,
             dropped_tokens=lengths,
         )
 
@@ -139,21 +145,16 @@ class VllmEngine:
         requests = vllm.engine_core.engine_core.scheduler.requests
         lengths = tuple(requests[key].num_output_tokens for key in answers if key in requests)
         vllm.abort_request(names)
+        self._experts.drop(names)
         return lengths
 
     def decode_steps(self) -> dict[str, DecodeSteps]:
         """See rollout/api.py."""
-        found, self._decode_steps = self._decode_steps, {}
-        return found
-
-    def _note_step(self, stream: str) -> None:
-        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
-        running, waiting = scheduler.get_request_counts()
-        self._decode_steps.setdefault(stream, DecodeSteps()).add(running, waiting, scheduler.kv_cache_manager.usage)
+        return self._steps.take()
 
     def forget(self) -> None:
         """See rollout/api.py."""
-        self._llm.llm_engine.abort_request(list(self._under_way))
+        self._abort(list(self._under_way))
         self._under_way, self._finished = {}, {}
 
     def _begin(self, stream: str, requests: list[Request]) -> None:
@@ -166,7 +167,7 @@ class VllmEngine:
                 begun.append(name)
                 self._under_way[name] = (stream, request)
         except EngineError:
-            self._llm.llm_engine.abort_request([name for name in begun if self._under_way.pop(name, None)])
+            self._abort([name for name in begun if self._under_way.pop(name, None)])
             raise
 
     def _refuse_if_unusable(self) -> None:
@@ -179,18 +180,19 @@ class VllmEngine:
         salt = f"{CANARY if name.startswith(CANARY) else 'policy'} {self.policy_version}"
         tokens = {"prompt_token_ids": request.prompt.token_ids_P.tolist(), "cache_salt": salt}
         try:
-            self._llm.llm_engine.add_request(
-                name, tokens, _sampling_params(request.sampling, request.seed_id), **self._lora
-            )
+            params = sampling_params(request.sampling, request.seed_id)
+            vllm_id = self._llm.llm_engine.add_request(name, tokens, params, **self._lora)
         except Exception as error:  # VLLMValidationError, which is no ValueError
             raise EngineError(f"vLLM refuses prompt {request.prompt.prompt_id}: {error}") from error
+        self._experts.begin(name, vllm_id, request.sampling.group_size)
 
     def _step(self) -> None:
         """One decode step of everything."""
         for output in self._llm.llm_engine.step():
             if output.finished and (known := self._under_way.pop(output.request_id, None)) is not None:
                 stream, request = known
-                group = self._group(request.prompt, output.outputs)
+                experts = self._experts.take(output.request_id, output.outputs)
+                group = self._group(request, output.outputs, experts)
                 self._finished.setdefault(stream, []).append((request.request_id, group))
 
     def start_update(self, names: list[str]) -> None:
@@ -206,17 +208,8 @@ class VllmEngine:
         if self._update_open:
             self._drop_update()
         if names != self._names:
-            self._call(
-                "names of a weight update",
-                self._llm.init_weight_transfer_engine,
-                {
-                    "init_info": {
-                        "names": names,
-                        "place": self._place,
-                        "adapters": self._adapters and asdict(self._adapters),
-                    }
-                },
-            )
+            info = {"names": names, "place": self._place, "adapters": self._adapters and asdict(self._adapters)}
+            self._call("names of a weight update", self._llm.init_weight_transfer_engine, {"init_info": info})
             self._names = list(names)
         self._unusable = "a weight update has begun and not finished"
         self._call("start of a weight update", self._llm.start_weight_update)
@@ -244,7 +237,7 @@ class VllmEngine:
         self._update_open = False
         self.policy_version = policy_version
         if self._on_sync == "restart":
-            self._llm.llm_engine.abort_request(list(self._under_way))
+            self._abort(list(self._under_way))
         # Cached blocks hold keys and values of the old weights; running requests may go on with theirs.
         keeps_blocks = self._on_sync == "keep" and self._under_way
         if not keeps_blocks and not self._llm.reset_prefix_cache(reset_running_requests=self._on_sync == "recompute"):
@@ -265,9 +258,8 @@ class VllmEngine:
             core.resume_scheduler()
 
     def sleep(self) -> None:
-        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing.
-
-        A model that no update brings stays in host memory (level 1)."""
+        """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing. At
+        level 1 a model that no update brings stays in host memory."""
         self._unusable = "the engine sleeps"
         self._call("sleep", self._llm.sleep, 1 if self._adapters else 2)
 
@@ -306,59 +298,13 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"{what}: {error}") from error
 
-    def _group(self, prompt: Prompt, answers: list[Any]) -> RolloutGroup:
+    def _group(self, request: Request, answers: list[Any], experts: list[np.ndarray | None]) -> RolloutGroup:
         texts = self._tokenizer.batch_decode([a.token_ids for a in answers], skip_special_tokens=True)
-        return RolloutGroup(
-            prompt=prompt,
-            rollouts=tuple(_rollout(prompt, answer, text) for answer, text in zip(answers, texts, strict=True)),
-        )
-
-
-def _sampling_params(sampling: Sampling, prompt_id: str) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=sampling.group_size,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_answer_tokens,
-        seed=_prompt_seed(sampling.seed, prompt_id),  # vLLM adds the answer's place in the group
-        logprobs=sampling.top_logprobs,  # 0: the sampled token's only
-        flat_logprobs=True,
-        detokenize=False,  # one batched decode per group is cheaper than one per token
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _prompt_seed(seed: int, prompt_id: str) -> int:
-    """56 bits, so that seeds of different prompts don't meet, and seed + place stays within vLLM's 63 bits."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{prompt_id}".encode(), digest_size=7).digest())
+        rollouts = [rollout_of(request.prompt, answer, text) for answer, text in zip(answers, texts, strict=True)]
+        if request.sampling.with_experts:
+            rollouts = [with_experts(request.prompt, r, rows) for r, rows in zip(rollouts, experts, strict=True)]
+        return RolloutGroup(prompt=request.prompt, rollouts=tuple(rollouts))
 
 
 def _name(stream: str, request_id: int) -> str:
     return f"{stream} {request_id}"
-
-
-def _rollout(prompt: Prompt, answer: Any, text: str) -> Rollout:
-    if answer.finish_reason not in ("stop", "length"):
-        raise EngineError(
-            f"vLLM ended an answer to prompt {prompt.prompt_id} with finish_reason {answer.finish_reason!r}"
-        )
-    spans = [(span.start, int(span.version)) for span in answer.weight_versions]
-    # At each place the sampled token, and after it the likeliest ones, whether it is one of them or not.
-    num_tokens = len(answer.token_ids)
-    logprobs_AK = np.array(answer.logprobs.logprobs, dtype=np.float32).reshape(num_tokens, -1)
-    columns = {}
-    if logprobs_AK.shape[1] > 1:
-        ids_AK = np.array(answer.logprobs.token_ids, dtype=np.int32).reshape(num_tokens, -1)
-        columns = {"top_ids": ids_AK[:, 1:], "top_logprobs": logprobs_AK[:, 1:]}
-    return Rollout(
-        text=text,
-        token_ids_A=np.array(answer.token_ids, dtype=np.int32),
-        engine_logprobs_A=logprobs_AK[:, 0],
-        truncated=answer.finish_reason == "length",
-        policy_version=spans[0][1],
-        newer_versions=tuple(spans[1:]),
-        columns=columns,
-    )

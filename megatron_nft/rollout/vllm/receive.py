@@ -37,6 +37,7 @@ from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.lora import adapter_shapes
 from megatron_nft.families.parameters import parameters
 from megatron_nft.rollout.vllm import adapter
+from megatron_nft.rollout.vllm.experts import CapturesExperts
 from megatron_nft.weights.carriers import make_receiver
 from megatron_nft.weights.wire import BucketManifest, Receiver
 
@@ -179,7 +180,7 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
             lm_head.quant_method.process_weights_after_loading(lm_head)
 
 
-class RegisterBackend:
+class RegisterBackend(CapturesExperts):
     """A vLLM worker extension (`EXTENSION`): naming it makes every worker import this module."""
 
     def install_adapters(self) -> None:

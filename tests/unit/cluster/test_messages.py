@@ -118,8 +118,9 @@ def step(model, gpus, monkeypatch, *overrides):
 
     stage("first sync", lambda: sync_weights(actors, engines, 0, turns.engine_turn))  # asks for names and rounds
     stage("turn", turns.actor_turn)
-    batch = stage("score", lambda: actors.score(batch))
-    stage("train", lambda: actors.train_step(batch))
+    later = stage("score", lambda: actors.score_later(batch))
+    _, scored = stage("train", lambda: actors.train_step(later))
+    assert all(s.old_logprobs_A is not None for s in scored.sequences)
     stage("sync", lambda: sync_weights(actors, engines, 1, turns.engine_turn))
     return found
 

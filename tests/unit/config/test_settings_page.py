@@ -13,7 +13,7 @@ def test_every_setting_is_there_with_its_meaning(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     words = " ".join(printed.split())
-    assert len(Config.model_fields) == 15
+    assert len(Config.model_fields) == 16
     for section in Config.model_fields:
         assert f"[{section}]  " in printed
         for key, field in fields_of(section).items():

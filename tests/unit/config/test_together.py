@@ -22,6 +22,8 @@ TOP_P = "makes the engine's log-probs those of a part of the vocabulary"
         (["algorithm.clamp_negative=0.5", "algorithm.name=dapo"], "to a method that reads it: nft"),
         (["algorithm.clamp_negative=0.5", "algorithm.name=rft"], 'is not read by "rft"'),
         (["algorithm.reduction_constant=100"], 'is the divisor of the "constant" reduction'),
+        (["actor.routing_replay=actor", "algorithm.old_logprobs=engine"], "the actor's scoring, and there is none"),
+        (["actor.routing_replay=engine"], 'actor.routing_replay = "engine" is for mixtures of experts, and this qwen2'),
     ],
 )  # fmt: skip
 def test_pairs_that_would_be_wrong_silently(recipe, overrides, words):

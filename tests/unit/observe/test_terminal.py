@@ -3,6 +3,7 @@
 import io
 import re
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +164,13 @@ def test_progress_is_live_on_a_terminal_and_silent_for_short_stages_elsewhere(mo
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (192, "3m12s"), (7500, "2h05m")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_the_screens_of_the_documentation_keep_to_their_width(columns):
+    lines = Path(f"megatron_nft/observe/screens/{columns}_columns.txt").read_text().splitlines()
+    head = next(line for line in lines if "tok/s" in line)
+    rows = [line for line in lines if re.match(r"step \d+/\d+ ", line)]
+    assert max(map(len, lines)) <= columns and len(rows) >= 4
+    ends = [match.end() for match in re.finditer(r"\S+", head)]
+    assert all(row[end - 1] != " " and row[end : end + 1] in (" ", "") for row in rows for end in ends)

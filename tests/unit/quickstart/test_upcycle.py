@@ -31,7 +31,7 @@ def test_its_recipe_is_the_quickstarts_but_for_the_layout(tmp_path):
     assert read_hf_config(recipe.model.path).mixture.num_experts == 8
     assert (recipe.actor.dp, recipe.actor.ep, recipe.actor.world_size) == (2, 2, 2)
     assert Path("launch/quickstart/upcycle.py").name in Path("launch/recipes/quickstart_moe.toml").read_text()
-    same = {"model": {"path"}, "actor": {"tp", "dp", "ep"}, "run": {"name"}}
+    same = {"model": {"path"}, "actor": {"tp", "dp", "ep", "routing_replay"}, "run": {"name"}}
     dense = load_config("launch/recipes/quickstart.toml").model_dump()
     for section, settings in recipe.model_dump().items():
         assert {k: v for k, v in settings.items() if dense[section][k] != v}.keys() <= same.get(section, set())

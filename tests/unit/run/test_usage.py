@@ -29,7 +29,10 @@ def test_operations_of_qwen2_7b(tmp_path):
     layers = 28 * (3584 * 3584 * 2 + 3584 * 512 * 2 + 3 * 3584 * 18944)
     assert layers == 6_525_288_448
     by_hand = 6 * layers * 1000 + 6 * 28 * 3584 * 1000**2 + 6 * 3584 * 152064 * 600
-    assert training_flops(read_hf_config(tmp_path), [(1000, 600)]) == pytest.approx(by_hand, rel=1e-12)
+    hf = read_hf_config(tmp_path)
+    assert training_flops(hf, [(1000, 600)]) == pytest.approx(by_hand, rel=1e-12)
+    frozen = by_hand - 2 * layers * 1000 - 2 * 3584 * 152064 * 600  # no product for the weights' own gradients
+    assert training_flops(hf, [(1000, 600)], is_frozen=True) == pytest.approx(frozen, rel=1e-12)
 
 
 def sequence(prompt, answer):
