@@ -67,8 +67,9 @@ def of_megatron(config):
         spec = layer_spec(megatron, topology)
         (layer,) = {id(one): one for one in getattr(spec, "layer_specs", [spec])}.values()
         linear = layer.submodules.self_attention.submodules.linear_qkv
-        experts = getattr(layer.submodules.mlp.submodules, "experts", None)
-        kinds = (linear.__name__, *([experts.module.__name__] if experts else []))
+        mlp = layer.submodules.mlp.keywords["submodules"]  # of a functools.partial, as Megatron-Core 0.19 has them
+        experts = [mlp.experts.func.__name__] if hasattr(mlp, "experts") else []
+        kinds = (linear.__name__, *experts)
         layers.add((megatron.num_layers, megatron.bf16, kinds))
     ddp, optimizer = ddp_config(actor), optimizer_config(config.optimizer, actor)
     return {

@@ -82,7 +82,7 @@ def gap_of(actor, groups):
     ]
     sequences = [to_sequences(g, AlgorithmConfig(), max_answer_tokens=MAX_TOKENS) for g in with_verdicts]
     batch = pack(sequences, num_updates=1, dp=1, tokens_per_microbatch=4096)
-    (scores,) = [a for a in actor.call("score", [m for (share,) in batch.updates for m in share]) if a is not None]
+    scores, *_ = [a for a in actor.call("score", [m for (share,) in batch.updates for m in share]) if a is not None]
     scores = iter(scores)
     return logprob_gap(batch.map_sequences(lambda s, _: replace(s, old_logprobs_A=next(scores))))
 
