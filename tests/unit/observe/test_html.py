@@ -4,6 +4,7 @@ import json
 import random
 import re
 import socket
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -105,12 +106,17 @@ def test_missing_and_infinite_values_become_null(make_config):
     assert metrics == {"nft/loss": [None, 0.5], "actor/grad_norm": [0.123457, None]}
 
 
-def test_headers_come_from_the_recipe(make_config):
+def test_headers_come_from_the_recipe(make_config, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "megatron_nft.train", "recipe.toml"])
     run = Page(render(make_config())).data["run"]
     facts = run["facts"]
     assert facts["Method"] == "NFT" and facts["Model"] == "tiny-model" and facts["Data"] == "sums.jsonl"
     assert facts["Layout"].startswith("actor tp 1 x pp 1 x dp 1, bf16; 1 engine x tp 1") and facts["Seed"] == "1"
-    assert facts["Host"] == socket.gethostname() and "pytest" in facts["Command"] and facts["Begun"]
+    assert (
+        facts["Host"] == socket.gethostname()
+        and facts["Command"].endswith("-m megatron_nft.train recipe.toml")
+        and facts["Begun"]
+    )
     assert re.fullmatch(r"[0-9a-f]{10}\+?", facts["Commit"]) or not Path(".git").exists()
     assert "[optimizer]" in run["recipe"]
 

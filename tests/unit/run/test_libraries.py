@@ -6,7 +6,8 @@ import warnings
 from megatron_nft.run.libraries import libraries_into
 
 
-def test_warnings_go_to_the_log_and_come_back_afterwards(tmp_path, capfd):
+def test_warnings_go_to_the_log_and_come_back_afterwards(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.WARNING)  # as it is before a test lowers it
     log, logger = tmp_path / "logs" / "driver.log", logging.getLogger("transformers.models")
     own = logging.getLogger("megatron_nft.cluster.fleet")
     with libraries_into(log):
