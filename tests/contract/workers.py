@@ -21,7 +21,7 @@ class Played:
         from megatron_nft.data.packing import pack
         from megatron_nft.observe.batches import load_batch
 
-        config = load_config(RECIPE, ["actor.tp=1", "cluster.device=cuda", *overrides])
+        config = load_config(RECIPE, ["actor.tp=1", "rollout.engines=1", "cluster.device=cuda", *overrides])
         self.worker = Worker(config, rank=rank, master=master)
         stored = [update[:SEQUENCES] for update in load_batch(ASSETS / "batch.npz")[:2]]
         batch = pack(stored, num_updates=2, dp=config.actor.dp, tokens_per_microbatch=2048)
