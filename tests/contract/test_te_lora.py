@@ -11,6 +11,7 @@ import pytest
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.lora import TARGETS, Adapters, adapter_parameters, adapter_shapes
 from tests.contract.test_te_models import SP, folders, words, world_size  # noqa: F401
+from tests.parallel.families import MIXTURES
 from tests.parallel.ranks import run_ranks
 
 STAGE = "tests.contract.played"
@@ -86,6 +87,7 @@ def _build(folder, actor, topology):
 
 @pytest.mark.parametrize("settings", LAYOUTS, ids=words)
 def test_every_family_with_adapters(folders, settings):  # noqa: F811
+    folders = {family: folder for family, folder in folders.items() if family not in MIXTURES}
     ranks = run_ranks(world_size(settings), build, folders, settings, stage=STAGE)
     for family, folder in folders.items():
         hf, mine = read_hf_config(folder), [rank[family] for rank in ranks]
@@ -143,7 +145,9 @@ def test_the_numbers_of_megatrons_own_layers(overrides):
         for one, other in zip(metrics, m, strict=True):
             assert (one is None) == (other is None)
             for name in one or {}:
-                assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+                # A token whose ratio is nearly 1 is clamped by the one's rounding, and not by the other's.
+                near = 0.02 if name == "nft/clamped_fraction" else 1e-5
+                assert other[name] == pytest.approx(one[name], rel=1e-3, abs=near), name
         assert scores is s is None or np.abs(scores - s).max() < 1e-4
         assert reference is r is None or np.abs(reference - r).max() < 1e-4
         assert reference is None or np.abs(reference - scores).max() > 1e-3
