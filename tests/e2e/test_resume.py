@@ -73,12 +73,12 @@ def _kill_a_rank_and_then_everything(folder, run):
 
 
 def _stop_in_step_5(folder, run):
-    scored = run / "batches" / "step_5.npz"  # written just before the step trains
+    scored = run / "batches" / "step_5.npz"  # written once the step has trained
     scored.unlink()
     process, mark = start(folder, *BEHIND)
-    wait_until(scored.exists, process)
+    wait_until(scored.exists, process, limit_s=300.0)
     process.send_signal(signal.SIGUSR1)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert err.strip().endswith("by SIGUSR1; the same command goes on from the last checkpoint")
     assert "Traceback" not in err
