@@ -24,6 +24,7 @@ def constructed(rank, master, recipes):
     given = {}
 
     def keep(**arguments):
+        given.clear()
         given.update(arguments)
         raise RuntimeError("kept")
 

@@ -43,7 +43,9 @@ class Rank:
 def serve_rank(rank: int, master: str, addresses: list[str], overrides: list[str]) -> None:
     from megatron_nft.actor.worker import Worker
 
-    worker = Worker(load_config("launch/recipes/quickstart.toml", ["rollout.engines=1", *overrides]), rank=rank, master=master)
+    worker = Worker(
+        load_config("launch/recipes/quickstart.toml", ["rollout.engines=1", *overrides]), rank=rank, master=master
+    )
     serve(addresses[rank], Rank(worker))
     worker.shutdown()
 
