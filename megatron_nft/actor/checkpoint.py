@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_nft.actor.adapter_record import ADAPTER, check_same_adapter
 from megatron_nft.actor.checkpoint_metadata import COMMON, check_pickles, read_as_data
 from megatron_nft.actor.checkpoint_parts import assemble, forget_parts, write_part, write_plan
-from megatron_nft.actor.fp8_scales import EXTRA_STATE, plain, set_scales
+from megatron_nft.actor.fp8_scales import is_extra_state, plain, set_scales
 from megatron_nft.actor.manifest import record, to_disk
 from megatron_nft.actor.optimizer_shares import load_optimizer_state, optimizer_state
 from megatron_nft.actor.topology import Topology
@@ -189,7 +189,7 @@ def load_weights(folder: Path, model: Sequence[nn.Module]) -> None:
         state = dist_checkpointing.load(state, str(folder))
     for number, chunk in enumerate(chunks):
         missing = chunk.load_state_dict(state[f"model{number}"], strict=False).missing_keys
-        assert all(name.endswith(EXTRA_STATE) or is_adapter(name) for name in missing), missing
+        assert all(is_extra_state(name) or is_adapter(name) for name in missing), missing
 
 
 def _copied(request: AsyncRequest) -> list[tuple]:
@@ -253,7 +253,7 @@ def _check_same(folder: Path, begun: int) -> None:
 def _weights(chunk: nn.Module) -> dict[str, Any]:
     """Without the layers' extra state, which is FP8's scales: a checkpoint made from an HF folder has none."""
     state = chunk.sharded_state_dict(metadata={})
-    return {name: value for name, value in state.items() if not name.endswith(EXTRA_STATE) and not is_adapter(name)}
+    return {name: value for name, value in state.items() if not is_extra_state(name) and not is_adapter(name)}
 
 
 def _state(
@@ -269,7 +269,7 @@ def _state(
     }
     if only_adapters:  # and FP8's scales, which follow what is trained
         weights = {
-            name: {key: value for key, value in state.items() if is_adapter(key) or key.endswith(EXTRA_STATE)}
+            name: {key: value for key, value in state.items() if is_adapter(key) or is_extra_state(key)}
             for name, state in weights.items()
         }
     return {

@@ -21,10 +21,21 @@ TENSORS_OF_A_PRODUCT = 2
 """Of its backward pass: for so many there are scales."""
 
 
+def is_extra_state(name: str) -> bool:
+    """Whether it is a layer's extra state; grouped experts have one a slot, of which the others are numbered."""
+    return name.rpartition(".")[2].startswith(EXTRA_STATE)
+
+
 def plain(chunk: MegatronModule, state: dict[str, Any]) -> dict[str, Any]:
-    """A chunk's sharded state, to be saved or loaded, with tensors by name where a layer has pickled its scales."""
+    """A chunk's sharded state, to be saved or loaded, with tensors by name where a layer has pickled its scales.
+
+    Grouped experts have none, since mixtures have no FP8 here: what a checkpoint has of them is what a CPU's has.
+    """
     changed = dict(state)
     for name, layer in _layers(chunk):
+        if hasattr(layer, "num_gemms"):
+            changed = {key: v for key, v in changed.items() if not key.startswith(f"{name}.{EXTRA_STATE}")}
+            continue
         if isinstance(entry := state.get(f"{name}.{EXTRA_STATE}"), ShardedObject):
             changed[f"{name}.{EXTRA_STATE}"] = ShardedObject(
                 entry.key, _scales(layer), entry.global_shape, entry.global_offset, entry.replica_id

@@ -9,6 +9,7 @@ from typing import Any
 
 _MODEL = "set model.path, which actor and engines share"
 _PLACES = "the engines are rollout.engines x rollout.tp"
+_ADAPTERS = "set lora.rank, lora.targets and lora.sync"
 _READ = "actor and engines must read the same folder to the same end"
 
 OWN: Mapping[str, str] = {
@@ -46,6 +47,12 @@ OWN: Mapping[str, str] = {
     "kv_cache_memory_bytes": "set rollout.kv_cache_gib on a CPU, rollout.gpu_memory_fraction on a GPU",
     "enable_sleep_mode": "set cluster.placement",
     "logprobs_mode": "the log-probs must be those of the distribution that is sampled",
+    "max_logprobs": "set rollout.top_logprobs",
+    "enable_return_routed_experts": "set actor.routing_replay",
+    "enable_lora": _ADAPTERS,
+    "max_loras": _ADAPTERS,
+    "max_lora_rank": _ADAPTERS,
+    "lora_target_modules": _ADAPTERS,
     "weight_transfer_config": "set weights.carrier",
     "worker_extension_cls": "it is what takes the actor's weights in",
     "disable_log_stats": "set observe",

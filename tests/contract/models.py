@@ -16,7 +16,10 @@ class Built:
     misplaced_marks: list[str]
     """Parameters whose marks for tensor or sequence parallelism are not those of their rule."""
     checkpoint_keys: set[str]
-    extra_states: int
+    weight_keys: set[str]
+    """Of what is asked of a checkpoint when weights alone are read."""
+    extra_states: list[str]
+    """Layers' in a checkpoint."""
     parameter_classes: set[str]
     experts: list[str]
     """Classes of its layers' experts."""
@@ -42,7 +45,8 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
     import torch
     from megatron.core.utils import unwrap_model
 
-    from megatron_nft.actor.fp8_scales import EXTRA_STATE
+    from megatron_nft.actor.checkpoint import _weights
+    from megatron_nft.actor.fp8_scales import is_extra_state, plain
     from megatron_nft.actor.hf_weights import load_hf_weights, named_shards
     from megatron_nft.actor.model import build_model
     from megatron_nft.actor.optimizer import build_optimizer
@@ -68,15 +72,17 @@ def _build(folder: str, actor: Any, optimizer_config: Any, topology: Any) -> Bui
     }
     if not optimizer_config.optimizer_cpu_offload:  # that one looks for tensors which lie on the device
         optimizer_state(optimizer, states, is_loading=True)
-    entries = {name: value for state in states.values() for name, value in state.items()}
+    chunks = [unwrap_model(chunk) for chunk in model]
+    entries = {n: v for c, state in zip(chunks, states.values(), strict=True) for n, v in plain(c, state).items()}
     classes = [optimizer]
-    while inner := getattr(classes[-1], "chained_optimizers", [getattr(classes[-1], "optimizer", None)])[0]:
+    while inner := (getattr(classes[-1], "chained_optimizers", None) or [getattr(classes[-1], "optimizer", None)])[0]:
         classes.append(inner)
     return Built(
         hf_names=plan.hf_names,
         misplaced_marks=misplaced,
-        checkpoint_keys={value.key for name, value in entries.items() if not name.endswith(EXTRA_STATE)},
-        extra_states=sum(name.endswith(EXTRA_STATE) for name in entries),
+        checkpoint_keys={value.key for name, value in entries.items() if not is_extra_state(name)},
+        weight_keys={value.key for chunk in chunks for value in _weights(chunk).values()},
+        extra_states=[name for name in entries if is_extra_state(name)],
         parameter_classes={type(p.data).__name__ for chunk in model for p in chunk.parameters()},
         experts=sorted(
             {

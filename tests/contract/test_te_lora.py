@@ -11,6 +11,7 @@ import pytest
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.lora import TARGETS, Adapters, adapter_parameters, adapter_shapes
 from tests.contract.test_te_models import SP, folders, words, world_size  # noqa: F401
+from tests.parallel.families import MIXTURES
 from tests.parallel.ranks import run_ranks
 
 STAGE = "tests.contract.played"
@@ -86,9 +87,9 @@ def _build(folder, actor, topology):
 
 @pytest.mark.parametrize("settings", LAYOUTS, ids=words)
 def test_every_family_with_adapters(folders, settings):  # noqa: F811
-    dense = {family: folder for family, folder in folders.items() if read_hf_config(folder).mixture is None}
-    ranks = run_ranks(world_size(settings), build, dense, settings, stage=STAGE)
-    for family, folder in dense.items():
+    folders = {family: folder for family, folder in folders.items() if family not in MIXTURES}
+    ranks = run_ranks(world_size(settings), build, folders, settings, stage=STAGE)
+    for family, folder in folders.items():
         hf, mine = read_hf_config(folder), [rank[family] for rank in ranks]
         assert [rank.wrong for rank in mine] == [[]] * len(mine)
         shapes = adapter_shapes(hf, ADAPTERS)
@@ -127,8 +128,6 @@ def trained(rank, master, device, overrides):
     return metrics, scores and np.concatenate(scores), reference and np.concatenate(reference), norms
 
 
-AT_THE_EDGE = ("nft/clamped_fraction",)
-"""A ratio is 1 but for rounding in a step's first update, and that is where the clamp is."""
 KL = ["algorithm.kl_weight=0.1", "optimizer.learning_rate=1e-2", "optimizer.warmup_updates=0", "optimizer.eps=1e-2"]
 
 
@@ -145,8 +144,10 @@ def test_the_numbers_of_megatrons_own_layers(overrides):
     for (metrics, scores, reference, norms), (m, s, r, n) in zip(local, fused, strict=True):
         for one, other in zip(metrics, m, strict=True):
             assert (one is None) == (other is None)
-            for name in set(one or {}) - set(AT_THE_EDGE):
-                assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+            for name in one or {}:
+                # A token whose ratio is nearly 1 is clamped by the one's rounding, and not by the other's.
+                near = 0.02 if name == "nft/clamped_fraction" else 1e-5
+                assert other[name] == pytest.approx(one[name], rel=1e-3, abs=near), name
         assert scores is s is None or np.abs(scores - s).max() < 1e-4
         assert reference is r is None or np.abs(reference - r).max() < 1e-4
         assert reference is None or np.abs(reference - scores).max() > 1e-3

@@ -75,6 +75,7 @@ def check(folder, ranks):
     expected = parameters(hf)
     assert {name for rank in ranks for name in rank.hf_names} == {n for p in expected for n in p.hf_shapes}
     assert set.union(*(rank.checkpoint_keys for rank in ranks)) == {p.key for p in expected}
+    assert set.union(*(rank.weight_keys for rank in ranks)) == {p.key for p in expected}
     assert [rank.misplaced_marks for rank in ranks] == [[]] * len(ranks)
 
 
@@ -98,6 +99,7 @@ def test_every_mixture_in_a_layout(folders, settings):
     for family, folder in folders.items():
         check(folder, [rank[family] for rank in ranks])
         assert all(rank[family].experts == ["TEGroupedMLP"] for rank in ranks), family
+        assert not [name for rank in ranks for name in rank[family].extra_states if ".experts." in name], family
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=words)

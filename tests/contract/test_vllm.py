@@ -95,6 +95,7 @@ LLM_CALLS = {
     "reset_prefix_cache": ((), {"reset_running_requests": True}),
     "sleep": ((2,), {}),
     "wake_up": ((["weights"],), {}),
+    "collective_rpc": (("install_adapters",), {}),
 }
 LLM_ENGINE_CALLS = {
     "set_weight_version": (("0",), {}),
@@ -107,7 +108,10 @@ CORE_CALLS = {
     "resume_scheduler": ((), {}),
     "shutdown": ((), {}),
 }
-ATTRIBUTES = {"llm_engine", "engine_core", "batch_queue", "batch_queue_size"}
+ATTRIBUTES = {
+    "llm_engine", "engine_core", "batch_queue", "batch_queue_size", "output_processor", "external_req_ids", "get",
+    "scheduler", "requests",
+}  # fmt: skip
 
 
 def used():
@@ -116,15 +120,17 @@ def used():
     for node in ast.walk(ast.parse(inspect.getsource(engine_module))):
         if isinstance(node, ast.Attribute):
             path = ast.unparse(node).split(".")
-            if path[:2] == ["self", "_llm"] or path[0] == "core":
+            if path[:2] == ["self", "_llm"] or path[0] in ("core", "vllm"):
                 names |= set(path[2:] if path[0] == "self" else path[1:])
     return names
 
 
 def test_every_call_of_the_engines_fits_vllms_signature():
     from vllm import LLM
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.engine.output_processor import OutputProcessor
 
     tables = {LLM: LLM_CALLS, LLMEngine: LLM_ENGINE_CALLS, EngineCore: CORE_CALLS}
     assert used() - ATTRIBUTES == set().union(*tables.values()), "a call that is not in the tables"
@@ -132,7 +138,9 @@ def test_every_call_of_the_engines_fits_vllms_signature():
         for name, (arguments, keywords) in calls.items():
             inspect.signature(getattr(owner, name)).bind(None, *arguments, **keywords)
     text = inspect.getsource(EngineCore)
-    assert "self.batch_queue:" in text and "self.batch_queue_size" in text
+    assert "self.batch_queue:" in text and "self.batch_queue_size" in text and "self.scheduler" in text
+    assert "self.external_req_ids" in inspect.getsource(OutputProcessor)
+    assert "self.requests" in inspect.getsource(Scheduler)
 
 
 def test_the_weight_transfer_is_registered_and_has_its_verbs():
@@ -164,6 +172,7 @@ def colocated():
     executor.collective_rpc = lambda verb, kwargs: told.append((verb, *kwargs.values()))
     core = SimpleNamespace(model_executor=executor, resume_scheduler=lambda: resumed.append(True))
     engine = object.__new__(VllmEngine)
+    engine._adapters = None
     engine._llm = SimpleNamespace(sleep=executor.sleep, wake_up=lambda tags: EngineCore.wake_up(core, tags))
     return SimpleNamespace(engine=engine, executor=executor, told=told, resumed=resumed)
 

@@ -271,7 +271,7 @@ def asked_of_vllm(recipe, settings):
         for device in ("cpu", "cuda")
         for name in engine_arguments(
             "tests/assets/quickstart/model", rollout, device=device, max_model_len=192, seed=1, is_colocated=True,
-            starts_empty=True,
+            starts_empty=True, gives_experts=True, lora=LoraConfig(rank=4),
         )
     }  # fmt: skip
     from vllm.engine.arg_utils import EngineArgs

@@ -15,6 +15,11 @@ SHAPES = {
                 "intermediate_size": 18944, "max_position_embeddings": 4096},
 }  # fmt: skip
 """Qwen2.5-32B and Qwen2.5-Math-7B."""
+SHAPES["math_1.5b"] = {
+    "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+    "intermediate_size": 8960, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+"""Qwen2.5-Math-1.5B."""
 SHAPES["30b_a3b"] = {
     "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
     "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768,
