@@ -65,8 +65,10 @@ def test_a_steps_spans_are_the_step_and_its_speed_that_of_its_tokens(straight):
     assert {"engine 0", "graders", "actor rank 0", "actor rank 1"} <= seconds.keys()
     assert all(0 < s <= last["time/step_s"] for s in seconds.values())
 
-    with safe_open(straight / "hf" / "model.safetensors", "np") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    shapes = {}
+    for path in (straight / "hf").glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     layers = sum(s[0] * s[1] for name, s in shapes.items() if ".layers." in name and len(s) == 2)
     config = json.loads((straight / "hf" / "config.json").read_text())
     depth, width = config["num_hidden_layers"], config["hidden_size"]

@@ -67,12 +67,13 @@ def allocated_on_rank(rank: int, master: str, overrides: list[str]) -> Allocated
     }, "a parameter lies outside the buffers"
     frozen = [p for p in parameters if not p.requires_grad]
     assert bool(frozen) == bool(config.lora.rank) and all(p.grad is None for p in frozen)
-    masters = [m for m in worker.optimizer.get_parameters() if m.untyped_storage().data_ptr() not in {
-        b.param_data.untyped_storage().data_ptr() for b in buffers
-    }]  # fmt: skip
+    lie_in_buffers = {b.param_data.untyped_storage().data_ptr() for b in buffers}
+    parts = worker.optimizer.chained_optimizers
+    updated = [p for part in parts for p in part.get_parameters()]
+    masters = [p for p in updated if p.untyped_storage().data_ptr() not in lie_in_buffers]
     moments = [
         tensor
-        for part in worker.optimizer.chained_optimizers
+        for part in parts
         for state in part.optimizer.state.values()
         for name, tensor in state.items()
         if name in ("exp_avg", "exp_avg_sq")
