@@ -27,7 +27,8 @@ def test_a_run_with_adapters_leaves_them_and_goes_on_bit_by_bit(shared, tmp_path
     same_bits(straight / "checkpoints" / "step_4", stopped / "checkpoints" / "step_4")
     assert records(straight)[-1] == records(stopped)[-1]
     assert all(record["rollout/logprob_gap_mean"] < 1e-5 for record in steps(straight))
-    assert steps(straight)[0]["nft/kl"] < 1e-6 and steps(straight)[0]["nft/kl"] < steps(straight)[-1]["nft/kl"]
+    kl = [record["nft/kl"] for record in steps(straight)]
+    assert kl[0] < 1e-6 < kl[-1], "the reference is what adapters begin from"
     stored = MegatronFolder(straight / "checkpoints" / "step_4")
     assert stored.read_common()[ADAPTER]["rank"] == 8 and all("lora_" in key for key in stored.tensors)
     whole_is_what_peft_makes_of_the_adapter(straight)
