@@ -24,13 +24,13 @@ class Shown:
     def lines(self) -> list[str]:
         """As they stand: without what was taken away again."""
         text = b"".join(self.parts).decode().replace("\r\n", "\n")
-        return [line.rpartition(CLEAR)[2] for line in text.splitlines()]
+        return [line.rpartition(CLEAR)[2] for line in text.removesuffix("\n").split("\n")]  # splitlines cuts CLEAR
 
     @property
     def longest(self) -> int:
         """Of all that a line has held at a time."""
         text = b"".join(self.parts).decode().replace("\r\n", "\n")
-        return max(len(part) for line in text.splitlines() for part in line.split(CLEAR))
+        return max(len(part) for line in text.split("\n") for part in line.split(CLEAR))
 
 
 @contextmanager
