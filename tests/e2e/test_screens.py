@@ -35,7 +35,7 @@ def test_no_line_is_broken_and_columns_are_aligned(shared, tmp_path, columns):
         row[end - 1] != " " and row[end : end + 1] in (" ", "") for row in rows for end in ends
     )
     assert ("rollout" in rows[0]) == (columns >= FULL_WIDTH)
-    assert any(re.match(r"  next +megatron-nft evaluate ", line) for line in lines)
+    assert any(re.match(r"  next +megatron-nft evaluate\b", line) for line in lines)
     keep(f"{columns}_columns.txt", lines)
 
 
