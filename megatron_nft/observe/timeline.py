@@ -9,7 +9,7 @@ between nodes.
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ KEPT = 20
 """Newest steps whose files are kept."""
 DRAWN_OF_A_KIND = 8
 """Engines, and ranks, that the page draws; the file has all."""
+SHOWN_S = 1e-3
+"""Of the driver's time between stages."""
 MOST_SPANS = 20_000
 """That are held until a step ends."""
 
@@ -54,11 +56,22 @@ class Timeline:
         """The spans of a step, from `start` to `end` (perf_counter), cut at both; earlier ones are forgotten."""
         first, last = start + self._offset, end + self._offset
         spans = [self._spans.popleft() for _ in range(len(self._spans))]
-        return [
+        within = [
             Span(s.track, s.name, max(s.start, first), min(s.end, last))
             for s in spans
             if s.end > first and s.start < last
         ]
+        return [*within, *_between_stages(within, first, last)]
+
+
+def _between_stages(spans: Sequence[Span], first: float, last: float) -> Iterator[Span]:
+    """What the driver does outside its stages (records, files, looks at the batch), where it has any."""
+    stages = sorted((span for span in spans if span.track == "driver"), key=lambda span: span.start)
+    at = first
+    for begin, end in [*((span.start, span.end) for span in stages), *([(last, last)] if stages else [])]:
+        if begin - at > SHOWN_S:
+            yield Span("driver", "between stages", at, begin)
+        at = max(at, end)
 
 
 def write_trace(folder: Path, step: int, spans: Sequence[Span]) -> None:

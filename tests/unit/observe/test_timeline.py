@@ -27,9 +27,10 @@ def test_a_step_has_its_own_spans_cut_at_its_ends():
         ("driver", "rollout"),
         ("engine 0", "rollout"),
         ("engine 0", "rollout"),
+        ("driver", "between stages"),
     ]
     lengths = [s.end - s.start for s in spans]
-    assert lengths == pytest.approx([1.0, 0.5, 0.1], abs=0.01)
+    assert lengths == pytest.approx([1.0, 0.5, 0.1, 2.0], abs=0.01)
     assert timeline.take(now, now + 3) == []
 
 
