@@ -13,22 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.train_step.case import MODEL, VOCABULARY
+
 RECIPE = "launch/recipes/quickstart.toml"
 QUICKSTART = "tests/assets/quickstart"
-VOCABULARY, TEXT_TOKENS = 3200, 600
-"""Of the random model; and those of its tokenizer that have a text, and no meaning besides."""
+TEXT_TOKENS = 600
+"""Of the random model's vocabulary, those whose tokens have a text, and no meaning besides."""
 LAST = 30
 """A token in so many ends an answer of "spread"."""
-MODEL = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
 
 
 @dataclass(frozen=True)

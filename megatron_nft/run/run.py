@@ -6,12 +6,11 @@ checkpoint, inside the job; a signal ends it after saving the last whole step.
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 
 from megatron_nft.cluster.graders import spread_pool
 from megatron_nft.cluster.nodes import ClusterError
-from megatron_nft.cluster.placement import refuse_unfit_machine
 from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
@@ -21,10 +20,9 @@ from megatron_nft.groups.queue import Taken
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.owner import Owner, OwnerLost
 from megatron_nft.observe.report import Report
-from megatron_nft.observe.trackers import check_trackers
+from megatron_nft.run.around import TryAgain, run_in_folder
 from megatron_nft.run.canary import check_canary
-from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume, read_groups
-from megatron_nft.run.folder import ending_of, run_folder
+from megatron_nft.run.checkpoints import Checkpoints, Progress, read_groups
 from megatron_nft.run.gap_alarm import GapAlarm
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.libraries import libraries_into
@@ -42,11 +40,6 @@ ANSWER_S = 60.0
 """For ranks to answer after an error, before it is tried to save what they hold."""
 MENDED_BY_A_NEW_JOB = (ClusterError, JudgeError)
 """Processes that are lost too often: on other nodes, or with these nodes' memory free, they may live."""
-
-
-class TryAgain(RuntimeError):
-    """An error has ended the run that a new job may mend, and more has been saved than when it began: it can't be the
-    beginning of a row without end. Its cause is the error."""
 
 
 class Run:
@@ -286,31 +279,11 @@ def run_recipe(
     Raises:
         StopRequested, TryAgain: as `Run.survive`; the last whole step is saved, as by other errors, too.
     """
-    checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
-    check_trackers(config)
-    if processes is None:
-        refuse_unfit_machine()
-    with run_folder(config, _say) as owner:
-        if (ending := ending_of(config)) is not None:
-            return _say(ending)
-        report = Report(config)
-        verdict = "done"
-        with closing(Stop()) as stop:  # until the report is closed: a signal that comes later cuts no end short
-            try:
-                with ExitStack() as stack:
-                    stack.enter_context(libraries_into(config.run_dir / "logs" / "driver.log"))
-                    with stop.interruptible():
-                        run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
-                    run.survive(steps, stop)
-            except BaseException as error:
-                cause = error.__cause__ if isinstance(error, TryAgain) else error
-                words = f"interrupted: {error}".removesuffix(": ")
-                interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
-                verdict = words if interrupted else f"failed: {type(cause).__name__}: {cause}"
-                raise
-            finally:
-                report.close(verdict)
 
+    def live(report: Report, stack: ExitStack, stop: Stop, owner: Owner) -> None:
+        stack.enter_context(libraries_into(config.run_dir / "logs" / "driver.log"))
+        with stop.interruptible():
+            run = Run(config, report, stack, max_staleness=max_staleness, processes=processes, owner=owner)
+        run.survive(steps, stop)
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+    run_in_folder(config, live, starts_processes=processes is None)

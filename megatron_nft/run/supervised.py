@@ -7,10 +7,10 @@ job; a signal or an error ends it after saving the last whole step. Called by sf
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 
-from megatron_nft.cluster.placement import ray_cluster, refuse_unfit_machine
+from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.processes import ProcessLost, new_attempt
 from megatron_nft.cluster.ranks import Actors
 from megatron_nft.cluster.restarts import Restarts
@@ -21,9 +21,8 @@ from megatron_nft.data.prompts import PromptStream, load_tokenizer
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.observe.owner import Owner, OwnerLost
 from megatron_nft.observe.report import Report
-from megatron_nft.observe.trackers import check_trackers
-from megatron_nft.run.checkpoints import Checkpoints, Progress, checkpoints_to_resume
-from megatron_nft.run.folder import ending_of, run_folder
+from megatron_nft.run.around import run_in_folder, say
+from megatron_nft.run.checkpoints import Checkpoints, Progress
 from megatron_nft.run.nonfinite import keep_nonfinite
 from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.types import TrainBatch
@@ -185,29 +184,10 @@ def run_supervised(
     Raises:
         StopRequested, and what else ends a run; the last whole step is saved.
     """
-    checkpoints_to_resume(config)  # refuses what can't be gone on with, before anything starts
-    check_trackers(config)
-    if actors is None:
-        refuse_unfit_machine()
-    say = announce or _say
-    with run_folder(config, say) as owner:
-        if (ending := ending_of(config)) is not None:
-            return say(ending)
-        report, verdict = Report(config), "done"
-        with closing(Stop()) as stop:
-            try:
-                with ExitStack() as stack:
-                    with stop.interruptible():
-                        run = SupervisedRun(config, report, stack, owner, actors)
-                    run.survive(stop)
-            except BaseException as error:
-                words = f"interrupted: {error}".removesuffix(": ")
-                is_interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
-                verdict = words if is_interrupted else f"failed: {type(error).__name__}: {error}"
-                raise
-            finally:
-                report.close(verdict)
 
+    def live(report: Report, stack: ExitStack, stop: Stop, owner: Owner) -> None:
+        with stop.interruptible():
+            run = SupervisedRun(config, report, stack, owner, actors)
+        run.survive(stop)
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+    run_in_folder(config, live, starts_processes=actors is None, announce=announce or say)
