@@ -18,7 +18,7 @@ SUM, MEAN = math.exp(0.9), math.exp(0.3)
 
 
 def made(name, bounds, log_ratios=LOG_RATIOS, ids=IDS):
-    engine = torch.linspace(-3, -1, len(log_ratios), dtype=torch.float64)
+    engine = torch.full((len(log_ratios),), -2.0, dtype=torch.float64)  # equal: a gap is rounded alike in any place
     weights, kept = correction(engine + torch.tensor(log_ratios).double(), engine, ids, {name: bounds})
     return weights.tolist(), kept.tolist()
 
