@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.step.cases import RECIPE, Case, overrides
 from megatron_nft.config import load_config
+from megatron_nft.observe.metrics import rollout_metrics
 from megatron_nft.run.run import Run, run_recipe
 from megatron_nft.run.stop import Stop
 from megatron_nft.train import train
@@ -30,7 +31,7 @@ def run(
             begin()
             with timed(step):
                 yield
-                metrics = dict(report._metrics)
+                metrics = report._metrics | rollout_metrics(report._groups)
             end(metrics)
 
         report.step = in_turn

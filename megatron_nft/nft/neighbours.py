@@ -3,10 +3,10 @@
 With R_t = pi / pi_old of a token, s = (prod_t R_t)^(1/T) of an answer of T tokens, A its advantage, r its verdict, w(q)
 the prompt's weight, and sg(x) = x without gradient:
 
-    GSPO      L_t = - min( s A, clip(s, 1 - clip_low, 1 + clip_high) A )             arXiv 2507.18071, equation 5
-    CISPO     L_t = - sg( clip(R_t, 1 - clip_low, 1 + clip_high) ) A log pi_t         arXiv 2506.13585, equation 4
+    GSPO      L_t = - min( s A, clip(s, 1 - clip_low, 1 + clip_high) A )             arXiv 2507.18071
+    CISPO     L_t = - sg( clip(R_t, 1 - clip_low, 1 + clip_high) ) A log pi_t         arXiv 2506.13585
     TOPR      L_t = - w(q) [ pos_weight r - neg_weight (1 - r) sg( min(R, 1) ) ] log pi_t
-                                                                                      arXiv 2503.14286, equation 5
+                                                                                      arXiv 2503.14286
     AsymRE    L_t = - ( reward - (mean of the group + baseline_shift) ) log pi_t      arXiv 2506.20520
 
 REINFORCE with a sign (PSR, NSR, W-REINFORCE: arXiv 2506.01347) is `nft/loss.py`'s clipped objective with the advantage

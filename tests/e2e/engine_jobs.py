@@ -1,6 +1,7 @@
 """What test_engine.py has engines do, each function in a process of its own (engine_server.py)."""
 
 import dataclasses
+import os
 import traceback
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from megatron_nft.config import LoraConfig, RolloutConfig, load_config
 from megatron_nft.rollout.api import EngineError, Sampling, answer_here, requests_of
 from megatron_nft.rollout.vllm.arguments import engine_arguments, why_not
 from megatron_nft.rollout.vllm.engine import VllmEngine
+from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.types import Prompt
 from tests.buckets import Buckets
 
@@ -36,6 +38,7 @@ def make_engine(model, dtype, tp=1, max_model_len=512, lora=None, *, gives_exper
     """lora: settings of [lora], for an engine whose updates are adapters."""
     config = RolloutConfig(dtype=dtype, tp=tp, **{"kv_cache_gib": 0.1, "max_concurrent": 64} | settings)
     lora = lora and LoraConfig(**lora)
+    os.environ |= engine_environment("cpu", threads=1, tp=tp)
     return VllmEngine(
         str(model), config, device="cpu", max_model_len=max_model_len, seed=1, lora=lora, gives_experts=gives_experts
     )

@@ -4,7 +4,6 @@ Each child serves one `EngineJob` (tests/remote.py) at its address. Needs `engin
 """
 
 import multiprocessing
-import os
 import sys
 from typing import Any
 
@@ -16,7 +15,6 @@ import vllm.v1.worker.cpu_worker  # noqa: F401
 from vllm import LLM  # noqa: F401
 
 from megatron_nft.rollout.api import Sampling, answer_here
-from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.types import RolloutGroup
 from tests.e2e import engine_jobs, expert_jobs
 from tests.remote import serve
@@ -28,7 +26,6 @@ class EngineJob:
     def start(
         self, model: str, dtype: str, tp: int, lora: dict[str, Any] | None = None, adapter: str | None = None
     ) -> None:
-        os.environ |= engine_environment("cpu", threads=1, tp=tp)
         self.engine = engine_jobs.make_engine(model, dtype, tp, lora=lora)
         if adapter is not None:
             engine_jobs.read_adapter(self.engine, adapter)
