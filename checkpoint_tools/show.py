@@ -107,7 +107,7 @@ def _layout(stored: MegatronFolder, common: dict[str, Any]) -> dict[str, int] | 
         stages.setdefault(frozenset(writers[layer]), []).append(layer)
     runs = [1 + sum(b - a > 1 for a, b in pairwise(layers)) for layers in stages.values()]
     seen = {"tp": tensor.shape[1] // tensor.chunks[0].shape[1], "pp": len(stages), "vpp": max(runs)}
-    return seen | common.get("layout", {})
+    return seen | common.get("layout", {}) | common.get("expert_layout", {})
 
 
 def as_text(found: dict[str, Any], *, with_tensors: bool) -> str:
@@ -148,7 +148,7 @@ def _layout_text(layout: dict[str, int] | None) -> str:
     if layout is None:
         return "not known: no attention layers by Megatron-Core's names"
     virtual = f" x {layout['vpp']} virtual stages" if layout["vpp"] > 1 else ""
-    rest = "".join(f" x {axis} {layout[axis]}" for axis in ("cp", "dp") if axis in layout)
+    rest = "".join(f" x {axis} {layout[axis]}" for axis in ("cp", "dp", "ep", "etp") if axis in layout)
     return f"tp {layout['tp']} x pp {layout['pp']}{virtual}{rest}; any layout can load it"
 
 

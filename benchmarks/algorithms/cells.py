@@ -8,17 +8,19 @@ from megatron_nft.config import Config, load_config
 RECIPE = Path(__file__).parent / "recipe.toml"
 
 METHODS: dict[str, tuple[str, ...]] = {
-    "NFT 1": ("algorithm.name=nft",),
-    "NFT 0.5": ("algorithm.name=nft", "algorithm.neg_weight=0.5"),
-    "RFT": ("algorithm.name=rft_script",),
+    "NFT": ("algorithm.name=nft",),
+    "RFT": ("algorithm.name=rft",),  # the paper's, every prompt weighs the same
+    "RFT script": ("algorithm.name=rft_script",),  # the authors' script's, a prompt weighs 1 - p
     "GRPO": ("algorithm.name=grpo",),
     "Dr. GRPO": ("algorithm.name=dr_grpo",),
     "DAPO": ("algorithm.name=dapo",),
     # NFT with Dr. GRPO's reduction: which of the two, objective or reduction, makes a difference?
     "NFT constant": ("algorithm.name=nft", "algorithm.reduction=constant"),
 }
-LEARNING_RATES = {1: 4e-5, 4: 1.5e-5, 16: 6e-6}
-"""Updates per rollout batch -> learning rate, the same for all methods: smaller where there are more updates."""
+BASE = next(iter(METHODS))
+"""What the others are compared with."""
+LEARNING_RATES = {1: 1e-4, 4: 1e-4, 16: 6e-5}
+"""Updates per rollout batch -> learning rate, the same for all methods: off-policy so large that ratios move."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Cell:
     method: str
     updates: int
     seed: int
+    max_staleness = 0
 
     @property
     def name(self) -> str:
@@ -54,4 +57,10 @@ class Cell:
 
 def all_cells(seeds: int) -> list[Cell]:
     """Seed by seed, so that a study cut short still compares like with like."""
-    return [Cell(m, u, s) for s in range(1, seeds + 1) for u in LEARNING_RATES for m in METHODS]
+    return [
+        Cell(m, u, s)
+        for s in range(1, seeds + 1)
+        for u in LEARNING_RATES
+        for m in METHODS
+        if u == 1 or m != "NFT constant"  # on-policy, where the two objectives are one
+    ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.algorithms.cells import LEARNING_RATES, METHODS, all_cells
+from benchmarks.algorithms.cells import BASE, LEARNING_RATES, METHODS, all_cells
 
 Curves = dict[tuple[str, int], dict[int, dict[int, float]]]
 """(method, updates) -> seed -> step -> held-out greedy accuracy."""
@@ -15,7 +15,7 @@ Ratios = dict[tuple[str, int], list[float]]
 """(method, updates) -> largest likelihood ratio of any token, of each seed."""
 
 COLUMNS = (
-    "method", "seeds", "start", "end", "mean over the curve", "end, less NFT 1", "curve, less NFT 1", "largest ratio"
+    "method", "seeds", "start", "end", "mean over the curve", "end, less NFT", "curve, less NFT", "largest ratio"
 )  # fmt: skip
 COLOURS = ("#0b6e4f", "#58b09c", "#c0392b", "#2c5aa0", "#8e6bbf", "#e08e0b", "#555555")
 WIDTH, HEIGHT, LEFT, TOP = 300, 260, 46, 34
@@ -47,7 +47,7 @@ def write_page(out: Path, page: Path, seeds: int) -> None:
 
 def table(curves: Curves, ratios: Ratios) -> str:
     """Accuracy at the end and over the whole curve, in percent: mean ± standard deviation over seeds, and the mean
-    difference to NFT 1 of the same seed with its 95% interval (t distribution). Largest ratio: mean over seeds."""
+    difference to NFT of the same seed with its 95% interval (t distribution). Largest ratio: mean over seeds."""
     lines = []
     for updates, rate in LEARNING_RATES.items():
         lines += [
@@ -55,7 +55,7 @@ def table(curves: Curves, ratios: Ratios) -> str:
             f"| {' | '.join(COLUMNS)} |",
             "|" + " --- |" * len(COLUMNS),
         ]
-        base = curves.get(("NFT 1", updates), {})
+        base = curves.get((BASE, updates), {})
         for method in METHODS:
             by_seed = curves.get((method, updates), {})
             if not by_seed:
@@ -65,7 +65,7 @@ def table(curves: Curves, ratios: Ratios) -> str:
             pairs = [seed for seed in by_seed if seed in base]
             ends = [100 * (by_seed[s][max(by_seed[s])] - base[s][max(base[s])]) for s in pairs]
             wholes = [100 * (np.mean(list(by_seed[s].values())) - np.mean(list(base[s].values()))) for s in pairs]
-            differences = ["", ""] if method == "NFT 1" else [interval(ends), interval(wholes)]
+            differences = ["", ""] if method == BASE else [interval(ends), interval(wholes)]
             lines.append(
                 f"| {method} | {len(by_seed)} | {np.mean(start):.1f} | {spread(end)} | {spread(whole)} | "
                 + " | ".join([*differences, f"{np.mean(ratios[method, updates]):.2f}"])
@@ -95,12 +95,12 @@ def less_nft(curves: Curves) -> Curves:
     """Every curve less that of NFT 1 with the same seed and number of updates."""
     return {
         (method, updates): {
-            seed: {step: value - curves["NFT 1", updates][seed][step] for step, value in curve.items()}
+            seed: {step: value - curves[BASE, updates][seed][step] for step, value in curve.items()}
             for seed, curve in by_seed.items()
-            if seed in curves.get(("NFT 1", updates), {})
+            if seed in curves.get((BASE, updates), {})
         }
         for (method, updates), by_seed in curves.items()
-        if method != "NFT 1"
+        if method != BASE
     }
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch" / "quickstart"))
 from problems import as_row, problems
 
-STEPS_SHARE = {3: 1.0}
+STEPS_SHARE = {3: 0.5, 4: 0.5}
 NUM_TRAIN, NUM_HELD_OUT, SEED = 6000, 256, 300
 
 

@@ -4,29 +4,17 @@ writes the page.
     python -m benchmarks.async.staleness --out runs/staleness            (160 runs of about 2 minutes on a core each)
 
 neg_weight 0.5 and 1, staleness 1, 2 and 4, five corrections, 5 seeds, and the synchronous runs that all are compared
-with: on the longest of the quickstart's stories (benchmarks/algorithms), of which the base model gets one in nine
-right, and no run gets all. Resumable: a finished cell is kept (its cell.json says so), and the page is made of what is
-there. Runs go side by side in `--lanes` processes, one after the other in each.
+with: on the longest of the quickstart's stories (benchmarks/algorithms), of which the base model gets few right, and no
+run gets all. Resumable (../lanes.py): a finished cell is kept, and the page is made of what is there.
 """
 
-import argparse
-import json
-import os
-import shutil
-import subprocess
-import sys
-import time
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; a lane has one core
-
-from benchmarks.algorithms.task import write_problems
+from benchmarks.lanes import Study
 from megatron_nft.config import Config, load_config
-from megatron_nft.run.run import run_recipe
-from megatron_nft.train import train
 
 write_page = import_module("benchmarks.async.staleness_page").write_page  # "async" is a word of Python's own
 
@@ -75,6 +63,10 @@ class Cell:
     seed: int
 
     @property
+    def max_staleness(self) -> int:
+        return self.staleness
+
+    @property
     def name(self) -> str:
         return f"w{self.neg_weight:g}-k{self.staleness}-{self.correction}-s{self.seed}"
 
@@ -96,57 +88,18 @@ def all_cells(seeds: int) -> list[Cell]:
     return cells
 
 
-def train_lane(cells: list[Cell], out: Path) -> None:
-    """Trains cells one after the other."""
-    for cell in cells:
-        start, config = time.monotonic(), cell.config(out)
-        with (out / f"{cell.name}.log").open("w") as log, redirect_stdout(log):
-            run_recipe(config, train, max_staleness=cell.staleness)
-        finish(cell, config.run_dir, time.monotonic() - start)
-
-
-def finish(cell: Cell, folder: Path, seconds: float) -> None:
-    """Leaves the cell's curve in cell.json; the weights go."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    curve = {r["step"]: r["eval/greedy_accuracy"] for r in records if r["kind"] == "evaluation"}
-    steps = [r for r in records if r["kind"] == "step"]
+def kept(cell: Cell, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page wants to know of a cell besides its curve."""
     means = {}
     for name in KEPT:
         if values := [r[name] for r in steps if r.get(name) is not None]:
             means[name] = max(values) if name == "nft/ratio_max" else sum(values) / len(values)
-    result = {**vars(cell), "greedy_accuracy": curve, "means": means, "seconds": seconds}
-    shutil.rmtree(folder / "hf")
-    partial = folder / "cell.partial"
-    partial.write_text(json.dumps(result))
-    partial.rename(folder / "cell.json")
-    print(f"{cell.name}: {curve[0]:.3f} -> {curve[max(curve)]:.3f} in {seconds:.0f} s", flush=True)
+    return {**vars(cell), "means": means}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/staleness"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 1 .. N of every cell (default: 5)")
-    parser.add_argument("--lanes", type=int, default=2, help="runs side by side, a core each (default: 2)")
-    parser.add_argument("--only", default="", help="only cells whose name contains this, e.g. k4-cap or s1")
-    parser.add_argument("--page", type=Path, help="folder for the table and the curves (default: --out)")
-    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    chosen = [cell for cell in all_cells(arguments.seeds) if arguments.only in cell.name]
-    missing = [cell for cell in chosen if not (out / cell.name / "cell.json").exists()]
-    if arguments.lane is not None:
-        train_lane(missing[arguments.lane :: arguments.lanes], out)
-        return
-    write_problems(out / "data")
-    print(f"{len(chosen)} cells, {len(missing)} to train", flush=True)
-    lanes = [
-        subprocess.Popen([sys.executable, "-m", "benchmarks.async.staleness", *sys.argv[1:], "--lane", str(lane)])
-        for lane in range(arguments.lanes if missing else 0)
-    ]
-    if sum(abs(lane.wait()) for lane in lanes):
-        sys.exit("a lane failed: its last cell's log is in --out; the same command goes on where it stopped")
-    write_page(out, arguments.page or out)
-
+STUDY = Study(
+    "benchmarks.async.staleness", "runs/staleness", all_cells, kept, lambda out, page, seeds: write_page(out, page)
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main(__doc__)

@@ -123,6 +123,8 @@ def begin_save(
     filesystem_async._results_queue = NO_QUEUE
     state = _state(model, optimizer, schedule, is_loading=False, only_adapters=adapter is not None)
     state |= {"step": step, "policy_version": policy_version, "layout": _layout(topology), "random": _random(topology)}
+    if model[0].config.num_moe_experts:
+        state["expert_layout"] = {"ep": topology.ep_size, "etp": topology.etp_size}
     if adapter is not None:
         state[ADAPTER] = adapter
     plan = _Plan("torch_dist", 1)

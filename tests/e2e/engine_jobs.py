@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -99,6 +100,19 @@ def there_and_back(old, new, dtype, tp, rounds):
         answers.append(greedy(engine))
     engine.shutdown()
     return answers
+
+
+def memory_of_batch_sizes(model):
+    """MiB that this process has more after batches of 150 sizes than after the largest of them."""
+    engine = make_engine(model, "float32", max_concurrent=256)
+
+    def resident(sizes):
+        for size in sizes:
+            sampling = Sampling(group_size=size, temperature=1.0, max_answer_tokens=3, seed=1)
+            answer_here(engine, make_prompts([20]), sampling)
+        return psutil.Process().memory_info().rss / 2**20
+
+    return -resident([150] * 10) + resident(range(1, 151))
 
 
 def updated(old, new, dtype):

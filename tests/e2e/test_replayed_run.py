@@ -1,11 +1,15 @@
-"""A whole run of a mixture that replays its engine's experts: sampling ahead, stopped, gone on, and looked at again."""
+"""A whole run of a mixture that replays its engine's experts: sampling ahead, stopped, gone on, and looked at again;
+and in turns with its engine, killed."""
+
+import os
+import signal
 
 import numpy as np
 import pytest
 
 from launch.quickstart.upcycle import DENSE, upcycle
 from megatron_nft.observe.batches import load_batch
-from tests.e2e.driver import SMALL, start, steps
+from tests.e2e.driver import SMALL, kill, last_pid, records, same_bits, start, steps, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -46,3 +50,25 @@ def test_experts_go_all_the_way(tmp_path):
     out = train(base, tmp_path, "run.name=second", f"checkpoint.resume={checkpoint}")
     assert "resumed from" in out
     check(tmp_path / "second", 3)
+
+
+@pytest.mark.night("a mixture's run of which an engine, and then everything is killed, with its experts on two ranks")
+def test_a_killed_run_is_as_if_it_had_never_stopped(tmp_path):
+    base = tmp_path / "base"
+    upcycle(DENSE, base)
+    settings = [*SETTINGS, f"model.path={base}", "rollout.max_staleness=0"]
+    straight, run = tmp_path / "a" / "quickstart", tmp_path / "b" / "quickstart"
+    process, _ = start(tmp_path / "a", *settings)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    process, mark = start(tmp_path / "b", *settings)
+    wait_for(process, "step 1/")
+    os.kill(last_pid(run, "engine_0"), signal.SIGKILL)
+    wait_for(process, "step 3/")
+    kill(process, mark)
+    process, _ = start(tmp_path / "b", *settings)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    assert f"resumed from {run}/checkpoints/step_2" in out
+    assert records(run) == records(straight)
+    same_bits(straight / "checkpoints" / "step_4", run / "checkpoints" / "step_4")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from checkpoint_tools import hf_to_megatron, megatron_to_hf, verify
+from checkpoint_tools.show import as_text, describe
 from megatron_nft.weights.export import finish_hf_folder, hf_folder_in_progress
 from tests.parallel.families import make_folder
 from tests.parallel.mixtures import MixtureLayout, make_mixture, pieces_of
@@ -130,6 +131,11 @@ def test_a_checkpoint_becomes_what_the_run_exports(saves, tmp_path):
         check = verify.compare_folders(saves.folder / "export" / name, tmp_path / name)
         assert check.passed, check
         assert not verify.compare_folders(saves.folder / "model", tmp_path / name).passed, "it has been trained"
+
+
+def test_what_inspect_says(saves):
+    said = as_text(describe(saves.folder / "tp2 dp2 ep2 etp2"), with_tensors=False)
+    assert "tp 2 x pp 1 x cp 1 x dp 2 x ep 2 x etp 2" in said
 
 
 @pytest.mark.night("all pairs of layouts, and of a model of which some layers are dense")
