@@ -79,6 +79,7 @@ def optimizer_config(optimizer: OptimizerConfig, actor: ActorConfig) -> Megatron
     return MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.learning_rate,
+        min_lr=0.0,  # of every parameter group; the schedule asks them, and not its own
         weight_decay=optimizer.weight_decay,
         adam_beta1=optimizer.beta1,
         adam_beta2=optimizer.beta2,

@@ -48,6 +48,12 @@ def test_it_learns_and_goes_on_bit_by_bit(shared, rows):
     assert (folder / "report.html").exists() and (folder / "recipe.toml").exists()
     assert not any(name.startswith(("nft/ratio", "nft/moved", "rollout/")) for name in steps(folder)[0])
 
+    falling = run(shared, rows, "falling", "train.steps=2", "optimizer.decay_updates=2")
+    assert falling.status == 0, falling.err
+    assert [r["actor/learning_rate"] for r in steps(rows.parent / "falling")] != [
+        r["actor/learning_rate"] for r in steps(folder)[:2]
+    ]
+
     halves = [run(shared, rows, "halves", f"train.steps={n}") for n in (2, 4)]
     assert [half.status for half in halves] == [0, 0], halves[1].err
     assert "resumed from" in halves[1].out

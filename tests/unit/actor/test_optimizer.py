@@ -3,16 +3,18 @@
 import pytest
 import torch
 
-from megatron_nft.actor.optimizer import build_schedule
-from megatron_nft.config import OptimizerConfig
+from megatron_nft.actor.optimizer import build_schedule, optimizer_config
+from megatron_nft.config import ActorConfig, OptimizerConfig
 
 UPDATES_PER_STEP, UPDATES = 16, 400
 
 
-def rates(optimizer_config):
-    """Of 400 updates, with the schedule at work on torch's AdamW."""
-    adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=optimizer_config.learning_rate)
-    schedule, found = build_schedule(adam, optimizer_config, UPDATES_PER_STEP, UPDATES), []
+def rates(optimizer):
+    """Of 400 updates, with the schedule at work on torch's AdamW, whose groups have what Megatron gives its own."""
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=optimizer.learning_rate)
+    megatron = optimizer_config(optimizer, ActorConfig())
+    adam.param_groups[0] |= {"max_lr": megatron.lr, "min_lr": megatron.min_lr}
+    schedule, found = build_schedule(adam, optimizer, UPDATES_PER_STEP, UPDATES), []
     for _ in range(UPDATES):
         schedule.step(1)  # as actor/worker.py does before an update
         found.append(adam.param_groups[0]["lr"])
