@@ -36,8 +36,8 @@ def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -
         environment["TORCHDYNAMO_DISABLE"] = "1"
         # An update allocates every layer anew, and the kernel zeroes those pages one by one: huge ones come faster.
         environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        # oneDNN keeps a kernel for each number of rows it has met, up to 1,024 of them: 0.6 GB after forty rounds of the
-        # quickstart, which took as long with 16.
+        # oneDNN keeps a kernel for each number of rows it has met, up to 1,024 of them: 0.6 GB after forty rounds of
+        # the quickstart, which took as long with 16.
         environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
         if tp > 1:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in _cores(tp, index))
