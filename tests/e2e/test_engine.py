@@ -124,8 +124,8 @@ def test_updated_engine_equals_a_fresh_one_bit_for_bit(results, kind):
 
 
 def test_memory_does_not_grow_with_the_batch_sizes_it_has_met(results):
-    """oneDNN keeps a kernel for each: of these 0.3 GB, of a run's soon 0.6, unless it is told to keep few."""
-    assert result(results, "memory") < 100
+    """oneDNN keeps a kernel for each, 550 MiB of these, unless it is told to keep few; 155 MiB are the KV cache's."""
+    assert result(results, "memory") < 300
 
 
 @TAKES_MINUTES
