@@ -107,7 +107,8 @@ def _layout(stored: MegatronFolder, common: dict[str, Any]) -> dict[str, int] | 
         stages.setdefault(frozenset(writers[layer]), []).append(layer)
     runs = [1 + sum(b - a > 1 for a, b in pairwise(layers)) for layers in stages.values()]
     seen = {"tp": tensor.shape[1] // tensor.chunks[0].shape[1], "pp": len(stages), "vpp": max(runs)}
-    return seen | common.get("layout", {}) | common.get("expert_layout", {})
+    # Of replicas, which share the writing, files tell too little; this program's checkpoints say the rest themselves.
+    return seen | common.get("layout", {}) | common.get("further_layout", {})
 
 
 def as_text(found: dict[str, Any], *, with_tensors: bool) -> str:

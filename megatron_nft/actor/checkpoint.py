@@ -123,8 +123,9 @@ def begin_save(
     filesystem_async._results_queue = NO_QUEUE
     state = _state(model, optimizer, schedule, is_loading=False, only_adapters=adapter is not None)
     state |= {"step": step, "policy_version": policy_version, "layout": _layout(topology), "random": _random(topology)}
+    state["further_layout"] = {"vpp": len(model)}
     if model[0].config.num_moe_experts:
-        state["expert_layout"] = {"ep": topology.ep_size, "etp": topology.etp_size}
+        state["further_layout"] |= {"ep": topology.ep_size, "etp": topology.etp_size}
     if adapter is not None:
         state[ADAPTER] = adapter
     plan = _Plan("torch_dist", 1)
