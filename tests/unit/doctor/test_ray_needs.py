@@ -70,7 +70,7 @@ def test_the_length_of_its_sockets(machine):
         ({"RAY_TMPDIR": ""}, "Ray needs a path from the root"),
         ({"TMPDIR": "/proc/x"}, "/proc can't be written"),
         ({"TMPDIR": "/dev/null"}, "/dev/null is a file"),
-        ({"RAY_ADDRESS": "auto"}, "no Ray runs on this machine"),
+        ({"RAY_ADDRESS": "auto", "RAY_TMPDIR": "/var/tmp"}, "no Ray runs on this machine"),  # nor has one run there
         ({"RAY_ADDRESS": f"{'a' * 70}:1"}, "nobody answers there: "),
         ({"RAY_ADDRESS": "node:²"}, "it is no HOST:PORT"),
         ({"RAY_ADDRESS": "127.0.0.1:9"}, "nobody answers there: Connection refused"),
