@@ -92,7 +92,7 @@ def interval(values: Sequence[float]) -> str:
 
 
 def less_nft(curves: Curves) -> Curves:
-    """Every curve less that of NFT 1 with the same seed and number of updates."""
+    """Every curve less that of NFT with the same seed and number of updates."""
     return {
         (method, updates): {
             seed: {step: value - curves[BASE, updates][seed][step] for step, value in curve.items()}
