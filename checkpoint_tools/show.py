@@ -108,7 +108,7 @@ def _layout(stored: MegatronFolder, common: dict[str, Any]) -> dict[str, int] | 
     runs = [1 + sum(b - a > 1 for a, b in pairwise(layers)) for layers in stages.values()]
     seen = {"tp": tensor.shape[1] // tensor.chunks[0].shape[1], "pp": len(stages), "vpp": max(runs)}
     # Of replicas, which share the writing, files tell too little; this program's checkpoints say the rest themselves.
-    return seen | common.get("layout", {}) | common.get("further_layout", {})
+    return seen | common.get("layout", {})
 
 
 def as_text(found: dict[str, Any], *, with_tensors: bool) -> str:

@@ -123,9 +123,9 @@ def begin_save(
     filesystem_async._results_queue = NO_QUEUE
     state = _state(model, optimizer, schedule, is_loading=False, only_adapters=adapter is not None)
     state |= {"step": step, "policy_version": policy_version, "layout": _layout(topology), "random": _random(topology)}
-    state["further_layout"] = {"vpp": len(model)}
+    state["layout"]["vpp"] = len(model)
     if model[0].config.num_moe_experts:
-        state["further_layout"] |= {"ep": topology.ep_size, "etp": topology.etp_size}
+        state["layout"] |= {"ep": topology.ep_size, "etp": topology.etp_size}
     if adapter is not None:
         state[ADAPTER] = adapter
     plan = _Plan("torch_dist", 1)
@@ -157,7 +157,7 @@ def load_checkpoint(
     with read_as_data(folder):
         common = dist_checkpointing.load_common_state_dict(str(folder))
         check_same_adapter(folder, common.get(ADAPTER), adapter)
-        if common.get("layout") == _layout(topology):
+        if _layout(topology).items() <= common.get("layout", {}).items():
             state["random"] = _random(topology)
         state = dist_checkpointing.load(state, str(folder))
         for number, chunk in enumerate(map(unwrap_model, model)):
