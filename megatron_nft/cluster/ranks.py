@@ -23,6 +23,7 @@ from megatron_nft.cluster.usage import Usage, fetch
 from megatron_nft.config import Config
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.lora import peft_config
+from megatron_nft.rollout.vllm.environment import HUGE_PAGES
 from megatron_nft.types import TrainBatch
 from megatron_nft.weights.export import finish_adapter_folder, finish_hf_folder, hf_folder_in_progress
 from megatron_nft.weights.wire import BucketManifest
@@ -87,6 +88,8 @@ class Actors:
     def _start(self) -> dict[str, Any]:
         config, placement = self._config, self._placement
         environment = {"OMP_NUM_THREADS": str(config.cluster.threads_per_process)}
+        if config.cluster.device == "cpu":
+            environment |= HUGE_PAGES  # 4% less CPU time of an update
         environment |= connections(tp=config.actor.tp, cp=config.actor.cp, generation=self._device_generation)
         ranks = {
             (name := f"actor rank {rank}"): ray.remote(_ActorRank)

@@ -17,12 +17,13 @@ from megatron_nft.nft.groups import ScoreError
 from megatron_nft.observe.batches import BatchError
 from megatron_nft.observe.owner import OwnerLost
 from megatron_nft.rollout.api import EngineError
+from megatron_nft.run.around import TryAgain
 from megatron_nft.run.canary import CanaryError
 from megatron_nft.run.gap_alarm import GapTooLarge
 from megatron_nft.run.nonfinite import NonFiniteUpdate
 from megatron_nft.run.private import keep_private
 from megatron_nft.run.replay import replay_step
-from megatron_nft.run.run import Run, TryAgain, run_recipe
+from megatron_nft.run.run import Run, run_recipe
 from megatron_nft.run.stop import Stop, StopRequested
 from megatron_nft.verdict.pool import JudgeError
 

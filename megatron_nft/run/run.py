@@ -1,7 +1,6 @@
-"""A run, around its loop: its parts, and how it survives what happens to them.
+"""A run, around its loop: its parts, and what the loop asks of them.
 
-The loop is train.py's; it comes in as a function. A process that can't be replaced alone takes the run back to its last
-checkpoint, inside the job; a signal ends it after saving the last whole step.
+The loop is train.py's; it comes in as a function. What becomes of a run when something happens to it: survival.py.
 """
 
 import time
@@ -10,49 +9,39 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from megatron_nft.cluster.graders import spread_pool
-from megatron_nft.cluster.nodes import ClusterError
-from megatron_nft.cluster.processes import ProcessLost
-from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.cluster.turns import Turns
 from megatron_nft.cluster.usage import Usage
 from megatron_nft.config import Config
 from megatron_nft.groups.queue import Taken
 from megatron_nft.groups.source import GroupSource
-from megatron_nft.observe.owner import Owner, OwnerLost
+from megatron_nft.observe.owner import Owner
 from megatron_nft.observe.report import Report
-from megatron_nft.run.around import TryAgain, run_in_folder
+from megatron_nft.run.around import run_in_folder
 from megatron_nft.run.canary import check_canary
 from megatron_nft.run.checkpoints import Checkpoints, Progress, read_groups
 from megatron_nft.run.gap_alarm import GapAlarm
 from megatron_nft.run.held_out import HeldOutEvaluation
 from megatron_nft.run.libraries import libraries_into
 from megatron_nft.run.parts import Data, Processes, read_data, start_processes
-from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.run.stop import Stop
+from megatron_nft.run.survival import Survival
 from megatron_nft.run.usage import engine_load, memory, note_spans, training_speed
 from megatron_nft.types import TrainBatch
-from megatron_nft.verdict.judge import Judge, JudgeError
+from megatron_nft.verdict.judge import Judge
 from megatron_nft.weights.sync import sync_weights
 
 MAX_GOLD_PROBLEMS = 20
 """Shown when a run starts; `python -m megatron_nft.verdict.agreement` shows all of the answers that it is given."""
 
-ANSWER_S = 60.0
-"""For ranks to answer after an error, before it is tried to save what they hold."""
-MENDED_BY_A_NEW_JOB = (ClusterError, JudgeError)
-"""Processes that are lost too often: on other nodes, or with these nodes' memory free, they may live."""
 
-
-class Run:
-    """The parts of a run, and its survival.
+class Run(Survival):
+    """The parts of a run.
 
     Args:
         max_staleness: steps by which sampling may be ahead of training. 0: synchronous.
         stack: ends what is started here.
         processes: ranks and engines that are up already, and outlive the run. None: its own.
         owner: of the run's folder.
-
-    Attributes:
-        progress: the last step that is done, and what a checkpoint of it must hold.
     """
 
     def __init__(
@@ -87,13 +76,7 @@ class Run:
         self.gap_alarm = GapAlarm(config, report, is_ahead=max_staleness > 0)
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
-        self.restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
-        self.start = replace(self._progress_of(0), minutes=0.0)
-        self._is_whole = True  # the actor holds what it held after `progress`
-        self.resume()
-        self._first_step = self.progress.step
-        report.count_earlier(self.progress.minutes)
-        report.announce(f"ready after {processes.seconds:.0f} s")
+        self._set_out(processes.seconds)
 
     def _start_judge(self, data: Data, stack: ExitStack) -> None:
         """Starts the graders, and has them read the ground truths: what they can't read is told."""
@@ -158,65 +141,7 @@ class Run:
         speed = training_speed(batch, self.hf, self.config, self.report.seconds("train"), device)
         return speed | memory(usages) | engine_load(usages)
 
-    def _progress_of(self, step: int) -> Progress:
-        """What a checkpoint of this step must hold."""
-        state, groups = self.source.state()
-        return Progress(step=step, policy_version=step, sampling=state, minutes=self.report.minutes, groups=groups)
-
-    # --- survival
-
-    def survive(self, steps: Callable[["Run", Stop], None], stop: Stop) -> None:
-        """The loop, gone on with from the last checkpoint where a process is lost that can't be replaced alone; the
-        last whole step is saved where it is to end early, by a signal or by an error.
-
-        Raises:
-            StopRequested: a signal asked for it; `goes_on`: a new job would get further.
-            TryAgain: an error that a new job may mend.
-            Exception: any other that ended the loop.
-        """
-        lost: ProcessLost | None = None
-        try:
-            while True:
-                try:
-                    if lost is not None:
-                        with stop.interruptible():
-                            self.start_again(lost)
-                    return steps(self, stop)
-                except ProcessLost as error:
-                    lost = error
-        except OwnerLost:  # what is in the folder is another's
-            raise
-        except (StopRequested, Exception) as error:
-            self.save_and_stop(self.config.actor.timeout_s if isinstance(error, StopRequested) else ANSWER_S)
-            has_gained = self.checkpoints.newest_step > self._first_step
-            if isinstance(error, StopRequested):
-                error.goes_on = has_gained or self.progress.step <= self.checkpoints.newest_step
-            elif isinstance(error, MENDED_BY_A_NEW_JOB) and has_gained:
-                raise TryAgain(str(error)) from error
-            raise
-
-    def start_again(self, error: ProcessLost) -> None:
-        """New processes for all Megatron ranks, and for engines that are lost, too; back to the last checkpoint.
-
-        Engines that don't answer are ended first: whatever waits for them, a sampling or an evaluation, ends with them.
-
-        Raises:
-            ClusterError: that has been done cluster.max_restarts times in a row.
-            ProcessLost: a process was lost meanwhile.
-        """
-        step, self.progress = self.progress.step, self.start  # nothing that save_and_stop could save
-        self.restarts.count(error, step)
-        self.report.announce(f"{error}\nstarting all ranks again, from the last checkpoint ...")
-        self.checkpoints.abandon()
-        self.actors.kill()
-        self.engines.replace_lost(str(error))
-        self.source.pause()
-        self.held_out.finish(while_waiting=lambda: self.engines.replace_lost(str(error)))
-        if self.config.is_colocated:
-            self.engines.sleep()
-        self.actors.restart(self.config)
-        self.actors.begin_build().wait()
-        self.resume()
+    # --- of its survival, what is this kind of run's own
 
     def resume(self) -> None:
         """Goes back to the newest checkpoint, if there is one; gives the engines the actor's weights in any case."""
@@ -228,38 +153,27 @@ class Run:
         self._is_proven = False
         self.sync()
 
-    def save_and_stop(self, patience_s: float) -> None:
-        """Saves the last whole step, with all that has been graded since, unless that has been done: the actor's
-        weights are still those. What stands in the way is said, and no error.
+    def _progress_of(self, step: int) -> Progress:
+        state, groups = self.source.state()
+        return Progress(step=step, policy_version=step, sampling=state, minutes=self.report.minutes, groups=groups)
 
-        Args:
-            patience_s: that ranks have to answer, whatever they are at.
-        """
-        try:
-            state, groups = self.source.state()
-            self.progress = replace(self.progress, sampling=state, groups=groups)
-            self.source.close()
-            if self.progress.step > self.checkpoints.newest_step and self._is_whole:
-                self.actors.ping(patience_s)
-            self.checkpoints.finish(self.progress.step)
-            if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step and self._is_whole:
-                self._save()
-        except Exception as error:
-            self.report.announce(f"saving step {self.progress.step} failed: {error}")
-        if self.progress.step > self.checkpoints.newest_step:
-            last = self.checkpoints.newest_step
-            self.report.announce(
-                f"step {self.progress.step} is not saved{'' if self._is_whole else ' (the next was being trained)'}; "
-                + (f"the last checkpoint is of step {last}" if last else "there is no checkpoint")
-            )
+    def _without_ranks(self, why: str) -> None:
+        """Engines that don't answer are ended first: whatever waits for them, a sampling or an evaluation, ends too."""
+        self.engines.replace_lost(why)
+        self.source.pause()
+        self.held_out.finish(while_waiting=lambda: self.engines.replace_lost(why))
+        if self.config.is_colocated:
+            self.engines.sleep()
 
-    def _save(self) -> None:
-        self.report.announce(f"saving step {self.progress.step} ...")
+    def _take_no_more(self) -> None:
+        state, groups = self.source.state()  # with all that has been graded since
+        self.progress = replace(self.progress, sampling=state, groups=groups)
+        self.source.close()
+
+    def _before_the_last_save(self) -> None:
         self.engines.kill()  # whatever they are at; if colocated, the actor needs their GPUs
         if self.config.is_colocated:
             self.actors.reload()
-        self.checkpoints.begin(self.progress)
-        self.checkpoints.finish()
 
 
 def run_recipe(

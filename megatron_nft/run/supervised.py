@@ -1,40 +1,36 @@
 """A run on given answers, around its loop: ranks, packing, checkpoints and report are those of a run that samples, and
 there are no engines and no graders.
 
-A recipe comes in, a model in the run's folder goes out. A lost rank takes it back to its last checkpoint, inside the
-job; a signal or an error ends it after saving the last whole step. Called by sft.py.
+A recipe comes in, a model in the run's folder goes out. Called by sft.py.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.cluster.processes import ProcessLost, new_attempt
+from megatron_nft.cluster.processes import new_attempt
 from megatron_nft.cluster.ranks import Actors
-from megatron_nft.cluster.restarts import Restarts
 from megatron_nft.config import Config
 from megatron_nft.data.demonstrations import InOrder, load_demonstrations
 from megatron_nft.data.packing import pack
 from megatron_nft.data.prompts import PromptStream, load_tokenizer
 from megatron_nft.families.hf_config import read_hf_config
-from megatron_nft.observe.owner import Owner, OwnerLost
+from megatron_nft.observe.owner import Owner
 from megatron_nft.observe.report import Report
 from megatron_nft.run.around import run_in_folder, say
 from megatron_nft.run.checkpoints import Checkpoints, Progress
 from megatron_nft.run.nonfinite import keep_nonfinite
-from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.run.stop import Stop
+from megatron_nft.run.survival import Survival
 from megatron_nft.types import TrainBatch
 
-ANSWER_S = 60.0
-"""For ranks to answer after an error, before it is tried to save what they hold."""
 OF_SAMPLES = ("nft/ratio", "nft/moved", "nft/loss_", "nft/mass", "nft/logprob_wrong")
 """Metrics that say something of sampled answers only begin so."""
 
 
-class SupervisedRun:
-    """The parts of such a run, and its survival.
+class SupervisedRun(Survival):
+    """The parts of such a run.
 
     Args:
         stack: ends what is started here.
@@ -67,13 +63,7 @@ class SupervisedRun:
         self.actors.begin_build().wait()
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
-        self._restarts = Restarts(config.cluster.max_restarts, "all ranks have", "cluster.max_restarts")
-        self._start = replace(self._progress_of(0), minutes=0.0)
-        self._is_whole = True
-        self._resume()
-        self._first_step = self.progress.step
-        report.count_earlier(self.progress.minutes)
-        report.announce(f"ready after {time.perf_counter() - began:.0f} s")
+        self._set_out(time.perf_counter() - began)
 
     def train(self, stop: Stop) -> None:
         """From the step after the last to the end."""
@@ -119,58 +109,11 @@ class SupervisedRun:
         state = {"prompts": self._stream.state_dict()}
         return Progress(step=step, policy_version=step, sampling=state, minutes=self.report.minutes)
 
-    def survive(self, stop: Stop) -> None:
-        """The loop, gone on with from the last checkpoint where ranks are lost.
-
-        Raises:
-            StopRequested: a signal asked for it; the last whole step is saved.
-            Exception: any other that ended the loop, after the same.
-        """
-        lost: ProcessLost | None = None
-        try:
-            while True:
-                try:
-                    if lost is not None:
-                        with stop.interruptible():
-                            self._start_again(lost)
-                    return self.train(stop)
-                except ProcessLost as error:
-                    lost = error
-        except OwnerLost:  # what is in the folder is another's
-            raise
-        except (StopRequested, Exception) as error:
-            self._save_and_stop(self.config.actor.timeout_s if isinstance(error, StopRequested) else ANSWER_S)
-            if isinstance(error, StopRequested):
-                newest = self.checkpoints.newest_step
-                error.goes_on = newest > self._first_step or self.progress.step <= newest
-            raise
-
-    def _start_again(self, error: ProcessLost) -> None:
-        step, self.progress = self.progress.step, self._start  # nothing that could be saved
-        self._restarts.count(error, step)
-        self.report.announce(f"{error}\nstarting all ranks again, from the last checkpoint ...")
-        self.checkpoints.abandon()
-        self.actors.restart(self.config)
-        self.actors.begin_build().wait()
-        self._resume()
-
-    def _resume(self) -> None:
+    def resume(self) -> None:
         """Goes back to the newest checkpoint, if there is one."""
-        self.progress = self.checkpoints.restore() or self._start
+        self.progress = self.checkpoints.restore() or self.start
         self._stream.load_state_dict(self.progress.sampling["prompts"] if self.progress.step else self._begin)
         self.report.rewind(self.progress.step, self.progress.record)
-
-    def _save_and_stop(self, patience_s: float) -> None:
-        try:
-            if self.progress.step > self.checkpoints.newest_step and self._is_whole:
-                self.actors.ping(patience_s)
-            self.checkpoints.finish(self.progress.step)
-            if self.config.checkpoint.every and self.progress.step > self.checkpoints.newest_step and self._is_whole:
-                self.report.announce(f"saving step {self.progress.step} ...")
-                self.checkpoints.begin(self.progress)
-                self.checkpoints.finish()
-        except Exception as error:
-            self.report.announce(f"saving step {self.progress.step} failed: {error}")
 
 
 def run_supervised(
@@ -182,12 +125,12 @@ def run_supervised(
         actors: of `SupervisedRun`.
 
     Raises:
-        StopRequested, and what else ends a run; the last whole step is saved.
+        StopRequested, TryAgain: as `Survival.survive`; the last whole step is saved, as by other errors, too.
     """
 
     def live(report: Report, stack: ExitStack, stop: Stop, owner: Owner) -> None:
         with stop.interruptible():
             run = SupervisedRun(config, report, stack, owner, actors)
-        run.survive(stop)
+        run.survive(SupervisedRun.train, stop)
 
     run_in_folder(config, live, starts_processes=actors is None, announce=announce or say)

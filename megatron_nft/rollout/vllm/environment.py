@@ -13,6 +13,10 @@ from megatron_nft.families.registry import family_of
 from megatron_nft.families.rope import rope_parameters
 from megatron_nft.families.serving import check_served
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""For processes on a CPU that allocate tensors again and again: the kernel zeroes their pages, and huge ones come
+faster. A process has it when it starts, or never; the ranks' have it, too (cluster/ranks.py)."""
+
 
 def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -> dict[str, str]:
     """The environment that a process needs before it imports vllm, for `device` "cpu" or "cuda".
@@ -34,8 +38,7 @@ def engine_environment(device: str, threads: int, tp: int = 1, index: int = 0) -
     if device == "cpu":
         # Otherwise vLLM compiles helpers for 8-25 s at the first step, even with enforce_eager.
         environment["TORCHDYNAMO_DISABLE"] = "1"
-        # An update allocates every layer anew, and the kernel zeroes those pages one by one: huge ones come faster.
-        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        environment |= HUGE_PAGES  # an update allocates every layer anew
         # oneDNN keeps a kernel for each number of rows it has met, up to 1,024 of them: 0.6 GB after forty rounds of
         # the quickstart, which took as long with 16.
         environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"

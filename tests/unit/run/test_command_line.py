@@ -11,7 +11,7 @@ from megatron_nft.data.prompts import DataError
 from megatron_nft.groups.queue import NoMixedGroups
 from megatron_nft.observe.owner import FolderInUse, OwnerLost
 from megatron_nft.run import command_line
-from megatron_nft.run.run import TryAgain
+from megatron_nft.run.around import TryAgain
 from megatron_nft.run.stop import StopRequested
 
 RECIPE = "launch/recipes/quickstart.toml"

@@ -11,9 +11,11 @@ from megatron_nft.cluster.processes import ProcessLost
 from megatron_nft.config import load_config
 from megatron_nft.observe.owner import OwnerLost
 from megatron_nft.rollout.api import EngineError
+from megatron_nft.run.around import TryAgain
 from megatron_nft.run.checkpoints import Progress
-from megatron_nft.run.run import Run, TryAgain
+from megatron_nft.run.run import Run
 from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.run.supervised import SupervisedRun
 from megatron_nft.verdict.pool import JudgeError
 
 CONFIG = load_config("launch/recipes/quickstart.toml")
@@ -37,9 +39,9 @@ class Checkpoints:
         pass
 
 
-def end(error, *, done=5, newest=3, first=0, whole=True, every=4, ping=nothing):
+def end(error, *, kind=Run, done=5, newest=3, first=0, whole=True, every=4, ping=nothing):
     """Of a run whose loop raises that after step `done`: what comes out, what was saved, what was said."""
-    run, said = object.__new__(Run), []
+    run, said = object.__new__(kind), []
     checkpoint = CONFIG.checkpoint.model_copy(update={"every": every})
     run.config = CONFIG.model_copy(update={"checkpoint": checkpoint})
     run.report = SimpleNamespace(announce=said.append)
@@ -57,9 +59,12 @@ def end(error, *, done=5, newest=3, first=0, whole=True, every=4, ping=nothing):
     return raised.value, run.checkpoints.saved, " ".join(said)
 
 
-@pytest.mark.parametrize("error", [ClusterError("engines"), JudgeError("graders")])
-def test_an_error_that_a_new_job_mends_saves_and_asks_for_one(error):
-    raised, saved, _ = end(error)
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [(Run, ClusterError("engines")), (Run, JudgeError("graders")), (SupervisedRun, ClusterError("ranks"))],
+)
+def test_an_error_that_a_new_job_mends_saves_and_asks_for_one(kind, error):
+    raised, saved, _ = end(error, kind=kind)
     assert isinstance(raised, TryAgain) and raised.__cause__ is error and saved == [5]
 
 
@@ -73,9 +78,10 @@ def test_without_a_step_further_no_new_job_is_asked_for():
     assert end(error, done=3, newest=3, first=3)[:2] == (error, [])
 
 
-def test_a_step_in_the_middle_is_not_saved():
+@pytest.mark.parametrize("kind", [Run, SupervisedRun])
+def test_a_step_in_the_middle_is_not_saved(kind):
     error = ClusterError("lost")
-    raised, saved, said = end(error, whole=False)
+    raised, saved, said = end(error, kind=kind, whole=False)
     assert isinstance(raised, TryAgain), "step 3 was saved by this job"
     assert saved == [] and "step 5 is not saved (the next was being trained); the last checkpoint is of step 3" in said
     assert end(error, whole=False, newest=0)[0] is error
