@@ -19,7 +19,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 BASE = next(iter(METHODS))
 """What the others are compared with."""
-LEARNING_RATES = {1: 1e-4, 4: 1e-4, 16: 6e-5}
+LEARNING_RATES = {1: 1e-4, 4: 5e-5, 16: 3e-5}
 """Updates per rollout batch -> learning rate, the same for all methods: off-policy so large that ratios move."""
 
 
