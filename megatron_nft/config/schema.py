@@ -90,17 +90,21 @@ class Config(Section):
         """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
         return self.weights.canary_gap or (1e-3 if self._is_exact else 0.1)
 
-    def gap_bound(self, *, is_ahead: bool) -> float:
+    def gap_bound(self, *, is_ahead: bool, has_experts: bool = False) -> float:
         """observe.gap_bound, with its default resolved; 0: none.
 
         Args:
             is_ahead: answers are older than the policy that trains.
+            has_experts: the model has, which engine and actor choose differently where rounding decides.
         """
         if self.observe.gap_bound is not None:
             return self.observe.gap_bound
         if is_ahead or self.rollout.top_p < 1:
             return 0.0
-        return 1e-6 if self._is_exact else 0.01
+        if self._is_exact:
+            return 1e-6
+        is_quantized = self.actor.precision.startswith("fp8") or "quantization" in self.rollout.vllm
+        return 1e-2 if is_quantized else 5e-3 if has_experts else 1e-3
 
     @property
     def _is_exact(self) -> bool:

@@ -76,7 +76,7 @@ class SupervisedRun(Survival):
                     batch = self._batch()
                 with report.stage("train"):
                     self._is_whole = False
-                    trained, batch = self.actors.train_step(batch)
+                    trained, batch = self.actors.train_step(batch, step)
                 report.add({name: x for name, x in trained.items() if not name.startswith(OF_SAMPLES)})
                 if trained["actor/nonfinite_updates"]:
                     keep_nonfinite(step, batch, config, self.actors, report)
