@@ -142,13 +142,23 @@ drive() {
     return "$status"
 }
 
+# last_of SETTING [section.key=value ...]: its value, as the driver takes it: the last one counts, blanks around a name don't.
+last_of() {
+    local name=$1 value='' setting
+    shift
+    for setting in "$@"; do
+        if [[ ${setting//[[:space:]]/} == "$name="* ]]; then value=${setting#*=}; fi
+    done
+    echo "$value"
+}
+
 # train RECIPE [section.key=value ...]: Ray, preflight, training; the job is requeued if training asks for it.
 train() {
     local recipe=$1 status=0
     shift
     local settings=("run.dir=$NFT_RUNS" run.overwrite=false "$@")
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
-        [[ " $* " == *" run.name="*%a* ]] ||
+        [[ $(last_of run.name "$@") == *%a* ]] ||
             die "task $SLURM_ARRAY_TASK_ID of a job array: all of them would write to one run; name each one's:" \
                 "run.name=mine_%a (%a is the task's number in any setting, such as run.seed=%a)"
         settings=("${settings[@]//%a/$SLURM_ARRAY_TASK_ID}")

@@ -207,12 +207,18 @@ class Config(Section):
                 yield (f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
         yield from sorted(refused(self.rollout.vllm, OWN_ON_A_CPU))
 
+    def _what_fits_colocated(self) -> str:
+        tp, ranks = self.rollout.tp, self.actor.world_size
+        replica = ranks // self.actor.dp
+        more = f'actor.dp = {-(-self.rollout.engines * tp // replica)}, or placement = "split"'
+        return f"set rollout.engines = {ranks // tp}, or {more}" if ranks >= tp else f"set {more}"
+
     def _check_placement(self) -> Iterator[str]:
         workers = self.rollout.engines * self.rollout.tp
         if self.is_colocated and workers > self.actor.world_size:
             yield (
                 f'cluster.placement = "colocated": rollout.engines x rollout.tp = {workers} workers don\'t fit on the '
-                f'actor\'s {self.actor.world_size} ranks; use fewer engines, or "split"'
+                f"actor's {self.actor.world_size} ranks; {self._what_fits_colocated()}"
             )
         if self.is_colocated and self.rollout.tail == "keep":
             yield (

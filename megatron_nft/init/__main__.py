@@ -6,7 +6,8 @@
 
 Of the model config.json is enough, the tokenizer and the data are read if they are there: prompts are
 counted, and what is wrong with a row is said now. Actor and engines share the GPUs; of all layouts
-the planner takes the fastest that fits. Then: megatron-nft train RECIPE.
+the planner takes the fastest that fits. Then: megatron-nft train RECIPE. Outside the repository, in which
+jobs start, the recipe's paths are absolute.
 
 Exit status: 0 written, 1 no layout fits, 2 wrong arguments, model or data.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from megatron_nft.config import RecipeError, load_config, path_argument
 from megatron_nft.data.errors import DataError
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
-from megatron_nft.init.choose import Given, choose
+from megatron_nft.init.choose import ROOM, Given, choose, fullness
 from megatron_nft.init.machine import hardware_at_hand
 from megatron_nft.init.prompts import measure
 from megatron_nft.init.text import recipe_text
@@ -27,6 +28,7 @@ from megatron_nft.plan.hardware import GIB, HardwareError, load_machine
 from megatron_nft.plan.planner import Plan, make_plan
 
 PLACEHOLDER = "data/dapo-math-17k.parquet"
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +53,9 @@ def _init(arguments: argparse.Namespace) -> int:
     hf, machine = read_hf_config(model), load_machine("cpu" if gpus == 0 else arguments.hardware or kind)
     data = arguments.data or [PLACEHOLDER]
     given = Given(
-        model=str(model),
-        data=tuple(data),
-        held_out=tuple(arguments.held_out),
+        model=_from_anywhere(str(model)),
+        data=tuple(_from_anywhere(each) for each in data),
+        held_out=tuple(_from_anywhere(each) for each in arguments.held_out),
         gpus=gpus,
         name=arguments.name or out.stem,
         prompts=measure(model, arguments.data, arguments.held_out) if arguments.data else None,
@@ -85,14 +87,35 @@ def _told(given: Given, plan: Plan, out: Path) -> list[str]:
         f"wrote {out}: {devices}, actor {config.actor.layout}, {engines}",
         f"plan: fits, {fullest.total / GIB:.1f} of {fullest.limit / GIB:.1f} GiB at the fullest ({fullest.phase}); "
         f"{plan.seconds:.0f} s a step, {config.train.steps} steps {hours:.1f} h (planned, not measured)",
-        f"next: {_next(given, plan)} {out}",
+        *_crowded(given, plan),
+        f"next: {_next(given, plan, out)}",
     ]
 
 
-def _next(given: Given, plan: Plan) -> str:
+def _crowded(given: Given, plan: Plan) -> list[str]:
+    if not given.gpus or fullness(plan) <= ROOM:
+        return []
+    return [
+        f"little room: {100 * fullness(plan):.0f}% of the fullest GPU, and no layout of {given.gpus} leaves "
+        f"{100 * (1 - ROOM):.0f}% free; if memory runs out, lower actor.tokens_per_microbatch, or take more GPUs"
+    ]
+
+
+def _next(given: Given, plan: Plan, out: Path) -> str:
+    """From the folder that the user is in; scripts go to the repository's first."""
+    is_here = Path.cwd() == REPOSITORY
     if given.gpus > plan.machine.gpus_per_node:
-        return "slurm/README.md, and there NFT_RECIPE="
-    return "launch/train.sh" if given.gpus else "megatron-nft train"
+        guide, recipe = ("slurm/README.md", out) if is_here else (REPOSITORY / "slurm/README.md", out.absolute())
+        return f"{guide}, and there NFT_RECIPE={recipe}"
+    if given.gpus and is_here:
+        return f"launch/train.sh {out}"
+    return f"megatron-nft doctor {out} && megatron-nft train {out}" if given.gpus else f"megatron-nft train {out}"
+
+
+def _from_anywhere(path: str) -> str:
+    """A path as the recipe has it: jobs are started in the repository's folder, wherever this command was."""
+    full = Path(path).absolute()
+    return str(full) if full.exists() and Path.cwd() != REPOSITORY else path
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_nft.config import Config, RecipeError, check_layout
+from pydantic import ValidationError
+
+from megatron_nft.config import Config, RecipeError
+from megatron_nft.config.errors import explain, listed
+from megatron_nft.config.layout import layout_problems
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.init.prompts import Prompts
 from megatron_nft.plan.hardware import Machine
@@ -18,6 +22,7 @@ from megatron_nft.plan.suggestions import suggest
 Settings = dict[str, dict[str, Any]]
 SMALL = 100e6
 """Parameters below which a model is a toy: it learns at another rate."""
+PUBLISHED_RATE = 1e-6
 ENGINE_TPS = (1, 2, 4, 8)
 ROOM = 0.85
 """Of a GPU's memory, that a plan should leave the rest of: no plan is exact."""
@@ -50,26 +55,51 @@ def choose(given: Given, hf: HFConfig, machine: Machine) -> Chosen:
     Raises:
         RecipeError: the model has room for no answer.
     """
-    base = _on_gpus(given, hf) if given.gpus else _on_a_cpu(given, hf)
+    base = base_settings(given, hf)
     plans, problems = [], ()
     for settings in _candidates(base, given, hf):
-        plan = make_plan(Config.model_validate(settings), hf, machine)
+        config = checked(settings)
+        if refused := tuple(layout_problems(config, hf)):
+            problems = problems or refused
+            continue
+        plan = make_plan(config, hf, machine)
         problems = problems or plan.problems
         found = [suggestion.plan for suggestion in suggest(plan)] if given.gpus else [plan]
         plans += [plan for plan in found if plan.fits]
     if not plans:
-        return Chosen(settings=base, problems=problems or ("no engine of these GPUs divides the model's heads",))
+        return Chosen(settings=base, problems=problems)
     best = min(plans, key=_worth)
     return Chosen(settings=_with_layout(base, best.config), plan=best)
+
+
+def base_settings(given: Given, hf: HFConfig) -> Settings:
+    """All but the layout."""
+    return _on_gpus(given, hf) if given.gpus else _on_a_cpu(given, hf)
+
+
+def checked(settings: Settings) -> Config:
+    """The settings as a recipe.
+
+    Raises:
+        RecipeError: they can't be together.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise RecipeError(listed("the recipe", [explain(each, Config) for each in error.errors()])) from None
+
+
+def fullness(plan: Plan) -> float:
+    """The share of its memory that the fullest device needs."""
+    return max(usage.total / usage.limit for usage in plan.memory.usages)
 
 
 def _worth(plan: Plan) -> tuple[bool, bool, float]:
     """The less the better: a state that leaves the GPU costs more than the plan knows, so does a GPU that is nearly
     full; context parallelism of sequences that one rank could hold has to be worth it."""
-    fullest = max(usage.total / usage.limit for usage in plan.memory.usages)
     return (
         plan.config.optimizer.optimizer_cpu_offload,
-        fullest > ROOM,
+        fullness(plan) > ROOM,
         plan.seconds * (1.1 if plan.config.actor.cp > 1 else 1.0),
     )
 
@@ -83,16 +113,11 @@ def _candidates(base: Settings, given: Given, hf: HFConfig) -> Iterator[Settings
         for tp in ENGINE_TPS:
             if given.gpus % tp or hf.num_attention_heads % tp or hf.num_key_value_heads % tp:
                 continue
-            settings = _merged(base, {
+            yield _merged(base, {
                 "rollout": {"tp": tp, "engines": given.gpus // tp},
                 "actor": {"tp": 1, "dp": given.gpus},
                 "optimizer": {"optimizer_cpu_offload": offload},
             })  # fmt: skip
-            try:
-                check_layout(Config.model_validate(settings), hf)
-            except (ValueError, RecipeError):
-                continue
-            yield settings
 
 
 def _with_layout(base: Settings, config: Config) -> Settings:
@@ -121,15 +146,23 @@ def _lengths(given: Given, hf: HFConfig, longest_answer: int, longest_prompt: in
     return prompt, answer
 
 
+def _groups_and_updates(given: Given, most: int, updates: int) -> dict[str, int]:
+    """Of a step: at most a quarter of the prompts, so that a step doesn't sample all of them; the same number of groups
+    an update."""
+    groups = max(min(most, given.prompts.count // 4), 1) if given.prompts else most
+    updates = min(updates, groups)
+    return {"groups_per_step": groups - groups % updates, "updates_per_step": updates}
+
+
 def _on_gpus(given: Given, hf: HFConfig) -> Settings:
     prompt, answer = _lengths(given, hf, 4096, 1024 if given.prompts else 512)
-    groups = min(128, given.prompts.count // 4) if given.prompts else 128
+    sizes = _groups_and_updates(given, most=128, updates=4)
     return _merged(_of_both(given, hf, prompt), {
         "rollout": {"group_size": 16, "max_answer_tokens": answer, "gpu_memory_fraction": 0.6},
         "verdict": {"workers": 4 * given.gpus},
         "actor": {"tokens_per_microbatch": max(8192, prompt + answer)},
         "optimizer": {"weight_decay": 0.1, "warmup_rollout_steps": 10},
-        "train": {"steps": 100, "groups_per_step": max(groups, 1), "updates_per_step": 4},
+        "train": {"steps": 100, **sizes},
         "checkpoint": {"every": 10},
         "cluster": {"device": "cuda", "placement": "colocated"},
     })  # fmt: skip
@@ -137,14 +170,14 @@ def _on_gpus(given: Given, hf: HFConfig) -> Settings:
 
 def _on_a_cpu(given: Given, hf: HFConfig) -> Settings:
     prompt, answer = _lengths(given, hf, 128, 512)
-    groups = min(8, given.prompts.count // 4) if given.prompts else 8
+    sizes = _groups_and_updates(given, most=8, updates=2)
     return _merged(_of_both(given, hf, prompt), {
         "rollout": {"engines": 1, "tp": 1, "group_size": 8, "max_answer_tokens": answer, "dtype": "float32",
                     "kv_cache_gib": 0.25},
         "actor": {"tp": 1, "precision": "fp32", "tokens_per_microbatch": max(2048, prompt + answer)},
         "weights": {"bucket_mib": 4},
         "optimizer": {"warmup_updates": 4},
-        "train": {"steps": 10, "groups_per_step": max(groups, 1), "updates_per_step": 2},
+        "train": {"steps": 10, **sizes},
         "checkpoint": {"every": 5},
         "cluster": {"device": "cpu"},
     })  # fmt: skip
@@ -157,7 +190,7 @@ def _of_both(given: Given, hf: HFConfig, prompt: int) -> Settings:
         "model": {"path": given.model},
         "data": {"train": list(given.data), "max_prompt_tokens": prompt},
         "algorithm": {"name": "nft"},
-        "optimizer": {"learning_rate": 5e-5 if size < SMALL else 1e-6},
+        "optimizer": {"learning_rate": 5e-5 if size < SMALL else PUBLISHED_RATE},
     }
     if given.held_out:
         settings["data"]["held_out"] = list(given.held_out)

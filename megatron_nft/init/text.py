@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_nft.init.choose import Chosen, Given
+from megatron_nft.init.choose import PUBLISHED_RATE, Chosen, Given
 
 ORDER = (
     "run", "model", "data", "rollout", "verdict", "algorithm", "actor", "weights", "optimizer", "train", "evaluate",
@@ -24,7 +24,7 @@ WHY = {
     "actor.recompute": "activations once more in the backward pass, for their memory",
     "actor.sequence_parallel": "with tp: activations are split, too",
     "optimizer.optimizer_cpu_offload": "its state stays in the host's memory: slower, but fits",
-    "optimizer.learning_rate": "the published one for pretrained models; toys take more",
+    "optimizer.learning_rate": "the published one, for pretrained models",
     "train.groups_per_step": "questions with right and wrong answers that a step trains on",
     "train.updates_per_step": "optimizer updates that share a step's answers",
     "train.evaluate_every": "steps",
@@ -32,6 +32,7 @@ WHY = {
     "checkpoint.every": "steps; a run that is stopped goes on from the last",
     "cluster.placement": "actor and engines take turns on the same GPUs",
 }
+TOYS_RATE = f"for a toy, as this is; {PUBLISHED_RATE:g}, the published one, for pretrained models"
 
 
 def recipe_text(given: Given, chosen: Chosen) -> str:
@@ -49,7 +50,8 @@ def _lines(given: Given, chosen: Chosen) -> Iterator[str]:
             continue
         yield f"\n[{section}]"
         for key, value in settings.items():
-            why = WHY.get(f"{section}.{key}", "")
+            is_toys = key == "learning_rate" and value != PUBLISHED_RATE
+            why = TOYS_RATE if is_toys else WHY.get(f"{section}.{key}", "")
             yield f"{key} = {_toml(value)}" + (f"  # {why}" if why else "")
         if section == "data" and not given.held_out:
             yield '# held_out = ["FILE"]  # to see held-out accuracy, which alone says whether the model gets better'

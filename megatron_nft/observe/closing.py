@@ -14,12 +14,15 @@ SHOWN = 3
 """Checkpoints that are named."""
 
 
-def closing_rows(config: Config, verdict: str, records: Sequence[StepReport], minutes: float) -> dict[str, str]:
+def closing_rows(
+    config: Config, verdict: str, records: Sequence[StepReport], minutes: float, *, comes_again: bool = False
+) -> dict[str, str]:
     """Label -> text, in their order.
 
     Args:
         verdict: how the run ended: "done", "interrupted: ...", "failed: ..."; of several lines the first.
         minutes: that it took.
+        comes_again: the error would end the same command again.
     """
     folder, is_done = config.run_dir, verdict == "done"
     rows = {"run": f"{config.run.name}: {verdict.strip().splitlines()[0] if verdict.strip() else verdict}"}
@@ -34,8 +37,12 @@ def closing_rows(config: Config, verdict: str, records: Sequence[StepReport], mi
     rows["report"] = str(folder / "report.html")
     if "model" in rows:
         rows["next"] = f"megatron-nft evaluate {folder / 'recipe.toml'} --model {folder / 'hf'}"
+        rows["next"] += "" if config.data.held_out else " --data FILE  (what to evaluate on: this run held nothing out)"
     elif not is_done:
-        rows["next"] = f"the same command goes on from {saved[-1]}" if saved else "the same command begins again"
+        goes_on = f"the same command goes on from {saved[-1]}" if saved else "the same command begins again"
+        rows["next"] = (
+            f"first see to what the error says, or it comes again; then {goes_on}" if comes_again else goes_on
+        )
     return rows
 
 

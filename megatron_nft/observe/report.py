@@ -263,11 +263,12 @@ class Report:
         self._write_answers(step, "evaluation", samples)
         self._write_page("running")
 
-    def close(self, verdict: str) -> None:
+    def close(self, verdict: str, *, comes_again: bool = False) -> None:
         """Writes the page for the last time and prints where everything is; later calls do nothing.
 
         Args:
             verdict: "done", "interrupted", or "failed: ..." with the reason.
+            comes_again: the same command would fail again.
         """
         if self._closed:
             return
@@ -277,7 +278,7 @@ class Report:
         self._rollouts_file.close()
         self._trackers.close()
         self._pass_on_messages()
-        rows = closing_rows(self._config, verdict, self._records, self.minutes)
+        rows = closing_rows(self._config, verdict, self._records, self.minutes, comes_again=comes_again)
         self._console.print(closing_table(rows, self._console.width))
 
     def _count_updates(self, step: int) -> int:

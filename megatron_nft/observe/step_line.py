@@ -40,18 +40,26 @@ class Column:
     head: str
     width: int
     text: Callable[[StepView], str | None]  # None: was not measured
+    short: Callable[[StepView], str] | None = None  # where a table has no room for the text
+
+    def cell(self, view: StepView) -> str:
+        """Of a table, exactly so wide: a number that has no room is no number, rather than another's."""
+        text = self.text(view)
+        if text is not None and len(text) > self.width and self.short is not None:
+            text = self.short(view)
+        text = "-" if text is None else text
+        return f"{text if len(text) <= self.width else '#' * self.width:>{self.width}}"
 
 
 def table_head(view: StepView, width: int) -> str:
     """The names above the rows of a terminal so wide."""
     heads = [" " * len(_name(view))] + [f"{c.head:>{c.width}}" for c in _that_fit(view, width)]
-    return GAP.join(heads).rstrip()
+    return GAP.join(heads).rstrip()[:width]
 
 
 def table_row(view: StepView, width: int) -> str:
     """The step as a row of a terminal so wide."""
-    cells = [_name(view)] + [f"{c.text(view) or '-':>{c.width}}" for c in _that_fit(view, width)]
-    row = GAP.join(cells)
+    row = GAP.join([_name(view)] + [column.cell(view) for column in _that_fit(view, width)])[:width]
     if width >= FULL_WIDTH:
         for stage in _stages(view):
             if len(row) + len(GAP) + len(stage) > width:
@@ -72,13 +80,16 @@ def log_line(view: StepView) -> str:
 
 
 def duration(seconds: float) -> str:
-    """42s, 3m12s, 2h05m."""
+    """42s, 3m12s, 2h05m, 5d02h: six characters at most."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    hours = whole // 3600
+    if hours < 100:
+        return f"{hours}h{whole % 3600 // 60:02d}m"
+    return f"{hours // 24}d{hours % 24:02d}h" if hours < 2400 else f"{hours // 24}d"
 
 
 def short_number(value: float) -> str:
@@ -119,6 +130,8 @@ def _stages(view: StepView) -> list[str]:
 
 
 def _seconds(value: float) -> str:
+    if value >= 99_999.5:
+        return duration(value)
     return f"{value:.1f}s" if value < 999.95 else f"{value:.0f}s"
 
 
@@ -130,14 +143,24 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 
+def _fine_percent(value: float) -> str:
+    """51.7%, and 100%: five characters."""
+    return f"{100 * value:.1f}%" if value < 0.9995 else _percent(value)
+
+
+def _norm(value: float) -> str:
+    """0.32, 132, 12.3k: five characters."""
+    return f"{value:.2f}" if value < 99.995 else short_number(value)
+
+
 def _exponent(value: float) -> str:
     """3e-07: five characters."""
     return f"{value:.0e}" if value == value else "nan"
 
 
 def _decimal(value: float) -> str:
-    """Four decimals, or an exponent where those would show only zeros."""
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+    """Four decimals, or an exponent where those would show only zeros, or have no room."""
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 or abs(value) > 99 else f"{value:.4f}"
 
 
 def _grouped(of: tuple[str, ...]) -> Callable[[StepView], str | None]:
@@ -149,17 +172,31 @@ def _grouped(of: tuple[str, ...]) -> Callable[[StepView], str | None]:
     return text
 
 
-def _mixed(view: StepView) -> str | None:
+def _groups(view: StepView) -> tuple[float, float] | None:
+    """Mixed ones, and all."""
     kinds = ("mixed", "all_right", "all_wrong")
     counts = [view.metrics.get(f"rollout/groups_{kind}") for kind in kinds]
-    return None if None in counts else f"{counts[0]:.0f}/{sum(counts):.0f}"
+    return None if None in counts else (counts[0], sum(counts))
+
+
+def _mixed(view: StepView) -> str | None:
+    return None if (groups := _groups(view)) is None else f"{groups[0]:.0f}/{groups[1]:.0f}"
+
+
+def _mixed_share(view: StepView) -> str:
+    mixed, graded = _groups(view) or (0.0, 0.0)
+    return _percent(mixed / max(graded, 1.0))
 
 
 def _memory(view: StepView) -> str | None:
     for place in ("gpu", "host"):
         if found := [v for name, v in view.metrics.items() if name.startswith(f"memory/{place}_")]:
-            return f"{max(found):.1f}G"
+            return f"{most:.1f}G" if (most := max(found)) < 999.95 else f"{most:.0f}G"
     return None
+
+
+def _updates(view: StepView) -> float:
+    return view.metrics.get("train/updates", 0)
 
 
 def _ends(view: StepView) -> str:
@@ -169,7 +206,7 @@ def _ends(view: StepView) -> str:
 
 
 COLUMNS = (
-    Column("acc", 5, lambda view: None if view.accuracy is None else f"{100 * view.accuracy:.1f}%"),
+    Column("acc", 5, lambda view: None if view.accuracy is None else _fine_percent(view.accuracy)),
     Column("right", 5, _of("nft/correct_rate", _percent)),
     Column("length", 6, _of("rollout/answer_tokens_mean", short_number)),
     Column("cut", 4, _of("rollout/truncated_fraction", _percent)),
@@ -179,12 +216,12 @@ COLUMNS = (
     Column("ETA", 6, lambda view: duration(view.eta_s)),
     Column("ends", 6, _ends),
     Column("loss", 8, _of("nft/loss", _decimal)),
-    Column("mixed", 7, _mixed),
-    Column("grad", 5, _of("actor/grad_norm", lambda value: f"{value:.2f}")),
+    Column("mixed", 8, _mixed, short=_mixed_share),
+    Column("grad", 5, _of("actor/grad_norm", _norm)),
     Column("rate", 7, _of("actor/learning_rate", lambda value: f"{value:.1e}")),
-    Column("MFU", 5, _of("perf/mfu", lambda value: f"{100 * value:.1f}%")),
+    Column("MFU", 5, _of("perf/mfu", _fine_percent)),
     Column("memory", 6, _memory),
-    Column("update", 9, lambda view: f"{view.metrics.get('train/updates', 0):.0f}/{view.updates}"),
+    Column("update", 9, lambda view: f"{_updates(view):.0f}/{view.updates}", lambda view: f"{_updates(view):.0f}"),
 )
 NUM_FIRST = 9
 """Columns that a terminal of 80 has."""

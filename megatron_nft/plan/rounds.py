@@ -40,9 +40,11 @@ def sampling_rounds(groups: int, mixed_share: float) -> Rounds:
     Args:
         groups: mixed ones that are wanted.
     """
-    graded, first = ceil(groups / mixed_share), 0
-    while graded != first:  # the estimate's own error depends on how many the last step has graded
-        first, graded = graded, asked_for(groups, mixed_share, graded)
+    seen = [ceil(groups / mixed_share)]
+    # The estimate's own error depends on how many the last step has graded: steps of few groups go to and fro.
+    while (asked := asked_for(groups, mixed_share, seen[-1])) not in seen:
+        seen.append(asked)
+    first = max(asked, seen[-1])
     again = 0.0 if mixed_share == 1 else NormalDist().cdf(-MARGIN)
     short = max(1, round(0.4 * sqrt(groups * (1 - mixed_share))))  # mean of what is missing, where something is
     return Rounds(first=first, again=again, second=asked_for(short, mixed_share, first))

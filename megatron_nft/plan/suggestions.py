@@ -12,6 +12,7 @@ from megatron_nft.config import Config, RecipeError, check_layout
 from megatron_nft.families.hf_config import HFConfig
 from megatron_nft.plan.planner import Plan, make_plan
 
+Sections = dict[str, dict[str, Any]]
 MOST_CONTEXT = 8
 """Largest actor.cp that is tried."""
 AXES, RECOMPUTATIONS = ("tp", "pp", "cp", "dp"), ("none", "selective", "full")
@@ -48,10 +49,10 @@ def suggest_clusters(plan: Plan, devices: int) -> list[Suggestion]:
         layouts: list[tuple[float, Config, float]] | None = None
         for engines in _engines(plan, placement, devices - ranks if placement == "split" else devices):
             key = placement, ranks, engines["rollout"]["tp"]
-            if key in found or (based := _changed(plan.config, plan.hf, engines)) is None:
+            if key in found:
                 continue
             if layouts is None:  # how long an actor trains does not depend on engines
-                layouts = _by_training_time(plan, based, ranks)
+                layouts = _by_training_time(plan, engines, ranks)
             for _, layout, distance in layouts:
                 changed = _changed(layout, plan.hf, engines)
                 other = changed and make_plan(changed, plan.hf, plan.machine, plan.assumptions)
@@ -71,14 +72,14 @@ def fastest(suggestions: Sequence[Suggestion]) -> Suggestion | None:
     return min(suggestions, key=lambda s: s.plan.seconds if s.plan.fits else inf, default=None)
 
 
-def _by_training_time(plan: Plan, config: Config, ranks: int) -> list[tuple[float, Config, float]]:
+def _by_training_time(plan: Plan, engines: Sections, ranks: int) -> list[tuple[float, Config, float]]:
     """The actor's layouts in which it can train, by the seconds of scoring and training; with the optimizer in host
     memory if there is none without."""
-    on_host = _changed(config, plan.hf, {"optimizer": {"optimizer_cpu_offload": True}})
+    on_host = {**engines, "optimizer": {"optimizer_cpu_offload": True}}
     timed: list[tuple[float, Config, float]] = []
-    for based in [config, *([on_host] if on_host is not None and config.cluster.device == "cuda" else [])]:
+    for others in [engines, *([on_host] if plan.config.cluster.device == "cuda" else [])]:
         has_room: set[tuple[int, ...]] = set()  # layouts, with less recomputation
-        for changed, distance in _layouts_of(plan, based, ranks):
+        for changed, distance in _layouts_of(plan, plan.config, ranks, others):
             if (axes := tuple(getattr(changed.actor, axis) for axis in AXES)) in has_room:
                 continue
             other = make_plan(changed, plan.hf, plan.machine, plan.assumptions)
@@ -99,7 +100,7 @@ def _placements(devices: int, node: int) -> Iterator[tuple[str, int]]:
             yield "split", ranks
 
 
-def _engines(plan: Plan, placement: str, devices: int) -> Iterator[dict[str, Any]]:
+def _engines(plan: Plan, placement: str, devices: int) -> Iterator[Sections]:
     """Settings of the engines on so many devices: every tp, and how much of a device they take."""
     hf, now = plan.hf, plan.config.rollout.gpu_memory_fraction
     fractions = (
@@ -113,12 +114,19 @@ def _engines(plan: Plan, placement: str, devices: int) -> Iterator[dict[str, Any
                 yield {"rollout": rollout, "cluster": {"placement": placement, "actor_ranks": None}}
 
 
-def _layouts_of(plan: Plan, config: Config, ranks: int) -> Iterator[tuple[Config, float]]:
-    """Recipes with so many ranks in every layout, and how far that is from the plan's."""
+def _layouts_of(
+    plan: Plan, config: Config, ranks: int, others: Sections | None = None
+) -> Iterator[tuple[Config, float]]:
+    """Recipes with so many ranks in every layout, and how far that is from the plan's.
+
+    Args:
+        others: other settings, changed together with the actor's: engines that have no room on the actor as it is, say.
+    """
     actor = plan.config.actor
     for axes in _layouts(ranks, plan.machine.gpus_per_node, plan.hf):
         for recompute in RECOMPUTATIONS:
-            changed = _changed(config, plan.hf, {"actor": _actor_of(config, {**axes, "recompute": recompute})})
+            actors = {"actor": _actor_of(config, {**axes, "recompute": recompute})}
+            changed = _changed(config, plan.hf, {**(others or {}), **actors})
             if changed is not None:
                 distance = sum(abs(log2(axes[axis] / getattr(actor, axis))) for axis in AXES)
                 yield changed, distance + 0.5 * (recompute != actor.recompute)
@@ -147,7 +155,7 @@ def _actor_of(config: Config, changes: dict[str, Any]) -> dict[str, Any]:
     return actor
 
 
-def _changed(config: Config, hf: HFConfig, sections: dict[str, dict[str, Any]]) -> Config | None:
+def _changed(config: Config, hf: HFConfig, sections: Sections) -> Config | None:
     """The recipe with other settings; None if it can't be."""
     tree = config.model_dump()
     for name, settings in sections.items():

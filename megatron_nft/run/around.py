@@ -46,7 +46,7 @@ def run_in_folder(
     with run_folder(config, announce) as owner:
         if (ending := ending_of(config)) is not None:
             return announce(ending)
-        report, verdict = Report(config), "done"
+        report, verdict, comes_again = Report(config), "done", False
         with closing(Stop()) as stop:  # until the report is closed: a signal that comes later cuts no end short
             try:
                 with ExitStack() as stack:
@@ -56,6 +56,7 @@ def run_in_folder(
                 words = f"interrupted: {error}".removesuffix(": ")
                 is_interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
                 verdict = words if is_interrupted else f"failed: {type(cause).__name__}: {cause}"
+                comes_again = not is_interrupted and not isinstance(error, TryAgain)
                 raise
             finally:
-                report.close(verdict)
+                report.close(verdict, comes_again=comes_again)

@@ -117,8 +117,13 @@ def site(tmp_path, *lines):
 def test_a_job_array_needs_a_name_for_each_task(tmp_path):
     script = "load_site; check_warning() { exit 9; }; start_ray() { exit 8; }; train recipe.toml"
     array = {"SLURM_ARRAY_TASK_ID": "3", **site(tmp_path)}
-    done = bash(f"{script} run.seed=%a", **array)
-    assert done.returncode == 2 and "name each one's: run.name=mine_%a" in done.stderr
+    alike = ["run.seed=%a", "run.name=same run.seed=%a", "run.seed=%a run.name=same", "run.name=a_%a run.name=same",
+             "run.names=%a", "'model.path=x run.name=%a'"]  # fmt: skip
+    for settings in alike:
+        done = bash(f"{script} {settings}", **array)
+        assert done.returncode == 2 and "name each one's: run.name=mine_%a" in done.stderr, settings
+    for settings in ("run.name=same run.name=%a", "'run.name = a %a'", "run.seed=1 run.name=%a_b actor.tp=2"):
+        assert bash(f"{script} {settings}", **array).returncode == 9, settings
     shown = 'check_warning() { printf "%s\\n" "${settings[@]}"; exit 9; }; train recipe.toml run.name=a_%a run.seed=%a'
     done = bash(f"load_site; {shown}", **array)
     assert done.returncode == 9 and done.stdout.splitlines()[-2:] == ["run.name=a_3", "run.seed=3"]

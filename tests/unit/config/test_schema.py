@@ -36,7 +36,14 @@ def test_the_carrier_follows_device_and_placement(overrides, carrier):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["cluster.placement=colocated", "rollout.engines=3"], r"3 workers don't fit on the actor's 2 ranks"),
+        (
+            ["cluster.placement=colocated", "rollout.engines=3"],
+            r"3 workers don't fit on the actor's 2 ranks; set rollout\.engines = 2, or actor\.dp = 2, or placement",
+        ),
+        (
+            ["cluster.placement=colocated", "rollout.engines=1", "rollout.tp=4"],
+            r"4 workers don't fit on the actor's 2 ranks; set actor\.dp = 2, or placement",
+        ),
         (["weights.carrier=cuda_ipc"], r"needs GPUs that actor and engines share"),
         (["cluster.device=cuda", "weights.checksums=true"], r'for the "shared_memory" carrier, not "collective"'),
         (["cluster.device=cuda", "cluster.placement=colocated", "weights.carrier=collective"], "NCCL refuses"),

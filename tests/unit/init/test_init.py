@@ -1,11 +1,17 @@
 """`megatron-nft init`: recipes that load, that the planner says fit, and that follow model, data and GPUs."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from megatron_nft.config import load_config
+from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.init import __main__ as command
+from megatron_nft.init.choose import Given, base_settings, checked
+from megatron_nft.init.prompts import Prompts
 from megatron_nft.plan.__main__ import main as plan
 from tests.unit.plan.conftest import QWEN2, SHAPES
 
@@ -57,6 +63,76 @@ def test_a_7b_fits_as_many_gpus_as_it_is_for(tmp_path, seven_b, gpus, capsys):
     assert plan([str(out), "--hardware", "H100"]) == 0
     fullest = max(u["bytes"] / u["limit"] for u in json.loads(planned(out, capsys))["memory"])
     assert fullest < (0.95 if gpus == 1 else 0.85)
+
+
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_any_number_of_rows_makes_a_recipe(gpus):
+    hf = read_hf_config(MODEL)
+    for count in range(1, 601):
+        prompts = Prompts(count=count, longest=50, most=50, held_out=0)
+        given = Given(model=MODEL, data=(DATA,), held_out=(), gpus=gpus, name="mine", prompts=prompts)
+        train = Config.model_validate(base_settings(given, hf)).train
+        assert train.groups_per_step <= max(count // 4, 1) and train.groups_per_step % train.updates_per_step == 0
+        assert train.groups_per_step > min(count // 4, 128 if gpus else 8) - train.updates_per_step
+        assert train.updates_per_step == min(4 if gpus else 2, max(count // 4, 1))
+
+
+@pytest.mark.parametrize(("rows", "gpus"), [(2, 0), (20, 0), (20, 8), (500, 8)])
+def test_few_rows_make_a_recipe_too(tmp_path, rows, gpus, capsys):
+    lines = [json.dumps({"prompt": f"{n} + 1 = ?", "answer": str(n + 1)}) for n in range(rows)]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines))
+    arguments = ["--model", MODEL, "--data", tmp_path / "few.jsonl", "--gpus", gpus, "--hardware", "H100"]
+    status, out = init(tmp_path, *arguments)
+    assert status == 0, capsys.readouterr().err
+    assert load_config(out).train.groups_per_step == {2: 1, 20: 4, 500: 124}[rows]
+
+
+def test_settings_that_can_not_be_together_are_said_in_words():
+    given = Given(model=MODEL, data=(DATA,), held_out=(), gpus=0, name="mine", prompts=None)
+    settings = base_settings(given, read_hf_config(MODEL))
+    settings["train"] |= {"groups_per_step": 5, "updates_per_step": 2}
+    with pytest.raises(RecipeError, match=r"groups_per_step = 5 is not a multiple of train\.updates_per_step = 2"):
+        checked(settings)
+
+
+def test_a_gpu_that_is_nearly_full_is_said(tmp_path, seven_b, capsys):
+    assert init(tmp_path, "--model", seven_b, "--gpus", 2, "--hardware", "H100")[0] == 0
+    assert re.search(
+        r"little room: 9\d% of the fullest GPU, and no layout of 2 leaves 15% free", capsys.readouterr().out
+    )
+    status, _ = init(tmp_path, "--model", seven_b, "--gpus", 8, "--hardware", "H100", "--force")
+    assert status == 0 and "little room" not in capsys.readouterr().out
+
+
+def test_what_comes_next_works_from_where_one_is(tmp_path, seven_b, monkeypatch, capsys):
+    mine = tmp_path / "elsewhere"
+    mine.mkdir()
+    shutil.copy(DATA, mine / "train.parquet")
+    shutil.copytree(MODEL, mine / "model")
+    root = Path.cwd()
+    monkeypatch.chdir(mine)
+
+    def said(*arguments):
+        assert command.main(["--model", "model", "--hardware", "H100", "--out", "my.toml", "--force", *arguments]) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert said("--gpus", "0") == "next: megatron-nft train my.toml"
+    assert said("--gpus", "1") == "next: megatron-nft doctor my.toml && megatron-nft train my.toml"
+    line = said("--gpus", "16", "--data", "train.parquet")
+    assert line == f"next: {root}/slurm/README.md, and there NFT_RECIPE={mine}/my.toml"
+    monkeypatch.chdir(root)
+    config = load_config(mine / "my.toml")
+    assert config.model.path == f"{mine}/model" and config.data.train == [f"{mine}/train.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [("toy", "for a toy, as this is"), ("7b", "the published one, for pretrained")]
+)
+def test_a_rate_is_called_published_only_if_it_is(tmp_path, seven_b, model, why):
+    status, out = init(tmp_path, "--model", MODEL if model == "toy" else seven_b, "--gpus", 8, "--hardware", "H100")
+    assert status == 0
+    line = next(line for line in out.read_text().splitlines() if line.startswith("learning_rate"))
+    assert f"# {why}" in line and line.startswith(f"learning_rate = {'5e-05' if model == 'toy' else '1e-06'}")
 
 
 def planned(recipe, capsys):

@@ -55,7 +55,7 @@ def test_the_step_line_of_a_log(opened, make_group):
         report.add({"actor/learning_rate": 2e-4})
     assert re.fullmatch(
         CLOCK + r"step 12/40 \| right   80% \| length     20 \| cut   0% \| gap 2e-06 \| tok/s +\d+ \| time   0\.\ds "
-        r"\| ETA +\d+s \| ends  \d\d:\d\d \| loss   0\.0123 \| mixed     1/2 \| grad  0\.84 \| rate 2\.0e-04 "
+        r"\| ETA +\d+s \| ends  \d\d:\d\d \| loss   0\.0123 \| mixed      1/2 \| grad  0\.84 \| rate 2\.0e-04 "
         r"\| update     12/40 \| rollout 0\.\ds\n",
         stream.getvalue(),
     )

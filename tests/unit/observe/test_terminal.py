@@ -2,15 +2,17 @@
 
 import io
 import re
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from megatron_nft.observe import terminal
+from megatron_nft.observe.closing import closing_rows
 from megatron_nft.observe.metrics import STAGES
 from megatron_nft.observe.report import Report
-from megatron_nft.observe.step_line import StepView, duration, log_line, short_number, table_head, table_row
+from megatron_nft.observe.step_line import GAP, StepView, duration, log_line, short_number, table_head, table_row
 from megatron_nft.observe.terminal import Console, Progress, closing_table
 from tests.terminal import pseudo_terminal
 
@@ -49,6 +51,40 @@ def test_no_row_is_longer_than_the_terminal_and_all_are_aligned(width):
     columns = len(table_head(view(), width))
     assert len({len(row[:columns].rstrip()) for row in rows}) == 1, "the last column ends at the same place"
     assert ("rollout 509.4s" in rows[1]) == (width >= 140)
+
+
+LARGE = {
+    "nft/loss": -123.4, "nft/correct_rate": 1.0, "rollout/answer_tokens_mean": 14_336.0, "time/step_s": 123_456.0,
+    "rollout/truncated_fraction": 1.0, "rollout/logprob_gap_mean": 1.5e12, "perf/rollout_tokens_per_s": 1_234_567.0,
+    "actor/grad_norm": 123_456.0, "actor/learning_rate": 1e-12, "perf/mfu": 1.0, "memory/gpu_train_gib": 1234.5,
+    "rollout/groups_mixed": 1536, "rollout/groups_all_right": 2048, "rollout/groups_all_wrong": 1024,
+    "train/updates": 16_000,
+}  # fmt: skip
+SEVEN_B = {"rollout/groups_mixed": 526, "rollout/groups_all_right": 290, "rollout/groups_all_wrong": 300}
+STRANGE = dict.fromkeys(LARGE, float("nan")) | {"time/step_s": 1.0, "actor/grad_norm": float("inf")}
+
+
+@pytest.mark.parametrize("steps", [4, 320, 100_000])
+@pytest.mark.parametrize("metrics", [LARGE, SEVEN_B, STRANGE, {"nft/loss": -98.99999}, {"actor/grad_norm": 99.996}])
+def test_no_number_moves_a_column(steps, metrics):
+    for eta_s, accuracy in ((7500, 0.517), (1e6, 1.0), (1e8, 0.99951)):
+        one = replace(view(step=steps, steps=steps, **metrics), eta_s=eta_s, accuracy=accuracy)
+        for width in range(40, 221):
+            head, row = table_head(one, width), table_row(one, width)
+            assert len(head) <= width and len(row) <= width
+            for end in (match.end() for match in re.finditer(r"\S+", head)):
+                assert row[end - 1] != " " and row[end : end + 2] in ("", GAP) and row[: end + 1].count("#") == 0, row
+
+
+def test_numbers_that_have_no_room_are_shorter_or_none():
+    row = table_row(replace(view(**LARGE), accuracy=1.0), 220)
+    assert " 100%   100%   14.3k  100%" in row and re.search(
+        r"-1\.2e\+02       33%   123k  1\.0e-12   100%   1234G      16000", row
+    )
+    assert re.search(r"  526/1116  ", table_row(view(**SEVEN_B), 120)) and "526/1116" in log_line(view(**SEVEN_B))
+    assert "1536/4608" in log_line(view(**LARGE)), "a log has room"
+    assert "  #####  " in table_row(view(**{"rollout/logprob_gap_mean": 1e-200}), 80)
+    assert [duration(s) for s in (359_999, 360_000, 8.64e6)] == ["99h59m", "4d04h", "100d"]
 
 
 def test_stages_are_named_above_2_percent_only_the_longest_first():
@@ -136,11 +172,16 @@ def test_closing_names_model_checkpoints_and_the_next_command(make_config):
     report.close("done")
     text = stream.getvalue()
     assert f"  model        {folder}/hf\n" in text and f"  checkpoints  {folder}/checkpoints: step_9, step_10\n" in text
-    assert f"  next         megatron-nft evaluate {folder}/recipe.toml --model {folder}/hf\n" in text
+    command = f"megatron-nft evaluate {folder}/recipe.toml --model {folder}/hf"
+    assert f"  next         {command} --data FILE  (what" in text, "nothing was held out"
+    data = config.data.model_copy(update={"held_out": ["others.jsonl"]})
+    assert closing_rows(config.model_copy(update={"data": data}), "done", [], 1.0)["next"] == command
     stream = io.StringIO()
     Report(config, stream).close("failed: ValueError: two\nlines")
     assert "test: failed: ValueError: two\n" in stream.getvalue()
     assert "the same command goes on from step_10\n" in stream.getvalue() and "  model" not in stream.getvalue()
+    mended = closing_rows(config, "failed: DataError: row 3", [], 1.0, comes_again=True)["next"]
+    assert mended == "first see to what the error says, or it comes again; then the same command goes on from step_10"
 
 
 def test_a_closing_table_keeps_to_the_terminals_width():

@@ -15,7 +15,7 @@ from megatron_nft.plan.engine import play_round, without_tail
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import make_plan
 from megatron_nft.plan.rounds import sampling_rounds
-from megatron_nft.plan.suggestions import suggest_clusters
+from megatron_nft.plan.suggestions import fastest, suggest_clusters
 from megatron_nft.plan.workload import Assumptions, length_quantiles
 from tests.unit.plan.test_planner import NFT_32B
 from tests.unit.plan.test_workload import ENGINE
@@ -38,6 +38,14 @@ def test_a_step_asks_as_the_queue_does(share):
     real.mixed_share, real.share_of = share, planned.first
     assert real.num_missing() == planned.first
     assert rounds.MARGIN == queue.MARGIN
+
+
+def test_a_step_of_any_size_is_planned():
+    """Few groups ask for one number and another by turns."""
+    for share in (0.9, 0.5, 0.3, 0.05):
+        for groups in range(1, 601):
+            first = sampling_rounds(groups, share).first
+            assert first - rounds.asked_for(groups, share, first) in (0, 1)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
@@ -132,6 +140,21 @@ def test_other_clusters_fit_and_are_what_they_say(planned, models):
         again = planned(*changes)
         assert again.fits and again.seconds == each.plan.seconds
     assert suggest_clusters(plan, ceil(0.5)) == [], "nothing fits on one device"
+
+
+@pytest.mark.parametrize(("actor", "devices"), [(["actor.tp=1", "actor.dp=1", "actor.sequence_parallel=false"], 8),
+                                                (["actor.tp=4", "actor.dp=8"], 64)])  # fmt: skip
+def test_more_devices_than_the_actor_has_ranks_are_taken_by_turns_too(models, actor, devices):
+    seven = NFT_32B.with_name("nft_qwen2.5_math_7b_4x8h100.toml")
+    settings = [*actor, "cluster.placement=split", "rollout.engines=1", "rollout.tp=1"]
+    config = load_config(seven, [f'model.path="{models["math_7b"]}"', *settings])
+    hf, machine = read_hf_config(models["math_7b"]), load_machine("H100")
+    found = suggest_clusters(make_plan(config, hf, machine, Assumptions()), devices)
+    colocated = [s for s in found if s.plan.config.cluster.placement == "colocated"]
+    assert colocated and all(s.plan.config.actor.world_size == devices for s in colocated)
+    best = fastest(found)
+    again = load_config(seven, [f'model.path="{models["math_7b"]}"', *settings, *best.changes])
+    assert best in colocated and make_plan(again, hf, machine, Assumptions()).seconds == best.plan.seconds
 
 
 def test_the_command_plans_the_recipe_on_other_devices(capsys, models):
