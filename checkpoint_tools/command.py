@@ -136,11 +136,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _in_words(error: Exception) -> str:
     """torch wraps a failed write of its own into a RuntimeError; the disk's error is then its context."""
-    if isinstance(error, ValueError | SafetensorError):
+    if isinstance(error, ValueError | SafetensorError | CheckpointError):
         return str(error)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     if not isinstance(cause, OSError):
         return f"{type(error).__name__}: {error}"
     where = f"{cause.filename}: " if cause.filename else ""

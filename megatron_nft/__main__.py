@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_nft import what_is_missing
+
 
 @dataclass(frozen=True)
 class Command:
@@ -61,14 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "megatron_nft", "checkpoint_tools"):
+        if (words_of_it := what_is_missing(error, f"megatron-nft {command.name}")) is None:
             raise
-        print(
-            f"error: megatron-nft {command.name} needs the package {package!r}, which is not installed here: "
-            "./launch/install.sh installs what a CPU needs, requirements-gpu.txt says what a GPU does",
-            file=sys.stderr,
-        )
+        print(words_of_it, file=sys.stderr)
         return 1
     return module.main(words[len(command.name.split()) :])
 

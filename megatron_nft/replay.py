@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("recipe", help="the run's recipe.toml")
     parser.add_argument("--step", type=int, metavar="N", help="a step of the run, to be compared with what it recorded")
-    parser.add_argument("rest", nargs="*", metavar="BATCH | section.key=value",
+    parser.add_argument("rest", nargs="*", default=[], metavar="BATCH | section.key=value",
                         help="without --step: a batch.npz or step_N.npz that the run kept; and settings that override "
                         "the recipe")  # fmt: skip
     arguments = parser.parse_intermixed_args(argv)

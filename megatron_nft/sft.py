@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="megatron-nft sft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help='TOML file with algorithm.name = "sft"')
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
+    )
     arguments = parser.parse_intermixed_args(argv)
 
     def act() -> bool:

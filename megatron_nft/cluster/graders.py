@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from megatron_nft.cluster.nodes import living_nodes
 from megatron_nft.config import VerdictConfig
-from megatron_nft.verdict.check import PRELOAD, own_graders
+from megatron_nft.verdict.check import own_graders
 from megatron_nft.verdict.own_grader import prepare
-from megatron_nft.verdict.pool import Call, GradingPool, JudgeError, longest_wait
+from megatron_nft.verdict.pool import PRELOAD, Call, GradingPool, JudgeError, longest_wait
 
 CALLS_PER_WORKER = 4
 """That a node is sent at once: its workers have work while the next share is on its way, and a hanging call holds back

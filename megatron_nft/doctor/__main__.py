@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="megatron-nft doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", nargs="?", help="TOML file: check its model, data and run folder, too")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
+    )
     parser.add_argument("--json", action="store_true", help="a list of findings, for programs")
     arguments = parser.parse_intermixed_args(argv)
     findings = examine(Machine.this_one(), arguments.recipe, arguments.overrides)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_nft.doctor.findings import Finding, fail, ok, warn
-from megatron_nft.doctor.machine import Machine, normalised
+from megatron_nft.doctor.machine import REPOSITORY, Machine, normalised
 
 OLDEST_PYTHON = (3, 11)
 PIN = re.compile(r"^(?P<name>[\w.-]+)(\[[\w,]+\])?==(?P<version>[^\s;]+)(\s*;\s*(?P<marker>[^#]*))?")
@@ -43,7 +43,11 @@ def check_python(machine: Machine) -> Iterator[Finding]:
 
 
 def check_pins(machine: Machine) -> Iterator[Finding]:
-    """Every pin of the requirements files against what is installed."""
+    """Every pin of the requirements files against what is installed; of a Python that has none of them, only that."""
+    if not CRITICAL & set(machine.installed):
+        reason = "none of the packages that the program needs is installed for it"
+        yield fail("versions", machine.interpreter or "this Python", reason, _other_python())
+        return
     agreeing, files = 0, ", ".join(file.name for file in machine.requirements)
     for file in machine.requirements:
         if not file.is_file():
@@ -62,6 +66,13 @@ def check_pins(machine: Machine) -> Iterator[Finding]:
             else:
                 agreeing += 1
     yield ok("versions", f"{agreeing} packages as pinned in {files}")
+
+
+def _other_python() -> str:
+    """What to do in place of installing everything into this one."""
+    if (REPOSITORY / ".venv/bin/python").exists():
+        return f"source {REPOSITORY / '.venv/bin/activate'}, and again"
+    return "make an environment, launch/install.sh (CPU) or launch/install_gpu.sh, and source .venv/bin/activate"
 
 
 def pins(file: Path, python: tuple[int, int]) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,9 @@ def parse_arguments(description: str | None = None, argv: Sequence[str] | None =
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("settings", nargs="*", metavar="RECIPE | section.key=value", help="a run's recipe; overrides")
+    parser.add_argument(
+        "settings", nargs="*", default=[], metavar="RECIPE | section.key=value", help="a run's recipe; overrides"
+    )
     parser.add_argument("--model", metavar="DIR", help="HF folder (model.path)")
     parser.add_argument(
         "--data", nargs="+", metavar="FILE", help="benchmarks: files in the DAPO/verl schema (data.held_out)"

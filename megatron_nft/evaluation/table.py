@@ -10,7 +10,10 @@ Row = list[str]
 
 
 def paper_rows(model: str, benchmarks: Sequence[BenchmarkScores]) -> list[Row]:
-    """Head, this model's row, its intervals, the published rows; accuracies in percent."""
+    """Head, this model's row, its intervals, the published rows; accuracies in percent. Empty if no benchmark is one of
+    the paper's."""
+    if not any(b.column in COLUMNS for b in benchmarks):
+        return []
     return _beside(model, benchmarks, tuple(COLUMNS), published.published_rows())
 
 
@@ -67,7 +70,7 @@ def notes(benchmarks: Sequence[BenchmarkScores]) -> list[str]:
         "no verdict: answers without a readable final answer, or whose grading failed or took too long; all are wrong"
     ]
     missing = [column for column in COLUMNS if column not in {b.column for b in benchmarks}]
-    if missing:
+    if 0 < len(missing) < len(COLUMNS):
         lines.append(f"no average: {', '.join(missing)} not evaluated")
     for benchmark in benchmarks:
         if benchmark.metrics["eval/avg_at_k_low"] == benchmark.metrics["eval/avg_at_k_high"]:

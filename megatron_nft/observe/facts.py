@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -86,6 +87,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         return json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {"facts": {}, "verdict": "", "minutes": 0.0, "timeline": None}
+
+
+def written_s(folder: Path) -> float:
+    """Seconds since `write_state`; 0 if nobody knows."""
+    try:
+        return max(time.time() - (folder / FILE).stat().st_mtime, 0.0)
+    except OSError:
+        return 0.0
 
 
 def _data(config: Config) -> str:

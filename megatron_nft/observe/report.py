@@ -118,6 +118,7 @@ class Report:
     def count_earlier(self, minutes: float) -> None:
         """Adds what earlier attempts have taken to `minutes`."""
         self._minutes_before = minutes
+        self._page.begin(self.minutes)
 
     @property
     def minutes(self) -> float:

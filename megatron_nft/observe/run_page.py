@@ -26,10 +26,10 @@ class RunPage:
         self._answers = PageAnswers()
         self._timeline: dict[str, Any] | None = None  # of the newest step
 
-    def begin(self) -> None:
-        """The run is under way, whatever the folder says."""
+    def begin(self, minutes: float = 0.0) -> None:
+        """The run is under way, whatever the folder says; and has been, with its earlier attempts, for so long."""
         try:
-            write_state(self._folder, self._facts, "running", 0.0, None)
+            write_state(self._folder, self._facts, "running", minutes, self._timeline)
         except OSError as error:
             self._announce(f"run.json was not written: {error}")
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from megatron_nft.config import Config
 from megatron_nft.observe.compare import RunFolderError, read_run, render_comparison
-from megatron_nft.observe.facts import read_state
+from megatron_nft.observe.facts import read_state, written_s
 from megatron_nft.observe.html import render_page
 from megatron_nft.observe.owner import DEAD_S, silent_s
 from megatron_nft.observe.records import read_step_reports
 from megatron_nft.observe.run_page import answers_of
 from megatron_nft.observe.step_line import duration
+from megatron_nft.observe.timeline import newest_rows
 
 HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
@@ -35,24 +36,28 @@ def page_of(folders: Sequence[Path], *, reloads: bool = False) -> str:
         return render_comparison([read_run(folder) for folder in folders], reloads=reloads and running)
     folder, state = folders[0], states[0]
     read_run(folder)  # says what is wrong with it
+    records = read_step_reports(folder / "metrics.jsonl")
+    last = max((record.step for record in records if record.kind == "step"), default=0)
     recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
     return render_page(
         config=Config.model_validate(recipe),
         verdict=state["verdict"] or "not recorded",
         minutes=state["minutes"],
-        records=read_step_reports(folder / "metrics.jsonl"),
+        records=records,
         answers=answers_of(folder).records if (folder / "rollouts.jsonl").is_file() else [],
         facts=state["facts"],
-        timeline=state["timeline"],
+        timeline=newest_rows(folder, last) or state["timeline"],
         reloads=reloads,
     )
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """As written; but a run that was killed has not written that it has ended."""
+    """As written; but a run writes now and then, and one that was killed has not written that it has ended."""
     state, silent = read_state(folder), silent_s(folder)
-    if state["verdict"] == "running" and silent is not None and silent > DEAD_S:
-        state["verdict"] = f"interrupted: not heard of for {duration(silent)}"
+    if state["verdict"] == "running":
+        state["minutes"] += max(written_s(folder) - (silent or 0.0), 0.0) / 60  # until it was last heard of
+        if silent is not None and silent > DEAD_S:
+            state["verdict"] = f"interrupted: not heard of for {duration(silent)}"
     return state
 
 

@@ -108,6 +108,29 @@ def trace(spans: Sequence[Span]) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"begin": begin}}
 
 
+def newest_rows(folder: Path, step: int) -> dict[str, Any] | None:
+    """`rows_to_draw` of the newest file of a run that has come to this step; None: there is none, or none is whole."""
+    numbers = [int(n) for p in (folder / FOLDER).glob("step_*.json") if (n := p.stem.removeprefix("step_")).isdigit()]
+    if not (done := [number for number in numbers if number <= step]):
+        return None
+    try:
+        spans = _spans_of(json.loads((folder / FOLDER / f"step_{max(done)}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):  # deleted by the run meanwhile, or another version's
+        return None
+    return rows_to_draw(max(done), spans)
+
+
+def _spans_of(written: Mapping[str, Any]) -> list[Span]:
+    """What `trace` was made of."""
+    events, begin = written["traceEvents"], written["otherData"]["begin"]
+    tracks = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    return [
+        Span(tracks[e["tid"]], e["name"], begin + e["ts"] / 1e6, begin + (e["ts"] + e["dur"]) / 1e6)
+        for e in events
+        if e["ph"] == "X"
+    ]
+
+
 def rows_to_draw(step: int, spans: Sequence[Span]) -> dict[str, Any]:
     """The newest step's for the page: of each track its spans as [name, from, to] in seconds since the first."""
     begin = min((span.start for span in spans), default=0.0)

@@ -120,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="megatron-nft plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="TOML file, as for training")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
+    )
     parser.add_argument("--model", metavar="DIR", help="HF folder (config.json is enough) in place of model.path")
     parser.add_argument(
         "--hardware", metavar="NAME", help="H100 (default), H200, A100, B200, cpu, or FILE.toml[:NAME] with one's own"

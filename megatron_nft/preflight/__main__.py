@@ -144,7 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="megatron-nft preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="TOML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
+    )
     parser.add_argument(
         "--nodes", default="", metavar="N1,N2", help="names of those that must have joined, separated by commas"
     )

@@ -71,7 +71,9 @@ def main(
     parser.add_argument(
         "--replay", type=int, metavar="STEP", help="train again on a stored step; see megatron-nft replay"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
+    )
     arguments = parser.parse_intermixed_args(argv)
 
     def act() -> bool:

@@ -1,4 +1,5 @@
-"""What a recipe's verdicts need, found out before a run: graders of one's own that can be used.
+"""What a recipe's verdicts need, found out before a run: graders of one's own that can be used, and say what the method
+takes.
 
     python -m megatron_nft.verdict.check RECIPE [section.key=value ...]
 
@@ -10,14 +11,14 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 
 from megatron_nft.config import OWN_GRADER, RecipeError, VerdictConfig, load_config
+from megatron_nft.data.errors import DataError
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.types import Prompt
 from megatron_nft.verdict.graders import mode_of
 from megatron_nft.verdict.own_grader import loads
-from megatron_nft.verdict.pool import GradingPool, nothing
+from megatron_nft.verdict.pool import PRELOAD, GradingPool, nothing
+from megatron_nft.verdict.tries import try_graders
 
-PRELOAD = ("megatron_nft.verdict.preload",)
-"""What every worker has imported. One list: a process has one fork server."""
 IMPORT_DEADLINE_S = 60.0
 
 
@@ -97,18 +98,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m megatron_nft.verdict.check",
-        description="Checks before a run what its verdicts need: that graders of one's own can be used.",
+        description="Checks before a run what its verdicts need: that graders of one's own can be used, and that the "
+        "method takes what they say of made answers to the first training prompts.",
     )
     parser.add_argument("recipe", help="TOML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
+    )
     arguments = parser.parse_intermixed_args(argv)
     try:
-        config = load_config(arguments.recipe, arguments.overrides).verdict
-        check_own_graders(config)
-    except (RecipeError, ModelFolderError) as error:
+        config = load_config(arguments.recipe, arguments.overrides)
+        check_own_graders(config.verdict)
+        try_graders(config, own_graders(config.verdict))
+    except (RecipeError, ModelFolderError, DataError) as error:
         print(error, file=sys.stderr)
         return 2
-    for name in own_graders(config):
+    for name in own_graders(config.verdict):
         print(f"ok   {name}")
     return 0
 

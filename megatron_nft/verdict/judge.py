@@ -19,13 +19,13 @@ from megatron_nft.config import VerdictConfig
 from megatron_nft.types import Prompt, RolloutGroup, Verdict
 from megatron_nft.verdict.alternatives import judge_any
 from megatron_nft.verdict.boxes import last_boxed
-from megatron_nft.verdict.check import PRELOAD, check_own_graders, own_graders
+from megatron_nft.verdict.check import check_own_graders, own_graders
 from megatron_nft.verdict.golds import GoldProblem, check_golds
 from megatron_nft.verdict.graders import grader_named, mode_of
 from megatron_nft.verdict.grading import Text, begin, opens_thought
 from megatron_nft.verdict.math_answer import GOLD, MAX_ANSWER_CHARS, judge_math
 from megatron_nft.verdict.own_grader import judge_own_batch, prepare
-from megatron_nft.verdict.pool import Call, GradingPool, JudgeError
+from megatron_nft.verdict.pool import PRELOAD, Call, GradingPool, JudgeError
 
 CACHE_SIZE = 100_000  # verdicts, about 0.5 KB each
 # A "timeout" or "error" may be the machine's fault: it holds for one call of the judge only.

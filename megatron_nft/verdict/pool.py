@@ -32,6 +32,8 @@ from megatron_nft.types import Verdict
 # (function, extracted answer, ground truth ...). The function is pickled by name: a module's, no lambda.
 Call = tuple[Callable[..., Verdict], *tuple[Any, ...]]
 
+PRELOAD = ("megatron_nft.verdict.preload",)
+"""What every worker has imported. One list: a process has one fork server."""
 MEMORY_GIB = 2.0  # address space above a fresh worker's; ((9!)!)! alone takes 0.8
 WORN_SHARE = 0.5  # of the limit: a worker that keeps more of it after a call is replaced before the next one
 WORN_EXIT_CODE = 75  # os.EX_TEMPFAIL: such a worker hands the next call back, unbegun

@@ -52,3 +52,19 @@ def test_the_readme_is_a_map():
     rooms = {p.parent.name for p in Path("megatron_nft").glob("*/__init__.py")}
     assert sorted(room for room in rooms if f"{room}/" not in text and f"`{room}`" not in text) == []
     assert text.index("source .venv/bin/activate") < text.index("python -m megatron_nft")
+
+
+def test_the_house_is_as_the_readme_draws_it():
+    """Every file and folder that its tree names is there."""
+    tree = re.search(r"## The house\n\n```\n(.*?)```", Path("README.md").read_text(), re.S)[1]
+    missing, under = [], Path()
+    for line in tree.splitlines():
+        if not line.startswith(" "):
+            under = Path()
+        names = re.match(r" *((?:[\w./]+(?:/|\.py) ?)*)", line)[1].split()
+        if line.startswith("   "):
+            continue  # goes on from the line above
+        missing += [name for name in names if not (under / name).exists()]
+        if line.rstrip() == "megatron_nft/":
+            under = Path("megatron_nft")
+    assert missing == [] and "smoke/" in tree

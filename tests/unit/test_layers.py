@@ -22,7 +22,7 @@ FLOORS = [
     {"train", "train_async", "sft", "evaluate", "smoke", "replay", "report", "preflight", "init", "__main__"},
 ]
 """From the ground up. A module of a room may stand on another floor than its room."""
-MAY_MEET = [{"train", "train_async"}, {"doctor", "plan"}, {"doctor", "data"}]
+MAY_MEET = [{"train", "train_async"}, {"doctor", "plan"}, {"doctor", "data"}, {"verdict", "data"}]
 """Those of one floor that may import each other; all others see the floors below and their own room only."""
 ONLY_IN = {"ray": {"cluster"}, "megatron": {"actor"}, "transformer_engine": {"actor"}, "vllm": {"rollout"}}
 HEAVY = {"torch", "ray", "vllm", "megatron", "transformers"}

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -91,6 +92,51 @@ def test_a_package_that_is_missing_is_named(monkeypatch, capsys):
     missing(monkeypatch, "ray.util")
     assert main(["train", "recipe.toml"]) == 1
     assert "needs the package 'ray', which is not installed here: ./launch/install.sh" in capsys.readouterr().err
+
+
+def bare(*words):
+    """By a Python without any package; (exit status, lines)."""
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    call = [sys.executable, "-S", "-m", *words]
+    done = subprocess.run(call, capture_output=True, text=True, env=environment)
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "plan", "smoke", "sft", "verdict.check"])
+def test_a_python_without_packages_says_so_in_a_line_however_it_is_called(module):
+    status, (line,) = bare(f"megatron_nft.{module}", "x.toml")
+    assert status == 1 and re.match(
+        rf"error: python -m megatron_nft\.{module} needs the package '\w+', which is not", line
+    )
+    assert line.endswith("source .venv/bin/activate")
+
+
+def test_what_a_running_command_lacks_keeps_its_traceback():
+    """A mistake of our own, too."""
+    code = """if True:
+        import sys
+        sys.argv = ["-m"]
+        import megatron_nft
+        def {}():
+            import {}
+        {}()
+    """
+    for function, module, lines in (
+        ("main", "no_such", 1),
+        ("load", "megatron_nft.no_such", 1),
+        ("load", "no_such", 0),
+    ):
+        source = code.format(function, module, function)
+        done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.count("Traceback") == lines, done.stderr
+
+
+def test_a_setting_more_is_never_asked_for(capsys):
+    for words in (["plan"], ["train"], ["sft"], ["preflight"], ["replay"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        said = capsys.readouterr().err
+        assert "the following arguments are required: recipe" in said and "section.key" not in said.split("required")[1]
 
 
 def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_nft.doctor.__main__ import examine, main, render
-from megatron_nft.doctor.packages import pins
+from megatron_nft.doctor.packages import check_pins, pins
 from megatron_nft.doctor.system import GIB, MIB
 from tests.unit.doctor.machines import complaints, driver, install, troubles
 
@@ -39,6 +39,12 @@ def test_a_missing_package_and_one_that_matters_less(machine, site):
     (site / "gone").rename(site / "megatron_core-0.16.1.dist-info")
     (site / "tqdm-4.70.1.dist-info").rename(site / "gone")
     assert complaints(machine) == {"versions": "warn tqdm is missing"}
+
+
+def test_a_python_without_any_package_is_told_to_be_another(machine):
+    bare = replace(machine, site_packages=(), interpreter="/usr/bin/python3")
+    (finding,) = check_pins(bare)
+    assert finding.status == "FAIL" and finding.value == "/usr/bin/python3" and ".venv/bin/activate" in finding.remedy
 
 
 def test_pins_are_those_of_this_python(machine):

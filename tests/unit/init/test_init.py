@@ -135,6 +135,22 @@ def test_a_rate_is_called_published_only_if_it_is(tmp_path, seven_b, model, why)
     assert f"# {why}" in line and line.startswith(f"learning_rate = {'5e-05' if model == 'toy' else '1e-06'}")
 
 
+def test_the_figures_that_launch_shows_are_the_planners(tmp_path, seven_b, capsys):
+    page = Path("launch/README.md").read_text()
+    assert init(tmp_path, "--model", seven_b, "--gpus", 8, "--hardware", "H100")[0] == 0
+    assert re.search("^plan: .*$", capsys.readouterr().out, re.M)[0] in page
+    small = tmp_path / "small"
+    small.mkdir()
+    (small / "config.json").write_text(json.dumps(QWEN2 | SHAPES["math_1.5b"]))
+    for recipe, model in (("7b_1x8h100", seven_b.parent), ("1.5b_1x1h100", small)):
+        name = f"nft_qwen2.5_math_{recipe}.toml"
+        assert plan([f"launch/recipes/{name}", "--model", str(model), "--hardware", "H100", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        fullest = max(usage["bytes"] for usage in found["memory"]) / 2**30
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"| {found['seconds']:.0f} s" in row and f"| {fullest:.1f} of 79.1 GiB |" in row, row
+
+
 def planned(recipe, capsys):
     capsys.readouterr()
     plan([str(recipe), "--hardware", "H100", "--json"])

@@ -54,6 +54,35 @@ def test_every_request_shows_the_run_as_it_is_and_it_reloads_until_the_run_ends(
     assert data["run"]["reload_s"] == 0 and data["run"]["verdict"] == "done" and data["timeline"]["step"] == 1
 
 
+def test_minutes_and_timeline_are_as_of_now_between_two_pages_of_the_run(make_config, served):
+    config = make_config()
+    report = Report(config, io.StringIO())
+    report.count_earlier(3.0)
+    for step in (1, 2):
+        with report.step(step), report.stage("train"):
+            time.sleep(0.01)
+    address, state = served(config.run_dir), config.run_dir / "run.json"
+    os.utime(state, (time.time() - 90, time.time() - 90))
+    data = data_at(address)
+    assert data["run"]["minutes"] == pytest.approx(4.5, abs=0.2), "3 minutes before, and 1.5 since"
+    timeline = data["timeline"]
+    assert timeline["step"] == 2 and timeline["tracks"][0][0] == "driver"
+    assert "train" in [name for name, _, _ in timeline["tracks"][0][1]]
+    (config.run_dir / "timeline/step_2.json").write_text("{")
+    assert data_at(address)["timeline"] is None
+    (config.run_dir / ".owner").mkdir()
+    beat = config.run_dir / ".owner" / "1"
+    beat.write_text("{}")
+    os.utime(state, (time.time() - 660, time.time() - 660))
+    os.utime(beat, (time.time() - 600, time.time() - 600))
+    run = data_at(address)["run"]
+    assert run["verdict"].startswith("interrupted") and run["minutes"] == pytest.approx(4.0, abs=0.2)
+    report.close("done")
+    os.utime(state, (time.time() - 900, time.time() - 900))
+    run = data_at(address)["run"]
+    assert run["minutes"] == pytest.approx(3.0, abs=0.2), "it has ended"
+
+
 def test_a_run_that_was_killed_is_not_running_for_ever(make_config, served):
     config = make_config()
     Report(config, io.StringIO())
