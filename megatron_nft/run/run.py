@@ -73,7 +73,7 @@ class Run(Survival):
             refill=self.sync,
             in_background=not max_staleness and config.evaluate.in_background,
         )
-        self.gap_alarm = GapAlarm(config, report, is_ahead=max_staleness > 0, has_experts=bool(data.hf.experts))
+        self.gap_alarm = GapAlarm(config, report, is_ahead=max_staleness > 0, has_experts=data.hf.mixture is not None)
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
         self._set_out(processes.seconds)
