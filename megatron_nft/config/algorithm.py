@@ -158,7 +158,9 @@ class AlgorithmConfig(Section):
                 'right ones; set algorithm.name = "w_reinforce"'
             )
         if name in CLIPPED and self.normalize == 0:
-            yield (f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)')
+            yield (
+                f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO), 2 (GRPO, DAPO) or 3 (MaxRL)'
+            )
         yield from self._weight_problems()
         yield from self._reduction_problems()
         yield from self._gap_problems()

@@ -31,12 +31,14 @@ class GapAlarm:
         self._in_a_row = 0
         self._last = ""
 
-    def look(self, step: int, batch: TrainBatch) -> None:
+    def look(self, step: int, batch: TrainBatch | None) -> None:
         """Adds the metrics of the gap, and warns if it is beyond the bound, or a temperature's at any size.
 
         Args:
-            batch: scored by the actor, of before the step.
+            batch: scored by the actor, of before the step. None: it has not been.
         """
+        if batch is None:
+            return
         metrics = logprob_gap(batch, self._config.algorithm.importance_cap)
         kl, found = metrics["rollout/gap_kl"], None
         if self._bound and not kl <= self._bound:  # not a number: beyond

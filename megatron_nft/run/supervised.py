@@ -47,7 +47,8 @@ class SupervisedRun(Survival):
         self._begin = self._stream.state_dict()
         self._hf = read_hf_config(config.model.path)
         report.announce(
-            f"data: {len(self._given.prompts)} given answers ({self._given.num_too_long} too long left out)"
+            f"data: {len(self._given.prompts)} given answers ({self._given.num_too_long} too long, "
+            f"{self._given.num_blank} blank left out)"
         )
         report.announce(
             f"actor: {config.actor.world_size} Megatron ranks ({config.actor.layout}), {config.actor.precision} | "

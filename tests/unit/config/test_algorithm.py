@@ -100,6 +100,14 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
             "token_mask = 2.0: it takes a band, [lower, upper] with 0 <= lower < upper",
         ),
         (["corrections={token_mask = [2.0, 0.5]}"], "token_mask = [2.0, 0.5]: it takes a band"),
+        (["corrections={token_mask = [2.0, 5.0]}"], "[2.0, 5.0] leaves out a ratio of 1, that of tokens on which"),
+        (["corrections={geometric_mask = [0, 1e-9]}"], "leaves out a ratio of 1"),
+        (["corrections={token_truncate = 1e-4}"], "give bounds around it, such as 2.0"),
+        (["importance_cap=0.5"], "importance_cap = 0.5 leaves out a ratio of 1"),
+        (["corrections={token_k1 = true}"], "token_k1 is true or false, which is no number"),
+        (["corrections={token_mask = [false, 2.0]}"], "token_mask is true or false"),
+        (["normalize=true"], "algorithm.normalize = True: it is true or false, which is no number"),
+        (["name=maxrl", "normalize=0"], "choose 1 (Dr. GRPO), 2 (GRPO, DAPO) or 3 (MaxRL)"),
         (["corrections={token_k1 = [0.1, 0.5]}"], "token_k1 = [0.1, 0.5]: it takes one number above 0"),
         (["corrections={sequence_k3 = 0}"], "it takes one number above 0"),
         (["corrections={token_mask = [0.5, 2.0]}", "importance_cap=2"], "which is then corrected for twice"),
@@ -122,6 +130,13 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
 )
 def test_algorithms_that_are_none(recipe, overrides, message):
     assert message in refusal(recipe, *(f"algorithm.{o}" for o in overrides))
+
+
+@pytest.mark.parametrize(
+    "bounds", ["token_mask = [1, 5.0]", "token_mask = [0.5, 1]", "token_truncate = 1", "token_k3 = 1e-9"]
+)
+def test_bounds_that_keep_a_ratio_of_one_are_taken(recipe, bounds):
+    load_config(recipe, [f"algorithm.corrections={{{bounds}}}"])
 
 
 def test_a_reference_of_another_shape(recipe, tmp_path):
