@@ -23,6 +23,10 @@ TOP_P = "makes the engine's log-probs those of a part of the vocabulary"
         (["algorithm.clamp_negative=0.5", "algorithm.name=rft"], 'is not read by "rft"'),
         (["algorithm.reduction_constant=100"], 'is the divisor of the "constant" reduction'),
         (["actor.routing_replay=actor", "algorithm.old_logprobs=engine"], "the actor's scoring, and there is none"),
+        (["algorithm.name=sft", "actor.routing_replay=engine"], "replays the experts of sampled answers, and"),
+        (["algorithm.name=sft", "actor.routing_replay=actor"], "replays the experts of sampled answers, and"),
+        (["optimizer.decay_updates=5", "train.steps=2", "train.updates_per_step=4"],
+         "optimizer.warmup_updates = 10 end after all of them (train.steps x updates_per_step = 8)"),
         (["actor.routing_replay=engine"], 'actor.routing_replay = "engine" is for mixtures of experts, and this qwen2'),
     ],
 )  # fmt: skip
