@@ -84,7 +84,7 @@ def evaluates_as_it_is_told(out, folder):
     (command,) = re.findall(r"^ *next +megatron-nft (.*)$", out, flags=re.M)
     arguments = [*shlex.split(command), "evaluate.samples=1"]
     evaluated = subprocess.run(
-        [sys.executable, "-m", "megatron_nft", *arguments], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "megatron_nft", *arguments], capture_output=True, text=True, timeout=600
     )
     assert evaluated.returncode == 0, evaluated.stderr
     assert "as it is; the recipe's [lora] is for training" in evaluated.stdout
