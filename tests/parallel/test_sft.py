@@ -101,5 +101,7 @@ def test_loss_and_gradient_are_those_of_transformers(rows, learns, overrides, tm
             here = ~np.isnan(gradient[name])  # this rank's part
             seen[name] |= here
             difference = np.linalg.norm((gradient[name] - expected[name])[here])
-            assert difference <= 2e-5 * np.linalg.norm(expected[name]), name
+            # The mixture's experts are nearly alike: a router's gradient is what is left of large terms.
+            bound = 1e-4 if name.endswith("mlp.gate.weight") else 2e-5
+            assert difference <= bound * np.linalg.norm(expected[name]), name
     assert all(part.all() for part in seen.values())
