@@ -33,7 +33,8 @@ def closing_rows(config: Config, verdict: str, records: Sequence[StepReport], mi
     rows["records"] = f"{folder}: metrics.jsonl, rollouts.jsonl, recipe.toml"
     rows["report"] = str(folder / "report.html")
     if "model" in rows:
-        rows["next"] = f"megatron-nft evaluate {folder / 'recipe.toml'} --model {folder / 'hf'}"
+        data = "" if config.data.held_out else " --data FILE"
+        rows["next"] = f"megatron-nft evaluate {folder / 'recipe.toml'} --model {folder / 'hf'}{data}"
     elif not is_done:
         rows["next"] = f"the same command goes on from {saved[-1]}" if saved else "the same command begins again"
     return rows
