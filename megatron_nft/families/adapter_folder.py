@@ -71,6 +71,6 @@ def _check_plain(file: Path, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key not in HARMLESS and value not in (None, False, [], {}, *OFF.get(key, ())):
             raise ModelFolderError(
-                f"{file}: {key} = {value!r} is not supported, or not known here; give a plain LoRA adapter, or merge "
-                "it into its model (peft's merge_and_unload) and give that as model.path"
+                f"{file}: {key} = {value!r} is not supported, or not known here; give a plain LoRA adapter, or, if "
+                "peft can merge it into its model (merge_and_unload), that as model.path"
             )
