@@ -27,7 +27,7 @@ from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.config import RecipeError, load_config, path_argument
 from megatron_nft.families.hf_config import ModelFolderError
-from megatron_nft.observe.batches import BatchError, load_batch
+from megatron_nft.observe.batches import BatchError, load_batch, step_of_batch
 from megatron_nft.run.replay import replay, replay_step
 
 
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.recipe, [*overrides, "optimizer.skip_nonfinite=true"])
         if batch is None:
             return 0 if replay_step(config, arguments.step) else 1
-        return 1 if replay(config, load_batch(path_argument(batch))) else 0
+        path = path_argument(batch)
+        return 1 if replay(config, load_batch(path), step_of_batch(path)) else 0
     except (ClusterError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

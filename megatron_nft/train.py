@@ -45,10 +45,9 @@ def train(run: Run, stop: Stop) -> None:
             with report.stage("train"):
                 trained, batch = run.train_step(batch)  # NFT loss -> optimizer, updates_per_step times
             report.add(trained)
-            if config.algorithm.old_logprobs == "actor":
-                run.gap_alarm.look(step, batch)
+            run.gap_alarm.look(step, run.with_actors_logprobs(batch))
             if config.observe.save_batches:
-                save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz")
+                save_batch(batch, config.run_dir / "batches" / f"step_{step}.npz", step)
             if trained["actor/nonfinite_updates"]:
                 keep_nonfinite(step, batch, config, run.actors, report)
             run.trained(step)

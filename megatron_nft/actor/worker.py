@@ -132,8 +132,11 @@ class Worker:
                 scores += np.split(logprobs_A.cpu().numpy(), np.cumsum(lengths)[:-1])
         return scores
 
-    def train_step(self, updates: Sequence[Sequence[MicroBatch]]) -> dict[str, float] | None:
+    def train_step(self, updates: Sequence[Sequence[MicroBatch]], step: int | None = None) -> dict[str, float] | None:
         """One optimizer update per element; the updates' metrics reduced to one dict, from the rank that speaks.
+
+        `step` is the rollout step, from 1, by which schedules go. None: as many as the updates before make, at
+        train.updates_per_step each.
 
         The first update's sequences need no old log-probs: they are those of its forward pass, see `first_logprobs`.
         The later ones' have to be `score`'s, of before the step.
@@ -151,8 +154,7 @@ class Worker:
             self.routing.keep_plain_gaps(sample, self.pipeline.score(sample, purpose="plain"))
         for number, microbatches in enumerate(updates):
             self.routing.update_begins(number)
-            self.schedule.step(1)
-            self.pipeline.step = (self.schedule.num_steps - 1) // self.config.train.updates_per_step + 1
+            self.pipeline.step = self.schedule.begin_update(step)
             metrics, answer_tokens, logprobs = self.pipeline.forward_backward(microbatches)
             if not reports:
                 self._first_logprobs = self._by_sequence(microbatches, logprobs)

@@ -189,18 +189,23 @@ class Actors:
         }
         return batch.map_sequences(lambda s, replica: replace(s, **{field: next(values[replica])}))
 
-    def train_step(self, batch: TrainBatch) -> tuple[dict[str, float], TrainBatch]:
-        """All optimizer updates of a batch whose later updates are scored, at least.
+    def train_step(self, batch: TrainBatch, step: int | None = None) -> tuple[dict[str, float], TrainBatch]:
+        """All optimizer updates of a batch whose later updates are scored, at least; `step` as of Worker.train_step.
 
         Returns:
             Their metrics, and the batch with the first update scored, too.
         """
         shares = [[update[d] for update in batch.updates] for d in range(self._config.actor.dp)]
-        metrics = next(answer for answer in self._call_by_replica("train_step", shares) if answer is not None)
-        first, later = TrainBatch(updates=batch.updates[:1]), batch.updates[1:]
-        if any(s.old_logprobs_A is None for s in first.sequences):
-            first = self._with(first, self._call("first_logprobs"), "old_logprobs_A")
-        return metrics, TrainBatch(updates=first.updates + later)
+        answers = self._call_by_replica("train_step", shares, step)
+        metrics = next(answer for answer in answers if answer is not None)
+        if any(s.old_logprobs_A is None for s in TrainBatch(updates=batch.updates[:1]).sequences):
+            batch = TrainBatch(updates=self.first_update(batch).updates + batch.updates[1:])
+        return metrics, batch
+
+    def first_update(self, batch: TrainBatch) -> TrainBatch:
+        """The first update of the batch that was trained last, with the actor's log-probs of before it."""
+        first = TrainBatch(updates=batch.updates[:1])
+        return self._with(first, self._call("first_logprobs"), "old_logprobs_A")
 
     @cached_property
     def weight_names(self) -> list[str]:
@@ -299,8 +304,8 @@ class Actors:
         }
         return Pending(what, refs, timeout_s, self._ranks, self._logs)
 
-    def _call_by_replica(self, verb: str, shares: Sequence[Any]) -> list[Any]:
-        """Calls `verb` on all ranks, with the share of each rank's data-parallel replica."""
-        stored = [ray.put((share,)) for share in shares]
+    def _call_by_replica(self, verb: str, shares: Sequence[Any], *more: Any) -> list[Any]:
+        """Calls `verb` on all ranks, with the share of each rank's data-parallel replica, and what all get."""
+        stored = [ray.put((share, *more)) for share in shares]
         arguments = [stored[data_parallel_rank(self._config.actor, rank)] for rank in range(len(self._ranks))]
         return self._begin_each(verb, arguments, what=verb, timeout_s=self._config.actor.timeout_s).wait()

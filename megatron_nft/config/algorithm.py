@@ -158,7 +158,9 @@ class AlgorithmConfig(Section):
                 'right ones; set algorithm.name = "w_reinforce"'
             )
         if name in CLIPPED and self.normalize == 0:
-            yield (f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO) or 2 (GRPO, DAPO)')
+            yield (
+                f'algorithm.normalize = 0 is not defined for "{name}"; choose 1 (Dr. GRPO), 2 (GRPO, DAPO) or 3 (MaxRL)'
+            )
         yield from self._weight_problems()
         yield from self._reduction_problems()
         yield from self._gap_problems()
@@ -182,13 +184,20 @@ class AlgorithmConfig(Section):
                 f"algorithm.schedule_steps = {self.schedule_steps} is how long a weight changes, and none does; set "
                 "neg_weight_end or pos_weight_end, or leave it out"
             )
-        if (
-            self.neg_weight == 0
-            and self.pos_weight == 0
-            and self.neg_weight_end is None
-            and self.pos_weight_end is None
-        ):
-            yield "algorithm.neg_weight = 0 and algorithm.pos_weight = 0 leave nothing to learn from; raise one of them"
+        start = {key: getattr(self, key) for key in ("neg_weight", "pos_weight")}
+        if not any(start.values()):
+            yield (
+                "algorithm.neg_weight = 0 and algorithm.pos_weight = 0 leave nothing to learn from "
+                f"{'in the first step' if self.schedule_steps else ''}".rstrip()
+                + "; raise one of them"
+            )
+        end = {key: weight if (to := getattr(self, f"{key}_end")) is None else to for key, weight in start.items()}
+        if any(start.values()) and not any(end.values()):
+            settings = [f"{key}_end" if getattr(self, f"{key}_end") is not None else key for key in start]
+            yield (
+                f"algorithm.{settings[0]} = 0 and algorithm.{settings[1]} = 0 leave nothing to learn from after "
+                f"schedule_steps = {self.schedule_steps}: the run would go on with a loss of 0; raise one of them"
+            )
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
             yield (
                 f"algorithm.dual_clip = {self.dual_clip:g} would cut what clip_high = {self.clip_high:g} lets pass; "
@@ -236,7 +245,8 @@ class AlgorithmConfig(Section):
 
     def _reduction_problems(self) -> Iterator[str]:
         row = METHODS[self.name]
-        if (self.ratio_type == "sequence" or row.ratio_of_answers) and self.reduction != "sequences":
+        has_one_ratio = row.ratio_of_answers or (self.ratio_type == "sequence" and not row.ratio_is_weight)
+        if has_one_ratio and self.reduction != "sequences":
             why = f'name = "{self.name}"' if row.ratio_of_answers else 'ratio_type = "sequence"'
             yield (
                 f'algorithm.reduction = "{self.reduction}" would weigh an answer by its tokens, and with '

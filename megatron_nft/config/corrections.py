@@ -42,6 +42,12 @@ class CorrectionRow:
             return isinstance(bounds, tuple) and 0 <= bounds[0] < bounds[1]
         return not isinstance(bounds, tuple) and bounds > 0
 
+    def loses_one(self, bounds: Bounds) -> bool:
+        """Whether a token on which engine and actor agree, of ratio 1, would weigh less."""
+        if self.kind == "mask":
+            return isinstance(bounds, tuple) and not bounds[0] <= 1 <= bounds[1]
+        return self.kind == "truncate" and not isinstance(bounds, tuple) and bounds < 1
+
 
 CORRECTIONS: dict[str, CorrectionRow] = {
     "token_truncate": CorrectionRow(of="token", kind="truncate"),
@@ -56,6 +62,8 @@ CORRECTIONS: dict[str, CorrectionRow] = {
     "geometric_mask": CorrectionRow(of="geometric", kind="mask"),
 }
 
+_LOSES_ONE = "leaves out a ratio of 1, that of tokens on which engine and actor agree: it would weigh nearly all down"
+
 
 def correction_problems(corrections: Mapping[str, Bounds], importance_cap: float) -> Iterator[str]:
     """What is wrong with a recipe's corrections."""
@@ -65,6 +73,11 @@ def correction_problems(corrections: Mapping[str, Bounds], importance_cap: float
         elif not CORRECTIONS[name].fits(bounds):
             given = list(bounds) if isinstance(bounds, tuple) else bounds
             yield f"algorithm.corrections.{name} = {given}: it takes {CORRECTIONS[name].takes}"
+        elif CORRECTIONS[name].loses_one(bounds):
+            given, remedy = (list(bounds), "[0.5, 2.0]") if isinstance(bounds, tuple) else (bounds, "2.0")
+            yield f"algorithm.corrections.{name} = {given} {_LOSES_ONE}; give bounds around it, such as {remedy}"
+    if 0 < importance_cap < 1:
+        yield f"algorithm.importance_cap = {importance_cap:g} {_LOSES_ONE}; give 1 or more, such as 2"
     weights = [name for name in corrections if name in CORRECTIONS and not CORRECTIONS[name].rejects]
     weights += [f"importance_cap = {importance_cap:g}"] * (importance_cap > 0)
     if len(weights) > 1:

@@ -35,6 +35,11 @@ def layout_problems(config: Config, hf: HFConfig) -> Iterator[str]:
             f"lora.rank = {config.lora.rank}: {hf.model_type} has experts, and there are no adapters for models with "
             "experts; leave [lora] out"
         )
+    if config.rollout.top_logprobs > hf.vocab_size:
+        yield (
+            f"rollout.top_logprobs = {config.rollout.top_logprobs} > the model's vocab_size {hf.vocab_size}: there "
+            "are no more tokens to say a log-prob of; set that at most (128 in score_centering's paper)"
+        )
     if config.max_sequence_tokens > hf.max_position_embeddings:
         yield (
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} + rollout.max_answer_tokens "

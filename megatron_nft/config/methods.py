@@ -23,6 +23,10 @@ class MethodRow:
     """It learns from rewards, so that a grader may give any score from 0 to 1. False: from right and wrong."""
     ratio_of_answers: bool = False
     """Its likelihood ratio is an answer's, whatever ratio_type: an answer counts once, and no token by itself."""
+    ratio_is_weight: bool = False
+    """Its likelihood ratio, an answer's, too, only weighs the log-prob that each token has: any reduction will do."""
+    learns_from_unmixed: bool = False
+    """It compares no answer with its group's: a group that is all right, or all wrong, is trained on, too."""
 
 
 _FILES = "megatron_nft.nft.methods"
@@ -50,7 +54,10 @@ def _clipped(module: str = _CLIPPED, *, reads: tuple[str, ...] = ("dual_clip",),
 def _signed(**preset: Any) -> MethodRow:
     """One that learns from signs: right answers up, wrong ones down."""
     return MethodRow(
-        module=_REINFORCE, preset={"normalize": 0, **preset}, unread=_all_but(*_CLIPS, *_WEIGHTS, "normalize")
+        module=_REINFORCE,
+        preset={"normalize": 0, **preset},
+        unread=_all_but(*_CLIPS, *_WEIGHTS, "normalize"),
+        learns_from_unmixed=True,
     )
 
 
@@ -75,12 +82,17 @@ METHODS: dict[str, MethodRow] = {
         module=f"{_FILES}.topr",
         preset={"normalize": 0, "ratio_type": "sequence", "reduction": "sequences"},
         unread=_all_but(*_WEIGHTS, "ratio_type", "normalize"),
+        ratio_is_weight=True,
+        learns_from_unmixed=True,
     ),
     "psr": _signed(neg_weight=0.0),
     "nsr": _signed(pos_weight=0.0),
     "w_reinforce": _signed(pos_weight=0.1),
     "asymre": MethodRow(
-        module=f"{_FILES}.asymre", unread=("neg_weight", *_all_but("baseline_shift")), takes_scores=True
+        module=f"{_FILES}.asymre",
+        unread=("neg_weight", *_all_but("baseline_shift")),
+        takes_scores=True,
+        learns_from_unmixed=True,  # less the shift
     ),
 }
 

@@ -18,9 +18,10 @@ class ObserveConfig(Section):
     """Measure the policy's entropy at every answer token of the update; costs some time."""
     gap_bound: float | None = Field(None, ge=0)
     """Largest KL divergence of the actor's policy from the engine's that passes without an alarm, in nats a token, as
-    the step's tokens estimate it. Unset: 1e-6 where both compute in fp32, else 0.01, which is five times what mixtures
-    of experts have; none where sampling is ahead, or rollout.top_p < 1. 0: no alarm. Beyond it the run says so with the
-    likely cause, and keeps the batch as gap/step_N.npz."""
+    the step's tokens estimate it. Unset: 1e-6 where both compute in fp32, 1e-3 in bf16, five times what is normal, 5e-3
+    with experts, 1e-2 where one computes in FP8 or less; none where sampling is ahead, or rollout.top_p < 1. 0: no
+    alarm. Beyond it the run says so with the likely cause, and keeps the batch as gap/step_N.npz; and at any size if
+    the gap is what another temperature does."""
     gap_stop_after: int = Field(0, ge=0)
     """Steps in a row beyond the bound after which the run stops, with the last one saved. 0: it only warns."""
     trackers: list[Literal["tensorboard", "wandb"]] = Field([])

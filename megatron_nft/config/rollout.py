@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from megatron_nft.config.section import Section
-from megatron_nft.config.vllm_settings import OWN, refused
+from megatron_nft.config.vllm_settings import refused
 
 Tail = Literal["wait", "drop", "keep"]
 """What becomes of answers under way once enough groups are mixed: groups/queue.py."""
@@ -64,8 +64,9 @@ class RolloutConfig(Section):
     vllm: dict[str, Any] = Field(default_factory=dict)
     """Any other of vLLM's engine arguments by name, such as {quantization = "fp8_per_channel"} or {speculative_config =
     {method = "ngram", num_speculative_tokens = 3}}: handed on as they are, once vLLM's own class has taken them. What
-    the program sets itself is refused. See megatron_nft/rollout/vllm/README.md."""
+    the program sets itself is refused, and so is what would change the answers' distribution or the engine's code. See
+    megatron_nft/rollout/vllm/README.md."""
 
     def problems(self) -> Iterator[str]:
         """What its settings can't be together."""
-        yield from sorted(refused(self.vllm, OWN))
+        yield from sorted(refused(self.vllm))

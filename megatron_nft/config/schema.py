@@ -22,7 +22,7 @@ from megatron_nft.config.section import Section
 from megatron_nft.config.sft import SftConfig
 from megatron_nft.config.train import TrainConfig
 from megatron_nft.config.verdict import VerdictConfig
-from megatron_nft.config.vllm_settings import OWN_ON_A_CPU, refused
+from megatron_nft.config.vllm_settings import refused_on_a_cpu
 from megatron_nft.config.weights import WeightsConfig
 
 
@@ -91,17 +91,21 @@ class Config(Section):
         """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
         return self.weights.canary_gap or (1e-3 if self._is_exact else 0.1)
 
-    def gap_bound(self, *, is_ahead: bool) -> float:
+    def gap_bound(self, *, is_ahead: bool, has_experts: bool = False) -> float:
         """observe.gap_bound, with its default resolved; 0: none.
 
         Args:
             is_ahead: answers are older than the policy that trains.
+            has_experts: the model has, which engine and actor choose differently where rounding decides.
         """
         if self.observe.gap_bound is not None:
             return self.observe.gap_bound
         if is_ahead or self.rollout.top_p < 1:
             return 0.0
-        return 1e-6 if self._is_exact else 0.01
+        if self._is_exact:
+            return 1e-6
+        is_quantized = self.actor.precision.startswith("fp8") or "quantization" in self.rollout.vllm
+        return 1e-2 if is_quantized else 5e-3 if has_experts else 1e-3
 
     @property
     def _is_exact(self) -> bool:
@@ -122,6 +126,7 @@ class Config(Section):
         yield from self._check_ranks()
         yield from self._check_log_probs()
         yield from self._check_lora()
+        yield from self.gap_problems(is_ahead=False)
         if self.algorithm.kl_weight and self.model.reference is None and not self.lora.rank:
             yield (
                 f"algorithm.kl_weight = {self.algorithm.kl_weight:g} needs a reference model; set model.reference to "
@@ -159,6 +164,24 @@ class Config(Section):
                 f"{self.actor.tokens_per_microbatch}, and a sequence may have {self.max_sequence_tokens} tokens; raise "
                 "tokens_per_microbatch to that"
             )
+
+    def gap_problems(self, *, is_ahead: bool) -> Iterator[str]:
+        """A stop after alarms that never come.
+
+        Args:
+            is_ahead: as in `gap_bound`.
+        """
+        if not self.observe.gap_stop_after or self.gap_bound(is_ahead=is_ahead):
+            return
+        rollout, why = self.rollout, "observe.gap_bound = 0 has no alarm"
+        if self.observe.gap_bound is None:
+            cuts = f"rollout.top_p = {rollout.top_p:g}"
+            ahead = f"sampling ahead (rollout.max_staleness = {rollout.max_staleness})"
+            why = f"with {cuts if rollout.top_p < 1 else ahead} there is no alarm by itself"
+        yield (
+            f"observe.gap_stop_after = {self.observe.gap_stop_after} counts alarms, and {why}; set observe.gap_bound "
+            "above 0, or leave gap_stop_after out"
+        )
 
     def _check_lora(self) -> Iterator[str]:
         if not self.lora.rank:
@@ -214,7 +237,7 @@ class Config(Section):
             section, _, key = setting.partition(".")
             if getattr(getattr(self, section), key):
                 yield (f'{setting} needs a CUDA device, and cluster.device is "cpu"; leave it out')
-        yield from sorted(refused(self.rollout.vllm, OWN_ON_A_CPU))
+        yield from sorted(refused_on_a_cpu(self.rollout.vllm))
 
     def _check_placement(self) -> Iterator[str]:
         workers = self.rollout.engines * self.rollout.tp

@@ -13,7 +13,8 @@ class TrainConfig(Section):
     steps: int = Field(100, ge=1)
     """Rollout steps. Each samples, grades, trains and syncs the weights once."""
     groups_per_step: int = Field(512, ge=1)
-    """Mixed groups (prompts with right and wrong answers) that a step trains on."""
+    """Groups that a step trains on: prompts with right and wrong answers, "mixed"; of a method that compares no answer
+    with its group's (psr, nsr, w_reinforce, topr, asymre) every prompt with an answer that it weighs."""
     updates_per_step: int = Field(16, ge=1)
     """Optimizer updates per step; must divide groups_per_step."""
     evaluate_every: int = Field(5, ge=0)

@@ -13,10 +13,10 @@ import numpy as np
 from megatron_nft.config import Config
 from megatron_nft.data.chat import Renderer
 from megatron_nft.data.errors import DataError
-from megatron_nft.data.files import read_rows, stem_of
+from megatron_nft.data.files import no_rows, read_rows, stem_of
 from megatron_nft.data.prompts import PromptStream, messages_to_ask
 from megatron_nft.data.rows import QUESTIONS, messages_of
-from megatron_nft.data.tokenizer import tokenize
+from megatron_nft.data.tokenizer import stop_ids, tokenize
 from megatron_nft.data.vocabulary import within_vocabulary
 from megatron_nft.types import Prompt, TrainSequence
 
@@ -34,6 +34,7 @@ class Demonstrations:
     prompts: tuple[Prompt, ...]  # whose ground truth is the answer's text
     answers: dict[str, np.ndarray]  # prompt_id -> int32 [A], with the token that ends an answer
     num_too_long: int  # left out: data.max_prompt_tokens, or rollout.max_answer_tokens
+    num_blank: int = 0  # left out: an answer of nothing teaches to end at once
 
     def sequence(self, prompt: Prompt, *, learns_prompt: bool) -> TrainSequence:
         """A row, ready for the loss: to be learned is the answer, or all but the first token."""
@@ -62,15 +63,23 @@ def load_demonstrations(files: Sequence[str], tokenizer: "PreTrainedTokenizerBas
     Raises:
         DataError: a file is missing or has another schema, a row has no prompt or no answer, or none is left.
     """
-    renderer, prompts, answers, num_too_long = Renderer(tokenizer, config.data), [], {}, 0
+    renderer, prompts, answers = Renderer(tokenizer, config.data), [], {}
+    num_too_long = num_blank = 0
+    is_plain, stops = config.data.prompt_format == "plain", sorted(stop_ids(tokenizer))
+    ends = [str(token) for token in tokenizer.convert_ids_to_tokens(stops) if token]
     for number, file in enumerate(files):
-        rows = list(_texts(file, config, renderer))
-        is_plain = config.data.prompt_format == "plain"
+        rows = [(text, _as_ended(answer, ends)) for text, answer in _texts(file, config, renderer)]
+        if not rows:
+            raise no_rows(file)
         prompt_ids = within_vocabulary(tokenize([p for p, _ in rows], tokenizer, is_plain=is_plain), tokenizer)
         encoded = [np.array(tokenizer.encode(a, add_special_tokens=False), np.int32) for _, a in rows]
         answer_ids = within_vocabulary(encoded, tokenizer)
         for row, ((text, answer), prompt_P, answer_A) in enumerate(zip(rows, prompt_ids, answer_ids, strict=True)):
-            answer_A = np.append(answer_A, tokenizer.eos_token_id).astype(np.int32)
+            if not len(answer_A):
+                num_blank += 1
+                continue
+            if answer_A[-1] not in stops:  # an answer's text may have its end
+                answer_A = np.append(answer_A, tokenizer.eos_token_id).astype(np.int32)
             if len(prompt_P) > config.data.max_prompt_tokens or len(answer_A) > config.rollout.max_answer_tokens:
                 num_too_long += 1
                 continue
@@ -80,11 +89,24 @@ def load_demonstrations(files: Sequence[str], tokenizer: "PreTrainedTokenizerBas
                 Prompt(prompt_id=name, text=text, token_ids_P=prompt_P, ground_truth=answer, data_source="given")
             )
     if not prompts:
-        raise DataError(
-            f"no row left of {', '.join(files)}: {num_too_long} longer than data.max_prompt_tokens = "
-            f"{config.data.max_prompt_tokens} and rollout.max_answer_tokens = {config.rollout.max_answer_tokens}"
+        limits = (
+            f"data.max_prompt_tokens = {config.data.max_prompt_tokens} or rollout.max_answer_tokens = "
+            f"{config.rollout.max_answer_tokens}"
         )
-    return Demonstrations(prompts=tuple(prompts), answers=answers, num_too_long=num_too_long)
+        why = [f"{num_too_long} longer than {limits}, which may be raised"] * (num_too_long > 0)
+        why += [f"{num_blank} with a blank answer, from which nothing is learned; write them"] * (num_blank > 0)
+        raise DataError(f"no row left of {', '.join(files)}: {'; '.join(why)}")
+    return Demonstrations(prompts=tuple(prompts), answers=answers, num_too_long=num_too_long, num_blank=num_blank)
+
+
+def _as_ended(answer: str, ends: Sequence[str]) -> str:
+    """Without spaces behind its own end; "" of one that has nothing else."""
+    bare = answer
+    for end in ends:
+        bare = bare.replace(end, "")
+    if not bare.strip():
+        return ""
+    return answer.rstrip() if answer.rstrip().endswith(tuple(ends)) else answer
 
 
 def _texts(file: str, config: Config, renderer: Renderer) -> Iterator[tuple[str, str]]:

@@ -70,6 +70,11 @@ def read_rows(file: str, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{file} cannot be read: {in_a_line(error)}{remedy}") from error
 
 
+def no_rows(file: str) -> DataError:
+    """What is said of a file that holds nothing."""
+    return DataError(f"{file} has no rows; write or fetch it again, or leave it out")
+
+
 def is_hub_name(file: str) -> bool:
     """Whether it is owner/name, and nothing here: where a folder `owner` lies, a file of it is meant, and missing."""
     path = Path(file)

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from megatron_nft.data.errors import DataError
-from megatron_nft.data.files import Row, read_rows, stem_of
+from megatron_nft.data.files import Row, no_rows, read_rows, stem_of
 from megatron_nft.data.ground_truth import MARK, NoGroundTruth, ground_truth_of, gsm8k_number, last_box
 from megatron_nft.data.made_text import value_in
 
@@ -56,7 +56,7 @@ def read_problems(file: str) -> Iterator[Problem]:
     for number, row in read_rows(file, COLUMNS):
         yield problem_of(row, number, file, stem)
     if number < 0:
-        raise DataError(f"{file} has no rows")
+        raise no_rows(file)
 
 
 def problem_of(row: Row, number: int, file: str, stem: str) -> Problem:

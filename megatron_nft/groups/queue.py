@@ -16,9 +16,10 @@ another; or it is cut ("drop"), which favours short answers; or it goes on for t
 Called by source.py, under its lock.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import ceil, sqrt
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,9 @@ class _Counts:
 class GroupQueue:
     """Requests under way and graded groups, between the engines and the trainer.
 
+    Args:
+        teaches: whether a graded group is of use to the method. "Mixed" stands for such groups here.
+
     Attributes:
         version: of the policy that the engines hold.
         num_taken: steps that have got their groups.
@@ -82,11 +86,18 @@ class GroupQueue:
     """
 
     def __init__(
-        self, *, groups_per_step: int, max_staleness: int, max_rounds: int, num_steps: int, tail: Tail = "wait"
+        self,
+        *,
+        groups_per_step: int,
+        max_staleness: int,
+        max_rounds: int,
+        num_steps: int,
+        tail: Tail = "wait",
+        teaches: Callable[[RolloutGroup], bool] = attrgetter("is_mixed"),
     ) -> None:
         self.groups_per_step, self.max_staleness, self.tail = groups_per_step, max_staleness, tail
         self._oldest_allowed = max(max_staleness, int(tail == "keep"))  # staleness of a group that is trained on
-        self.max_rounds, self.num_steps = max_rounds, num_steps
+        self.max_rounds, self.num_steps, self._teaches = max_rounds, num_steps, teaches
         self.version = self.num_taken = self.round = self._next_id = 0
         self.mixed_share, self.share_of = 1.0, 0  # the share, and how many graded groups say so; none yet
         self.under_way: dict[int, Request] = {}
@@ -190,7 +201,7 @@ class GroupQueue:
         self._unreported[request_id] = group
         counts = self._counts
         counts.graded += 1
-        if group.is_mixed:
+        if self._teaches(group):
             counts.mixed += 1
             self._ready[request_id] = group
         if counts.graded >= self.groups_per_step:  # fewer say little
@@ -253,13 +264,8 @@ class GroupQueue:
     def kept(self) -> list[Kept]:
         """All graded groups that are still to be trained on or reported; those taken for an untrained step, too."""
         now = [
-            Kept(
-                request_id=key,
-                group=(self._ready | self._unreported)[key],
-                is_ready=key in self._ready,
-                is_reported=key not in self._unreported,
-            )
-            for key in sorted({*self._ready, *self._unreported})
+            Kept(request_id=key, group=group, is_ready=key in self._ready, is_reported=key not in self._unreported)
+            for key, group in sorted((self._ready | self._unreported).items())
         ]
         untrained = {kept.request_id for kept in self._untrained}
         return self._untrained + [kept for kept in now if kept.request_id not in untrained]
@@ -292,7 +298,7 @@ class GroupQueue:
         self._ready = {item.request_id: item.group for item in kept if item.is_ready}
         self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}
         self._counts.graded = len(self._unreported)
-        self._counts.mixed = sum(group.is_mixed for group in self._unreported.values())
+        self._counts.mixed = sum(map(self._teaches, self._unreported.values()))
         oldest = self.num_taken - self._oldest_allowed  # for the next step; the saved run may have allowed older ones
         for key in [key for key, group in self._ready.items() if oldest_version(group) < oldest]:
             del self._ready[key]

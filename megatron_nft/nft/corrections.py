@@ -49,7 +49,7 @@ def correction(
             kept_T &= _divergences(gaps_T, sequence_ids_T, row) <= bounds
         else:
             weights_T = weights_T * _weights(_log_ratios(gaps_T, sequence_ids_T, row), bounds)
-    return weights_T * kept_T, kept_T
+    return torch.where(kept_T, weights_T, 0.0), kept_T  # what is out may have a weight that is no number
 
 
 def cut_tokens(

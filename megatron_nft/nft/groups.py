@@ -3,7 +3,7 @@
 Judged RolloutGroups come in, TrainSequences go out. Called by train.py and the sources of groups.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,9 +17,14 @@ class ScoreError(ValueError):
     """A grader gives scores, and the method takes right or wrong."""
 
 
-def keep_mixed(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-    """The groups whose answers differ in what they are worth; the others carry no signal."""
-    return [group for group in groups if group.is_mixed]
+def teaches(group: RolloutGroup, algorithm: AlgorithmConfig) -> bool:
+    """Whether the method learns anything of a judged group: of one whose answers differ in what they are worth; and, of
+    a method that compares no answer with its group's, of any with an answer that it weighs."""
+    if not METHODS[algorithm.name].learns_from_unmixed:
+        return group.is_mixed
+    weighs_right = bool(algorithm.pos_weight or algorithm.pos_weight_end)
+    weighs_wrong = bool(algorithm.neg_weight or algorithm.neg_weight_end)
+    return any(weighs_right if is_right else weighs_wrong for is_right in group.graded.rights)
 
 
 def check_scores(groups: Iterable[RolloutGroup], algorithm: AlgorithmConfig) -> None:

@@ -30,14 +30,15 @@ COLUMN = "column/"
 """Before the name of a further column's array, here and in groups/file.py."""
 
 
-def save_batch(batch: TrainBatch, path: Path) -> None:
-    """Writes a scored batch. How it was cut into microbatches is not kept: that belongs to the layout."""
+def save_batch(batch: TrainBatch, path: Path, step: int) -> None:
+    """Writes a step's scored batch. How it was cut into microbatches is not kept: that belongs to the layout."""
     updates = [[s for rank in update for m in rank for s in m.sequences] for update in batch.updates]
     sequences = [s for update in updates for s in update]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
     np.savez_compressed(
         partial,
+        step=step,
         update=np.repeat(np.arange(len(updates)), [len(update) for update in updates]),
         num_tokens=[s.num_tokens for s in sequences],
         num_prompt_tokens=[s.num_prompt_tokens for s in sequences],
@@ -91,6 +92,12 @@ def load_batch(path: Path) -> list[list[TrainSequence]]:
             )
         )
     return updates
+
+
+def step_of_batch(path: Path) -> int | None:
+    """The rollout step of a saved batch, by which its schedules go; None: it was saved before that was kept."""
+    with np.load(path, allow_pickle=False) as file:
+        return int(file["step"]) if "step" in file.files else None
 
 
 def column_arrays(answers: Sequence[Rollout | TrainSequence]) -> dict[str, np.ndarray]:

@@ -24,9 +24,9 @@ NOISE_SHARE = 0.5
 EXPLAINED = 0.9
 """Share of the siblings' gaps that one temperature must explain."""
 MIN_PAIRS = 16
-"""Pairs of siblings from which a temperature can be told."""
+"""Pairs of answers from which a temperature, or noise, can be told."""
 
-Cause = Literal["noise", "temperature", "cut", "weights"]
+Cause = Literal["not finite", "noise", "temperature", "cut", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,13 @@ def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, flo
     """
     by_answer = [s.old_logprobs_A - s.engine_logprobs_A for s in batch.sequences]
     gaps_N = np.concatenate(by_answer).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a gap that is no number, neither are these
+        return _gap_metrics(batch, by_answer, gaps_N, importance_cap)
+
+
+def _gap_metrics(
+    batch: TrainBatch, by_answer: list[np.ndarray], gaps_N: np.ndarray, importance_cap: float
+) -> dict[str, float]:
     capped_N = gaps_N.clip(max=MAX_LOG_RATIO)
     sizes_N = np.abs(gaps_N)
     metrics = {
@@ -78,53 +85,86 @@ def _effective(log_weights: np.ndarray) -> float:
 def diagnose(sequences: Sequence[TrainSequence]) -> Diagnosis:
     """What the gap of scored sequences looks like. The first of these that holds:
 
-    noise: tokens that are all but certain have a gap like all others. Two distributions can't differ much there: the
-        log-probs are not those of what was sampled from, or are of low precision.
+    not finite: a log-prob is no number, or that of a token that can't be.
+    noise: tokens that are all but certain have a gap like all others, and so has one token at one place from answer to
+        answer. Two distributions can't differ so: the log-probs are not those of what was sampled from, or are of low
+        precision.
     cut: the engine finds every token likelier than the actor does: it has left tokens out (top_p, top_k).
-    temperature: between two tokens of the same place, the gap is proportional to the difference of their log-probs,
-        which is what another temperature does, and next to nothing else. Answers to one prompt have such places,
-        wherever they part.
+    temperature: see `temperature_of`.
     weights: none of that. The engine's distribution is another one, as of an older or another policy.
     """
     old_N, engine_N = (np.concatenate([getattr(s, name) for s in sequences]) for name in _LOGPROBS)
+    broken = {"engine": int((~np.isfinite(engine_N)).sum()), "actor": int((~np.isfinite(old_N)).sum())}
+    if any(broken.values()):
+        words = " and ".join(f"{number} of the {who}'s" for who, number in broken.items() if number)
+        return Diagnosis(cause="not finite", words=f"of {len(old_N)} tokens' log-probs {words} are not finite")
     gaps_N = old_N.astype(np.float64) - engine_N
-    whole = float(np.sqrt((gaps_N**2).mean()))
+    whole = _size(gaps_N)
+    siblings, twins = _siblings(sequences)
     certain_N = old_N > -CERTAIN
-    at_certain = float(np.sqrt((gaps_N[certain_N] ** 2).mean())) if certain_N.any() else 0.0
-    if at_certain > NOISE_SHARE * whole:
-        words = f"tokens that are all but certain differ by {at_certain:.2g} nats, all by {whole:.2g}: the engine's "
-        return Diagnosis(
-            cause="noise", words=words + "log-probs are not those of the distribution that it samples from"
-        )
+    at_certain = _size(gaps_N[certain_N])
+    from_one_place = _size(np.array(twins)) / 2**0.5
+    told = [f"tokens that are all but certain differ by {at_certain:.2g} nats"] * (at_certain > NOISE_SHARE * whole)
+    if len(twins) >= MIN_PAIRS and from_one_place > NOISE_SHARE * whole:
+        told.append(f"the same token at the same place by {from_one_place:.2g} nats from answer to answer")
+    if told:
+        words = f"{' and '.join(told)}, all by {whole:.2g}: the engine's log-probs are not those of the distribution "
+        return Diagnosis(cause="noise", words=words + "that it samples from")
     if gaps_N.mean() < 0 and np.quantile(gaps_N, 0.999) < 1e-3 * whole:
         words = (
             "the engine finds every token likelier than the actor: it samples from a part of the vocabulary (top_p, "
         )
         return Diagnosis(cause="cut", words=words + "top_k)")
-    apart = _siblings(sequences)
-    if len(apart) >= MIN_PAIRS:
-        of_actor, of_gap = np.array(apart).T
-        slope = float(of_actor @ of_gap / (of_actor @ of_actor))
-        explained = 1 - float(((of_gap - slope * of_actor) ** 2).sum() / (of_gap**2).sum())
-        if explained > EXPLAINED and slope < 1:
-            words = (
-                f"{explained:.0%} of the gap between tokens of one place is what a temperature {1 / (1 - slope):.3g} "
-            )
-            return Diagnosis(cause="temperature", words=words + "times the actor's does")
-    words = "it is neither noise, nor a cut distribution, nor another temperature: the engine holds other weights, "
-    return Diagnosis(cause="weights", words=words + "older ones, say, or computes another model of them")
+    if found := _temperature(siblings):
+        return found
+    can_tell = certain_N.any() or len(twins) >= MIN_PAIRS
+    words = "no cut distribution and no temperature alone" + (", and no noise" if can_tell else "")
+    words = f"it is {words}: the engine holds other weights, older ones, say, or computes another model of them"
+    if not can_tell:
+        words += " (or it is noise: no token is certain, and no two answers share one)"
+    return Diagnosis(cause="weights", words=words)
+
+
+def temperature_of(sequences: Sequence[TrainSequence]) -> Diagnosis | None:
+    """Whether the gap is what another temperature does, however small it is, and next to nothing else.
+
+    Between two tokens of the same place it is then proportional to the difference of their log-probs. Answers to one
+    prompt have such places, wherever they part.
+    """
+    return _temperature(_siblings(sequences)[0])
+
+
+def _temperature(siblings: list[tuple[float, float]]) -> Diagnosis | None:
+    if len(siblings) < MIN_PAIRS:
+        return None
+    of_actor, of_gap = np.array(siblings).T
+    slope = float(of_actor @ of_gap / (of_actor @ of_actor))
+    explained = 1 - float(((of_gap - slope * of_actor) ** 2).sum() / (of_gap**2).sum()) if of_gap.any() else 0.0
+    if not (explained > EXPLAINED and slope < 1):
+        return None
+    words = f"{explained:.0%} of the gap between tokens of one place is what a temperature {1 / (1 - slope):.3g} "
+    return Diagnosis(cause="temperature", words=words + "times the actor's does")
+
+
+def _size(gaps: np.ndarray) -> float:
+    """Root mean square; 0 of none."""
+    return float(np.sqrt((gaps.astype(np.float64) ** 2).mean())) if len(gaps) else 0.0
 
 
 _LOGPROBS = ("old_logprobs_A", "engine_logprobs_A")
 
 
-def _siblings(sequences: Sequence[TrainSequence]) -> list[tuple[float, float]]:
+def _siblings(sequences: Sequence[TrainSequence]) -> tuple[list[tuple[float, float]], list[float]]:
     """Of pairs of answers to one prompt, at the token in which they part: the differences of the actor's log-probs, and
-    of the gaps. Nothing of a place's own, such as the sum by which probabilities are normalised, is in them."""
+    of the gaps. Nothing of a place's own, such as the sum by which probabilities are normalised, is in them.
+
+    And of pairs that are one up to some token, the difference of its gaps, where both are of the same policy.
+    """
     by_prompt: dict[bytes, list[int]] = {}
     for i, s in enumerate(sequences):
         by_prompt.setdefault(s.token_ids_T[: s.num_prompt_tokens].tobytes(), []).append(i)
-    found: list[tuple[float, float]] = []
+    siblings: list[tuple[float, float]] = []
+    twins: list[float] = []
     under_way = [(members, 0) for members in by_prompt.values()]
     while under_way:
         members, place = under_way.pop()
@@ -133,9 +173,11 @@ def _siblings(sequences: Sequence[TrainSequence]) -> list[tuple[float, float]]:
             if place < sequences[i].num_answer_tokens:
                 token = int(sequences[i].token_ids_T[sequences[i].num_prompt_tokens + place])
                 children.setdefault(token, []).append(i)
-        of_each = [[float(getattr(sequences[c[0]], name)[place]) for name in _LOGPROBS] for c in children.values()]
-        for (old, engine), (other_old, other_engine) in pairwise(of_each):
+        of_each = [[[float(getattr(sequences[i], n)[place]) for n in _LOGPROBS] for i in c] for c in children.values()]
+        for (old, engine), (other_old, other_engine) in pairwise(of_child[0] for of_child in of_each):
             apart = old - other_old
-            found.append((apart, apart - (engine - other_engine)))
+            siblings.append((apart, apart - (engine - other_engine)))
+        for of_child in of_each:
+            twins += [(a[0] - a[1]) - (b[0] - b[1]) for a, b in pairwise(of_child)]
         under_way += [(c, place + 1) for c in children.values() if len(c) > 1]
-    return found
+    return siblings, twins

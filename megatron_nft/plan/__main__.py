@@ -1,10 +1,14 @@
 """What a recipe takes, before any device is asked for: memory, seconds, whether it fits.
 
-    megatron-nft plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --suggest
-    megatron-nft plan my.toml actor.tp=8 actor.pp=2 --model Qwen2.5-32B --hardware H200
-    megatron-nft plan my.toml --gpus 8
+    megatron-nft plan launch/recipes/quickstart.toml --suggest
+    megatron-nft plan launch/recipes/quickstart.toml actor.tp=1 actor.dp=2 --answer-tokens 60
+    megatron-nft plan launch/recipes/quickstart.toml cluster.device=cuda --hardware H200 --gpus 8
 
-Of the model only config.json is read. Memory by rank and phase, seconds by stage, what a step waits
+Of the model only config.json is read; with that of Qwen2.5-32B in a folder models/Qwen2.5-32B also
+
+    megatron-nft plan launch/recipes/nft_qwen2.5_32b_16x8h100.toml --model models/Qwen2.5-32B --hardware H200
+
+Memory by rank and phase, seconds by stage, what a step waits
 for most, the hours of a whole run; --suggest finds layouts of as many ranks that fit, and other
 engines and placements, with what asynchronous steps would take; --gpus N does so for N devices. How
 it counts, and how far it is off: megatron_nft/plan/README.md.

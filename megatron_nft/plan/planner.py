@@ -8,6 +8,7 @@ before a job starts.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from math import ceil
 from typing import Any
 
 from megatron_nft.config import Config
@@ -18,6 +19,7 @@ from megatron_nft.plan.hardware import Machine
 from megatron_nft.plan.memory import Memory, plan_memory
 from megatron_nft.plan.parameters import RankParameters, parameters_of_rank
 from megatron_nft.plan.rollouts import rollout_round, steady_rollout_s
+from megatron_nft.plan.rounds import most_prompts
 from megatron_nft.plan.saving import Saving, plan_saving
 from megatron_nft.plan.start import Start, plan_start
 from megatron_nft.plan.times import Stage, plan_times
@@ -43,6 +45,19 @@ class Plan:
     @property
     def fits(self) -> bool:
         return not self.problems
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What would end the run though it fits."""
+        limit, asked = self.config.rollout.max_sampling_rounds, self.workload.rounds.first
+        most = most_prompts(self.config.train.groups_per_step)
+        if asked <= limit * most:
+            return ()
+        return (
+            f"a step asks for {asked:,} prompts at a mixed share of {self.workload.mixed_share:g}, and the run ends "
+            f"after {limit * most:,} without enough mixed groups; set rollout.max_sampling_rounds = "
+            f"{ceil(asked / most)} (it is {limit}), or use other prompts or a larger rollout.group_size",
+        )
 
     @property
     def num_devices(self) -> int:
@@ -121,6 +136,7 @@ class Plan:
         return {
             "fits": self.fits,
             "problems": list(self.problems),
+            "warnings": list(self.warnings),
             "machine": self.machine.name,
             "devices": self.num_devices,
             "layout": self.config.actor.layout,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from megatron_nft.plan.hardware import GIB
 from megatron_nft.plan.planner import Plan
-from megatron_nft.plan.suggestions import Suggestion, fastest
+from megatron_nft.plan.suggestions import Suggestion, fastest, fastest_asynchronous
 
 MOST_SUGGESTIONS = 6
 
@@ -13,6 +13,7 @@ def render(plan: Plan) -> str:
     """The whole plan, ready to print."""
     lines = [*_head(plan), "", *_memory(plan), "", *_host(plan), "", *_times(plan), "", *_around(plan), ""]
     lines.append(f"bottleneck: {plan.bottleneck}")
+    lines += [f"warning: {warning}" for warning in plan.warnings]
     lines += [f"does not fit: {problem}" for problem in plan.problems] or ["fits"]
     return "\n".join(lines)
 
@@ -46,10 +47,12 @@ def render_clusters(suggestions: Sequence[Suggestion], devices: int) -> str:
     if not suggestions:
         return f"nothing fits on {devices} device{'s' * (devices > 1)}; use more of them, or shorter answers"
     rows = [("placement", "actor", "recompute", "engines", "step s", "async step s", "overrides")]
-    by_sync = fastest(suggestions)
-    for each in suggestions[:MOST_SUGGESTIONS] + ([by_sync] if by_sync not in suggestions[:MOST_SUGGESTIONS] else []):
+    shown, ahead = list(suggestions[:MOST_SUGGESTIONS]), fastest_asynchronous(suggestions)
+    if ahead is not None and ahead not in shown:
+        shown.append(ahead)
+    for each in shown:
         config, plan = each.plan.config, each.plan
-        mark = "  (fastest)" if each is suggestions[0] else "  (fastest synchronous)" if each is by_sync else ""
+        mark = "  (fastest)" * (each is suggestions[0]) + "  (fastest asynchronous)" * (each is ahead)
         rows.append(
             (
                 config.cluster.placement,

@@ -11,7 +11,9 @@ from math import ceil, sqrt
 from statistics import NormalDist
 
 MARGIN = 2.0
-"""As in groups/queue.py: standard deviations of the number of mixed groups."""
+PROMPTS_PER_GROUP, FEW = 4, 10
+"""All as in groups/queue.py: standard deviations of the number of mixed groups; prompts a missing group, and groups
+beside the margin, of which a step may ask for rollout.max_sampling_rounds times as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +59,8 @@ def asked_for(groups: int, mixed_share: float, share_of: int) -> int:
     variance = groups * (1 - mixed_share)
     margin = MARGIN * sqrt(variance * (1 + groups / (mixed_share * share_of)))
     return ceil((groups + margin) / mixed_share)
+
+
+def most_prompts(groups: int) -> int:
+    """Prompts of a step for each of rollout.max_sampling_rounds; beyond them the run ends for want of mixed groups."""
+    return ceil(PROMPTS_PER_GROUP * (groups + 4 * sqrt(groups) + FEW))

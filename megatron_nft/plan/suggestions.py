@@ -42,7 +42,7 @@ def suggest(plan: Plan) -> list[Suggestion]:
 
 def suggest_clusters(plan: Plan, devices: int) -> list[Suggestion]:
     """For every placement, share of the actor and tp of the engines on so many devices: the actor's fastest layout
-    that fits. The shortest step first."""
+    that fits. The shortest synchronous step first."""
     found: dict[tuple[str, int, int], Suggestion] = {}  # by placement, ranks and the engines' tp: the largest KV cache
     for placement, ranks in _placements(devices, plan.machine.gpus_per_node):
         layouts: list[tuple[float, Config, float]] | None = None
@@ -58,17 +58,18 @@ def suggest_clusters(plan: Plan, devices: int) -> list[Suggestion]:
                 if other and other.fits:
                     found[key] = Suggestion(other, distance, _changes(plan.config, other.config))
                     break
-    return sorted(found.values(), key=lambda s: shortest(s.plan))
-
-
-def shortest(plan: Plan) -> float:
-    """Seconds of a step, of an asynchronous one if that is shorter."""
-    return min(plan.seconds, max(plan.asynchronous) if plan.asynchronous else inf)
+    return sorted(found.values(), key=lambda s: s.plan.seconds)
 
 
 def fastest(suggestions: Sequence[Suggestion]) -> Suggestion | None:
     """The one with the shortest synchronous step."""
     return min(suggestions, key=lambda s: s.plan.seconds if s.plan.fits else inf, default=None)
+
+
+def fastest_asynchronous(suggestions: Sequence[Suggestion]) -> Suggestion | None:
+    """The one with the shortest asynchronous step; None: none has any."""
+    ahead = [s for s in suggestions if s.plan.asynchronous]
+    return min(ahead, key=lambda s: max(s.plan.asynchronous), default=None)
 
 
 def _by_training_time(plan: Plan, config: Config, ranks: int) -> list[tuple[float, Config, float]]:

@@ -78,6 +78,8 @@ def main(
         config = load_config(arguments.recipe, arguments.overrides)
         if config.algorithm.name == SFT:
             raise RecipeError(f'algorithm.name = "{SFT}" learns given answers, and samples none: megatron-nft sft')
+        if found := list(config.gap_problems(is_ahead=is_ahead and max_staleness(config) > 0)):
+            raise RecipeError("\n".join(found))
         keep_private(config)
         if arguments.replay is not None:
             return replay_step(config, arguments.replay)

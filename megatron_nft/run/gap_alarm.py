@@ -6,7 +6,7 @@ in observe/README.md.
 
 from megatron_nft.config import Config
 from megatron_nft.observe.batches import save_batch
-from megatron_nft.observe.gap import diagnose, logprob_gap
+from megatron_nft.observe.gap import diagnose, logprob_gap, temperature_of
 from megatron_nft.observe.report import Report
 from megatron_nft.types import TrainBatch
 
@@ -21,27 +21,38 @@ class GapAlarm:
     Args:
         is_ahead: answers are older than the policy that trains, and the gap is so by design: only a bound that the
             recipe gives is watched.
+        has_experts: the model has; see `Config.gap_bound`.
     """
 
-    def __init__(self, config: Config, report: Report, *, is_ahead: bool) -> None:
+    def __init__(self, config: Config, report: Report, *, is_ahead: bool, has_experts: bool = False) -> None:
         self._config, self._report = config, report
-        self._bound = config.gap_bound(is_ahead=is_ahead)
+        self._bound = config.gap_bound(is_ahead=is_ahead, has_experts=has_experts)
+        self._knows_all = not is_ahead
         self._in_a_row = 0
         self._last = ""
 
-    def look(self, step: int, batch: TrainBatch) -> None:
-        """Adds the metrics of the gap, and warns if it is beyond the bound."""
+    def look(self, step: int, batch: TrainBatch | None) -> None:
+        """Adds the metrics of the gap, and warns if it is beyond the bound, or a temperature's at any size.
+
+        Args:
+            batch: scored by the actor, of before the step. None: it has not been.
+        """
+        if batch is None:
+            return
         metrics = logprob_gap(batch, self._config.algorithm.importance_cap)
-        is_beyond = bool(self._bound) and not metrics["rollout/gap_kl"] <= self._bound  # not a number: beyond
-        self._report.add(metrics | {"rollout/gap_alarms": float(is_beyond)})
-        self._in_a_row = self._in_a_row + 1 if is_beyond else 0
-        if not is_beyond:
+        kl, found = metrics["rollout/gap_kl"], None
+        if self._bound and not kl <= self._bound:  # not a number: beyond
+            found = diagnose(batch.sequences)
+        elif self._bound and self._knows_all:  # rounding does not do this
+            found = temperature_of(batch.sequences)
+        self._report.add(metrics | {"rollout/gap_alarms": float(found is not None)})
+        self._in_a_row = self._in_a_row + 1 if found else 0
+        if found is None:
             return
         path = self._config.run_dir / "gap" / f"step_{step}.npz"
-        save_batch(batch, path)
-        found = diagnose(batch.sequences)
+        save_batch(batch, path, step)
         self._last = (
-            f"step {step}: gap alarm ({found.cause}): KL(engine || actor) is about {metrics['rollout/gap_kl']:.2g} "
+            f"step {step}: gap alarm ({found.cause}): KL(engine || actor) is about {kl:.2g} "
             f"nats a token, observe.gap_bound is {self._bound:g}; {found.words}. The batch is {path}"
         )
         self._report.announce(self._last)

@@ -18,7 +18,7 @@ def keep_nonfinite(step: int, batch: TrainBatch, config: Config, actors: Actors,
         NonFiniteUpdate: unless optimizer.skip_nonfinite; the weights that the update met are kept, too.
     """
     folder = config.run_dir / "nonfinite" / f"step_{step}"
-    save_batch(batch, folder / "batch.npz")
+    save_batch(batch, folder / "batch.npz", step)
     replay = f"python -m megatron_nft.replay {config.run_dir / 'recipe.toml'} {folder / 'batch.npz'}"
     if config.optimizer.skip_nonfinite:
         report.announce(f"step {step}: left a non-finite update out; look at it with: {replay}")

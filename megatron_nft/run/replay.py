@@ -28,8 +28,8 @@ AT_THE_EDGE = ("nft/clamped_fraction",)
 """In a step's first update every likelihood ratio is 1 but for rounding, and that is where NFT's clamp is."""
 
 
-def replay(config: Config, updates: Sequence[list[TrainSequence]]) -> int:
-    """Scores and trains on the updates; prints what comes of each. How many were not finite."""
+def replay(config: Config, updates: Sequence[list[TrainSequence]], step: int | None = None) -> int:
+    """Scores and trains on the updates of a step; prints what comes of each. How many were not finite."""
     num_broken = 0
     with ray_cluster(config) as placement:
         actors = Actors(config, placement)
@@ -39,7 +39,7 @@ def replay(config: Config, updates: Sequence[list[TrainSequence]]) -> int:
         scored = [actors.score(batch) for batch in batches]
         print("score: " + score_difference(batches, scored))
         for number, (batch, now) in enumerate(zip(batches, scored, strict=True), 1):
-            metrics, _ = actors.train_step(with_stored_logprobs(now, batch))
+            metrics, _ = actors.train_step(with_stored_logprobs(now, batch), step)
             values = " | ".join(f"{name.split('/')[1]} {metrics[name]:.6g}" for name in METRICS if name in metrics)
             print(f"update {number}/{len(batches)} | {values}", flush=True)
             if metrics["actor/nonfinite_updates"]:
@@ -73,7 +73,7 @@ def replay_step(config: Config, step: int) -> bool:
             batch = packed(updates, config)
             scored = actors.score(batch)
             print(f"step {number}: {score_difference([batch], [scored])}", flush=True)
-            metrics, _ = actors.train_step(with_stored_logprobs(scored, batch))
+            metrics, _ = actors.train_step(with_stored_logprobs(scored, batch), number)
     lines, is_same = comparison(recorded, metrics)
     print("\n".join(lines))
     return is_same

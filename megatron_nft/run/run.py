@@ -73,7 +73,7 @@ class Run(Survival):
             refill=self.sync,
             in_background=not max_staleness and config.evaluate.in_background,
         )
-        self.gap_alarm = GapAlarm(config, report, is_ahead=max_staleness > 0)
+        self.gap_alarm = GapAlarm(config, report, is_ahead=max_staleness > 0, has_experts=data.hf.mixture is not None)
         self.checkpoints = Checkpoints(config, self.actors, report.announce, report.so_far, owner.check)
         stack.callback(self.checkpoints.close)
         self._set_out(processes.seconds)
@@ -104,7 +104,14 @@ class Run(Survival):
         no step's weights that could be saved."""
         self._owner.check()
         self._is_whole = False
-        return self.actors.train_step(batch)
+        return self.actors.train_step(batch, self.progress.step + 1)
+
+    def with_actors_logprobs(self, batch: TrainBatch) -> TrainBatch | None:
+        """Of a batch that was just trained, what has the actor's log-probs of before the step: all of it, or the first
+        update where the ratio is held to the engine's. None: not even that, its forward pass has dropped inputs."""
+        if self.config.algorithm.old_logprobs == "actor":
+            return batch
+        return None if self.config.lora.dropout else self.actors.first_update(batch)
 
     def trained(self, step: int) -> None:
         """The actor has been trained: from here on this is the step that a stop saves."""

@@ -47,7 +47,8 @@ class SupervisedRun(Survival):
         self._begin = self._stream.state_dict()
         self._hf = read_hf_config(config.model.path)
         report.announce(
-            f"data: {len(self._given.prompts)} given answers ({self._given.num_too_long} too long left out)"
+            f"data: {len(self._given.prompts)} given answers ({self._given.num_too_long} too long, "
+            f"{self._given.num_blank} blank left out)"
         )
         report.announce(
             f"actor: {config.actor.world_size} Megatron ranks ({config.actor.layout}), {config.actor.precision} | "
@@ -76,7 +77,7 @@ class SupervisedRun(Survival):
                     batch = self._batch()
                 with report.stage("train"):
                     self._is_whole = False
-                    trained, batch = self.actors.train_step(batch)
+                    trained, batch = self.actors.train_step(batch, step)
                 report.add({name: x for name, x in trained.items() if not name.startswith(OF_SAMPLES)})
                 if trained["actor/nonfinite_updates"]:
                     keep_nonfinite(step, batch, config, self.actors, report)

@@ -6,7 +6,7 @@ The engines' part is in engine_jobs.py.
 import numpy as np
 import pytest
 
-from megatron_nft.config.vllm_settings import OWN, OWN_ON_A_CPU
+from megatron_nft.config.vllm_settings import OWN, OWN_ON_A_CPU, UNFIT
 from tests.e2e.driver import RECIPE
 from tests.e2e.test_engine import assert_equal, make_model, result
 
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.e2e
 BF16 = "rollout.dtype=bfloat16"
 REFUSED = [  # the last as long as no package of the environment brings numba
     (['{quantisation = "fp8"}'], "quantisation is no argument of this vLLM's engines; did you mean quantization?"),
+    (["{enable_log_requests = true}"], "did you mean enable_mm_embeds?"),  # enable_lora, the nearest, is refused, too
     (['{block_size = "many"}'], "vLLM refuses it: block_size: Input should be a valid integer"),
     (['{quantization = "fp8_per_channel"}'], "torch.float32 is not supported for quantization method fp8_per_channel"),
     (['{max_num_batched_tokens = 100}'], "max_num_batched_tokens (100) is smaller than max_model_len (192)"),
@@ -52,6 +53,7 @@ def test_what_the_program_sets_can_not_be_given_and_is_vllms(results):
     """But for the tokens of a step, whose least is a default."""
     _, names, ours = result(results, "asked")
     assert ours - {"max_num_batched_tokens"} <= OWN.keys() | OWN_ON_A_CPU.keys() <= names | {"worker_extension_cls"}
+    assert UNFIT.keys() <= names and not UNFIT.keys() & ours
 
 
 def test_quantized_weights_after_updates_are_those_of_a_fresh_engine_bit_for_bit(results):

@@ -23,6 +23,7 @@ SMALL = ["model.path=tests/assets/quickstart/model", "train.updates_per_step=2",
 def rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     texts = [(f"Ann has {n} pens. She buys 2 more.", f"buys: {n}+2={n + 2}\n\\boxed{{{n + 2}}}") for n in range(40)]
+    texts.append((texts[0][0], ""))
     path.write_text("".join(json.dumps({"prompt": p, "response": a}) + "\n" for p, a in texts))
     return path
 
@@ -42,6 +43,7 @@ def run(shared, rows, name, *overrides):
 def test_it_learns_and_goes_on_bit_by_bit(shared, rows):
     straight = run(shared, rows, "straight", "train.steps=4")
     assert straight.status == 0, straight.err
+    assert "data: 40 given answers (0 too long, 1 blank left out)" in straight.out
     folder = rows.parent / "straight"
     losses = [r["nft/loss"] for r in steps(folder)]
     assert losses[-1] < 0.7 * losses[0]

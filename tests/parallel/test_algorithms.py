@@ -292,14 +292,15 @@ def test_kl_and_entropy_equal_those_of_transformers(oracle, reference):
 
 
 def weights_by_the_step(rank, master):
-    """Losses of wrong answers in each of three steps of two updates, and those at the weights that are to hold."""
+    """Losses of wrong answers in each of three steps of two updates, in a second step by its number, and those at the
+    weights that are to hold."""
     schedule = ["algorithm.neg_weight_end=0.5", "algorithm.schedule_steps=2"]
     worker, microbatches = build(rank, master, schedule, [_moved(s) for s in sequences()])
-    found = [worker.train_step([microbatches] * 2)["nft/loss_wrong"] for _ in range(3)]
+    found = [worker.train_step([microbatches] * 2, step)["nft/loss_wrong"] for step in (None, None, None, 2)]
     worker.pipeline.algorithm = AlgorithmConfig()
     whole = worker.train_step([microbatches])["nft/loss_wrong"]
     worker.shutdown()
-    return found, [weight * whole for weight in (1.0, 0.75, 0.5)]
+    return found, [weight * whole for weight in (1.0, 0.75, 0.5, 0.75)]
 
 
 def test_weights_go_by_the_step():

@@ -95,7 +95,7 @@ def test_from_the_rollout_to_the_loss(tmp_path, cp):
     for a in (a for group in groups for a in group.rollouts):
         assert_columns_are_its_own(a.columns, a.token_ids_A)
     batch = train_batch(groups)
-    save_batch(batch, tmp_path / "batch.npz")
+    save_batch(batch, tmp_path / "batch.npz", 1)
     stored = load_batch(tmp_path / "batch.npz")
     for s in [*batch.sequences, *(s for update in stored for s in update)]:
         assert_columns_are_its_own(s.columns, s.token_ids_T[s.num_prompt_tokens :])
@@ -133,7 +133,7 @@ def test_files_without_further_columns_are_read(tmp_path):
     """What earlier versions have written: neither scores nor further columns."""
     groups = judged_groups()
     through_the_groups_file(groups, tmp_path)
-    save_batch(train_batch(groups), tmp_path / "batch.npz")
+    save_batch(train_batch(groups), tmp_path / "batch.npz", 1)
     for name in ("groups.npz", "batch.npz"):
         with np.load(tmp_path / name) as file:
             left = {key: file[key] for key in file.files if key != "score" and not key.startswith("column/")}

@@ -8,6 +8,7 @@ its own, since vLLM changes the one that imports it:
 run/parts.py, evaluate.py and doctor call it.
 """
 
+import difflib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_nft.config import Config, LoraConfig, RecipeError, RolloutConfig, load_config
+from megatron_nft.config.vllm_settings import allowed
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
 from megatron_nft.rollout.vllm.experts import experts_settings
@@ -102,10 +104,20 @@ def check_arguments(config: Config) -> None:
         raise RecipeError(said[-1] if said else f"rollout.vllm: the check ended with status {checked.returncode}")
 
 
+def no_argument(name: str, names: Sequence[str]) -> str:
+    """What is said of a name that vLLM hasn't.
+
+    Args:
+        names: those that a recipe may give: none that is refused, too, is worth a try.
+    """
+    near = difflib.get_close_matches(name, names, 1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"rollout.vllm.{name} is no argument of this vLLM's engines{meant}"
+
+
 def why_not(config: Config) -> str | None:
     """What vLLM has against the recipe's settings, in a line; None: nothing. In a process that may import vllm."""
     import dataclasses
-    import difflib
 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
@@ -114,9 +126,7 @@ def why_not(config: Config) -> str | None:
     names = [field.name for field in dataclasses.fields(EngineArgs)]
     for name in config.rollout.vllm:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            return f"rollout.vllm.{name} is no argument of this vLLM's engines{meant}"
+            return no_argument(name, allowed(names, config.cluster.device))
     given = json.dumps(config.rollout.vllm)
     try:
         arguments = engine_arguments(

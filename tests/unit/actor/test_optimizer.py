@@ -16,7 +16,7 @@ def rates(optimizer):
     adam.param_groups[0] |= {"max_lr": megatron.lr, "min_lr": megatron.min_lr}
     schedule, found = build_schedule(adam, optimizer, UPDATES_PER_STEP, UPDATES), []
     for _ in range(UPDATES):
-        schedule.step(1)  # as actor/worker.py does before an update
+        schedule.begin_update()  # as actor/worker.py does
         found.append(adam.param_groups[0]["lr"])
     return found
 
@@ -62,7 +62,19 @@ def test_either_goes_on_from_the_others_checkpoint():
     by_updates.step(80)
     in_stairs = build_schedule(adam, OptimizerConfig(warmup_rollout_steps=10), UPDATES_PER_STEP)
     in_stairs.load_state_dict(by_updates.state_dict())
-    in_stairs.step(1)
+    assert in_stairs.begin_update() == 6
+    assert adam.param_groups[0]["lr"] == pytest.approx(5e-7)
+
+
+@pytest.mark.parametrize("updates_per_step", [4, 16, 64])
+def test_a_resumed_run_may_change_its_updates_per_step(updates_per_step):
+    """Then the step can't be counted from updates: it is said."""
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-6)
+    before = build_schedule(adam, OptimizerConfig(warmup_rollout_steps=10), UPDATES_PER_STEP)
+    before.step(5 * UPDATES_PER_STEP)
+    resumed = build_schedule(adam, OptimizerConfig(warmup_rollout_steps=10), updates_per_step)
+    resumed.load_state_dict(before.state_dict())
+    assert resumed.begin_update(6) == 6
     assert adam.param_groups[0]["lr"] == pytest.approx(5e-7)
 
 

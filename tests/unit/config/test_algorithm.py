@@ -77,6 +77,14 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
         ),
         (["neg_weight=0", "pos_weight=0"], "leave nothing to learn from"),
         (["name=nsr", "neg_weight=0"], "leave nothing to learn from"),
+        (
+            ["neg_weight=0", "pos_weight=0", "neg_weight_end=1", "schedule_steps=5"],
+            "in the first step; raise",
+        ),
+        (["pos_weight=0", "neg_weight_end=0", "schedule_steps=5"], "pos_weight = 0 leave nothing to learn from after"),
+        (["neg_weight_end=0", "pos_weight_end=0", "schedule_steps=5"], "algorithm.pos_weight_end = 0 leave nothing"),
+        (["name=nsr", "neg_weight_end=0", "schedule_steps=5"], "the run would go on with a loss of 0"),
+        (["name=psr", "pos_weight_end=0", "schedule_steps=5"], "the run would go on with a loss of 0"),
         (["neg_weight_end=0.5"], "algorithm.schedule_steps doesn't say when"),
         (["schedule_steps=9"], "is how long a weight changes, and none does"),
         (["name=grpo", "dual_clip=1.1"], "would cut what clip_high = 0.2 lets pass; set it above 1.2"),
@@ -92,6 +100,14 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
             "token_mask = 2.0: it takes a band, [lower, upper] with 0 <= lower < upper",
         ),
         (["corrections={token_mask = [2.0, 0.5]}"], "token_mask = [2.0, 0.5]: it takes a band"),
+        (["corrections={token_mask = [2.0, 5.0]}"], "[2.0, 5.0] leaves out a ratio of 1, that of tokens on which"),
+        (["corrections={geometric_mask = [0, 1e-9]}"], "leaves out a ratio of 1"),
+        (["corrections={token_truncate = 1e-4}"], "give bounds around it, such as 2.0"),
+        (["importance_cap=0.5"], "importance_cap = 0.5 leaves out a ratio of 1"),
+        (["corrections={token_k1 = true}"], "token_k1 is true or false, which is no number"),
+        (["corrections={token_mask = [false, 2.0]}"], "token_mask is true or false"),
+        (["normalize=true"], "algorithm.normalize = True: it is true or false, which is no number"),
+        (["name=maxrl", "normalize=0"], "choose 1 (Dr. GRPO), 2 (GRPO, DAPO) or 3 (MaxRL)"),
         (["corrections={token_k1 = [0.1, 0.5]}"], "token_k1 = [0.1, 0.5]: it takes one number above 0"),
         (["corrections={sequence_k3 = 0}"], "it takes one number above 0"),
         (["corrections={token_mask = [0.5, 2.0]}", "importance_cap=2"], "which is then corrected for twice"),
@@ -114,6 +130,13 @@ def test_a_resolved_preset_reads_back_equal(recipe, tmp_path, name):
 )
 def test_algorithms_that_are_none(recipe, overrides, message):
     assert message in refusal(recipe, *(f"algorithm.{o}" for o in overrides))
+
+
+@pytest.mark.parametrize(
+    "bounds", ["token_mask = [1, 5.0]", "token_mask = [0.5, 1]", "token_truncate = 1", "token_k3 = 1e-9"]
+)
+def test_bounds_that_keep_a_ratio_of_one_are_taken(recipe, bounds):
+    load_config(recipe, [f"algorithm.corrections={{{bounds}}}"])
 
 
 def test_a_reference_of_another_shape(recipe, tmp_path):

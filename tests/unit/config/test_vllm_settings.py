@@ -3,6 +3,8 @@
 import pytest
 
 from megatron_nft.config import load_config, to_toml
+from megatron_nft.config.vllm_settings import allowed
+from megatron_nft.rollout.vllm.arguments import no_argument
 from tests.unit.config.conftest import refusal
 
 
@@ -24,6 +26,28 @@ def test_others_of_vllms_arguments_are_handed_on_and_kept_in_the_recipe(recipe, 
         ('{dtype = "float16"}', "rollout.vllm.dtype = 'float16' is set by the program: set rollout.dtype"),
         ("{max_num_seqs = 3}", "rollout.vllm.max_num_seqs = 3 is set by the program: set rollout.max_concurrent"),
         ('{logprobs_mode = "raw_logprobs"}', "the log-probs must be those of the distribution that is sampled"),
+        (
+            "{override_generation_config = {eos_token_id = 5}}",
+            "where answers end; set rollout.temperature, top_p",
+        ),
+        (
+            '{generation_config = "vllm"}',
+            "rollout.vllm.generation_config = 'vllm' can't be given: it would change what",
+        ),
+        ('{worker_cls = "my.Worker"}', "its worker takes the actor's weights in"),
+        ('{scheduler_cls = "my.Scheduler"}', "it would put other code into the engine; scheduling_policy is"),
+        ('{logits_processors = ["my.Processor"]}', "it would change the distribution that is sampled; set rollout.t"),
+        ("{skip_tokenizer_init = true}", "the engine would not know where answers end"),
+        ("{kv_offloading_size = 4.0}", "keys and values of older weights would outlive a weight sync"),
+        ('{model_impl = "transformers"}', "weights go into vLLM's own classes of models; leave it out"),
+        ("{prefill_context_parallel_size = 2}", "the engines are rollout.engines x rollout.tp"),
+        ("{data_parallel_size_local = 2}", "the engines are rollout.engines x rollout.tp"),
+        ("{aux_output_config = {enable_return_routed_experts = true}}", "set actor.routing_replay"),
+        ('{spec_method = "ngram"}', "speculative_config = {method = ..., num_speculative_tokens = ...} says it"),
+        (
+            '{speculative_config = {rejection_sample_method = "synthetic"}}',
+            "guesses would be kept by a rate of their own",
+        ),
         ("{trust_remote_code = true}", "no code of a model folder is run"),
     ],
 )
@@ -47,3 +71,15 @@ def test_what_is_the_recipes_to_give_on_a_gpu_only(recipe, setting, why):
     given = f"rollout.vllm={{{setting} = true}}"
     assert why in refusal(recipe, given, "cluster.device=cpu")
     assert load_config(recipe, [given, "cluster.device=cuda"]).rollout.vllm == {setting: True}
+
+
+def test_only_names_that_may_be_given_are_suggested():
+    names = ["enable_lora", "enable_prefix_caching", "quantization", "enforce_eager", "worker_cls"]
+    of_a_gpu = allowed(names, "cuda")
+    assert of_a_gpu == ["enable_prefix_caching", "quantization", "enforce_eager"]
+    assert allowed(names, "cpu") == of_a_gpu[:2]
+    assert "enable_lora" in no_argument("enable_log_requests", names), "what the mend is for"
+    assert no_argument("enable_log_requests", of_a_gpu) == (
+        "rollout.vllm.enable_log_requests is no argument of this vLLM's engines"
+    )
+    assert no_argument("quantisation", of_a_gpu).endswith("; did you mean quantization?")

@@ -57,6 +57,27 @@ def test_long_ones_are_left_out_and_counted(load):
         load({**row, "prompt": long}, data__max_prompt_tokens=40)
 
 
+def test_blank_answers_are_left_out_and_counted_and_files_of_nothing_else_refused(load):
+    row = {"prompt": "1+1", "response": "2"}
+    said = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": " "}]
+    _, tokenizer = load(row)
+    blank = [{**row, "response": text} for text in ("", " \n", tokenizer.eos_token, f" {tokenizer.eos_token}")]
+    given, _ = load(*blank, {"messages": said}, row, {**row, "response": "1+" * 40}, rollout__max_answer_tokens=40)
+    assert (len(given.prompts), given.num_blank, given.num_too_long) == (1, 5, 1)
+    assert given.prompts[0].prompt_id == "rows~0/5", "rows keep their numbers"
+    with pytest.raises(DataError, match=r"no row left of \S+: 5 with a blank answer, from which nothing is learned;"):
+        load(*blank, {"messages": said})
+    with pytest.raises(DataError, match=r"rows.jsonl has no rows; write or fetch it again"):
+        load()
+
+
+def test_an_answer_has_one_end(load):
+    _, tokenizer = load(row := {"prompt": "1+1", "response": "2"})
+    given, _ = load(row, *[{**row, "response": f"2{tokenizer.eos_token}{space}"} for space in ("", "\n")])
+    bare, *ended = (given.answers[prompt.prompt_id].tolist() for prompt in given.prompts)
+    assert ended == [bare, bare] and bare.count(tokenizer.eos_token_id) == 1
+
+
 @pytest.mark.parametrize(
     "row", [{"prompt": "1+1"}, {"prompt": "1+1", "response": 2}, {"prompt": "1+1", "answer": None}]
 )

@@ -103,6 +103,24 @@ def test_they_are_composed_and_counted():
     assert (counted["masked"], counted["rejected"]) == (2, 0)
 
 
+@pytest.mark.parametrize(
+    "corrections",
+    [
+        {"token_truncate": 2.0, "token_k1": 0.3},
+        {"token_mask": (0.5, 2.0), "token_k3": 0.05},
+        {"sequence_truncate": 2.0, "sequence_k3": 0.05},
+        {"geometric_truncate": 2.0, "sequence_k1": 0.3},
+    ],
+)
+@pytest.mark.parametrize("broken", [math.nan, -math.inf, math.inf])
+def test_what_is_rejected_weighs_nothing_even_if_it_is_no_number(corrections, broken):
+    engine = torch.full((5,), -2.0, dtype=torch.float64)
+    old = engine + torch.tensor([0.2, broken, 0.1, 0.1, -0.1], dtype=torch.float64)
+    weights, kept = correction(old, engine, IDS, corrections)
+    assert not kept[1] and weights[1] == 0 and weights.isfinite().all()
+    assert kept[3:].all() and (weights[3:] > 0).all(), "the other answer's"
+
+
 def test_no_gradient_goes_through_a_weight():
     old = torch.tensor(LOG_RATIOS, requires_grad=True)
     for name, row in CORRECTIONS.items():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_nft.config import AlgorithmConfig
-from megatron_nft.nft.groups import keep_mixed, to_sequences
+from megatron_nft.nft.groups import teaches, to_sequences
 from megatron_nft.nft.rewards import clamp_correct_rate, prompt_weight
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
@@ -20,9 +20,28 @@ def group(kinds, truncated=()):
     return RolloutGroup(prompt=prompt, rollouts=rollouts, verdicts=tuple(Verdict(kind=kind) for kind in kinds))
 
 
-def test_only_mixed_groups_are_kept():
-    mixed, right, wrong = group(["right", "wrong"]), group(["right", "right"]), group(["wrong", "timeout"])
-    assert keep_mixed([mixed, right, wrong]) == [mixed]
+@pytest.mark.parametrize(
+    ("settings", "taught"),
+    [
+        ({"name": "nft"}, [True, False, False, False]),
+        ({"name": "grpo"}, [True, False, False, False]),
+        ({"name": "psr"}, [True, True, False, False]),
+        ({"name": "nsr"}, [True, False, True, False]),
+        ({"name": "w_reinforce"}, [True, True, True, False]),
+        ({"name": "w_reinforce", "pos_weight": 0.0, "pos_weight_end": 0.1, "schedule_steps": 5}, [True] * 3 + [False]),
+        ({"name": "topr"}, [True, True, True, False]),
+        ({"name": "asymre"}, [True, True, True, False]),
+    ],
+)
+def test_which_groups_a_method_learns_from(settings, taught):
+    """Mixed, all right, all wrong, none graded. Of an unmixed one a step's rows weigh something."""
+    groups = [group(["right", "wrong"]), group(["right", "right"]), group(["wrong", "timeout"]), group(["error"])]
+    algorithm = AlgorithmConfig(**settings)
+    assert [teaches(of_prompt, algorithm) for of_prompt in groups] == taught
+    if settings["name"] == "asymre":
+        assert [s.advantage for s in to_sequences(groups[1], algorithm, max_answer_tokens=8)] == pytest.approx(
+            [0.1] * 2
+        )
 
 
 def test_what_the_machine_could_not_grade_is_no_wrong_answer():

@@ -5,7 +5,7 @@ import pytest
 
 from megatron_nft.config import AlgorithmConfig
 from megatron_nft.config.methods import METHODS, MethodRow
-from megatron_nft.nft.groups import ScoreError, check_scores, keep_mixed, to_sequences
+from megatron_nft.nft.groups import ScoreError, check_scores, to_sequences
 from megatron_nft.nft.methods import Method, method_of
 from megatron_nft.nft.rewards import rewards
 from megatron_nft.observe.metrics import METRICS, publish
@@ -78,8 +78,7 @@ def test_groups_of_different_scores_are_mixed():
     assert [g.is_mixed for g in (group(0.5, 0.25), group(0.5, 0.5), group("wrong", 0.0), group("right", 0.5))] == [
         True, False, False, True,
     ]  # fmt: skip
-    cut = group(0.5, 0.5, truncated={1})
-    assert keep_mixed([cut, group(1.0, "right")]) == [cut]
+    assert [g.is_mixed for g in (group(0.5, 0.5, truncated={1}), group(1.0, "right"))] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["nft", "rft"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_nft.observe.batches import BatchError, load_batch, save_batch
+from megatron_nft.observe.batches import BatchError, load_batch, save_batch, step_of_batch
 from megatron_nft.types import MicroBatch, TrainBatch, TrainSequence
 
 
@@ -23,9 +23,9 @@ def test_a_saved_batch_reads_back_equal(tmp_path):
             ((MicroBatch(sequences=(third,)),), (MicroBatch(sequences=()),)),
         )
     )
-    save_batch(batch, tmp_path / "batches" / "step_1.npz")
+    save_batch(batch, tmp_path / "batches" / "step_1.npz", 1)
     updates = load_batch(tmp_path / "batches" / "step_1.npz")
-    assert [len(update) for update in updates] == [2, 1]
+    assert [len(update) for update in updates] == [2, 1] and step_of_batch(tmp_path / "batches" / "step_1.npz") == 1
     for mine, saved in zip([first, second, third], [s for update in updates for s in update], strict=True):
         for name in vars(mine):
             np.testing.assert_array_equal(getattr(mine, name), getattr(saved, name))
@@ -36,7 +36,7 @@ def test_a_file_that_is_no_batch_is_named(tmp_path):
     with pytest.raises(BatchError, match=r"none\.npz is not a saved batch"):
         load_batch(tmp_path / "none.npz")
     cut = tmp_path / "cut.npz"
-    save_batch(TrainBatch(updates=(((MicroBatch(sequences=(sequence(9, 3, 0.1),)),),),)), cut)
+    save_batch(TrainBatch(updates=(((MicroBatch(sequences=(sequence(9, 3, 0.1),)),),),)), cut, 1)
     cut.write_bytes(cut.read_bytes()[:100])
     with pytest.raises(BatchError, match=r"cut\.npz is not a saved batch"):
         load_batch(cut)

@@ -74,7 +74,7 @@ def test_through_a_batch_file(tmp_path):
 
     updates = [[sequence(4, Far(rows(4)))], [sequence(2, rows(2)), sequence(5, Far(rows(5), left=3))]]
     batch = TrainBatch(updates=tuple(((MicroBatch(sequences=tuple(update)),),) for update in updates))
-    save_batch(batch, tmp_path / "step_1.npz")
+    save_batch(batch, tmp_path / "step_1.npz", 1)
     found = [s.experts_R for update in load_batch(tmp_path / "step_1.npz") for s in update]
     for array, expected in zip(found, (rows(4), rows(2), rows(5)[:3]), strict=True):
         np.testing.assert_array_equal(array, expected)

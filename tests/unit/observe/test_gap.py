@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_nft.observe.gap import diagnose, logprob_gap
+from megatron_nft.observe.gap import diagnose, logprob_gap, temperature_of
 from megatron_nft.types import MicroBatch, TrainBatch, TrainSequence
 
 VOCABULARY, PROMPTS, ANSWERS, LENGTH = 12, 24, 16, 20
@@ -143,3 +143,49 @@ def test_a_cut_distribution_by_its_own():
 def test_few_answers_get_a_name_too():
     assert diagnose([sequence(9, [0.1, -0.1])]).cause == "weights"
     assert diagnose([sequence(9, [-0.1, -0.1])]).cause in ("cut", "weights")
+
+
+@pytest.mark.parametrize("size", [0.05, 0.2])
+def test_noise_without_certain_tokens(size):
+    """One token at one place has another gap from answer to answer."""
+    sequences = [
+        replace(s, old_logprobs_A=s.old_logprobs_A - 0.1, engine_logprobs_A=s.engine_logprobs_A - 0.1)
+        for s in noisy(sampled(lambda logits, place: logits), size)
+    ]
+    assert max(s.old_logprobs_A.max() for s in sequences) < -0.02
+    found = diagnose(sequences)
+    assert found.cause == "noise" and "the same token at the same place" in found.words
+
+
+def test_what_can_not_be_told_is_said():
+    assert "(or it is noise: no token is certain, and no two answers share one)" in diagnose([sequence(9, [0.1])]).words
+
+
+def test_a_temperature_with_other_weights_is_not_denied():
+    found = diagnose(sampled(lambda logits, place: logits / 0.9 + 0.3 * place.normal(size=VOCABULARY)))
+    assert found.cause == "weights" and "no temperature alone" in found.words
+
+
+@pytest.mark.parametrize(
+    ("whose", "value", "words"),
+    [
+        ("engine_logprobs_A", math.nan, "of 4 tokens' log-probs 1 of the engine's are not finite"),
+        ("engine_logprobs_A", -math.inf, "1 of the engine's"),
+        ("old_logprobs_A", -math.inf, "1 of the actor's"),
+    ],
+)
+def test_what_is_not_finite_comes_first(whose, value, words, recwarn):
+    whole = sequence(9, [0.1] * 4)
+    broken = replace(whole, **{whose: np.array([-1, value, -1, -1], np.float32)})
+    found = diagnose([broken])
+    assert found.cause == "not finite" and words in found.words
+    logprob_gap(batch_of(broken))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("temperature", [0.97, 1.002])
+def test_a_temperature_at_any_size(temperature):
+    found = temperature_of(sampled(lambda logits, place: logits / temperature))
+    assert found is not None and f"what a temperature {temperature:.3g} times" in found.words
+    assert temperature_of(noisy(sampled(lambda logits, place: logits), 0.02)) is None
+    assert temperature_of(sampled(lambda logits, place: logits)) is None, "rounding"

@@ -12,6 +12,7 @@ from benchmarks.planner.rows import ROWS
 from benchmarks.planner.run import WITHIN, figure, plan_row
 from megatron_nft.config import load_config
 from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.plan import __main__ as command
 from megatron_nft.plan.__main__ import main
 from megatron_nft.plan.buckets import largest_bucket_bytes
 from megatron_nft.plan.hardware import GIB, HardwareError, load_machine
@@ -235,6 +236,16 @@ def test_the_command_refuses_with_a_sentence(capsys, models, tmp_path):
     assert status == 2 and "no hardware 'H900'; known: A100, B200, H100, H200, cpu" in error
     status, _, error = run(capsys, NFT_32B, "--model", models["32b"], "--mixed-share", "0")
     assert status == 2 and "--mixed-share 0" in error
+
+
+def test_the_examples_of_its_help_run(capsys, models):
+    """As they are printed, but for the folder that has to be fetched."""
+    lines = [line.split() for line in command.__doc__.splitlines() if line.startswith("    megatron-nft plan ")]
+    assert len(lines) == 4
+    for _, _, *arguments in lines:
+        given = [str(models["32b"]) if argument == "models/Qwen2.5-32B" else argument for argument in arguments]
+        status, out, error = run(capsys, *given)
+        assert status == 0 and "fits" in out and not error, arguments
 
 
 def test_own_hardware(capsys, models, tmp_path):

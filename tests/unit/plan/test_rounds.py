@@ -14,6 +14,7 @@ from megatron_nft.plan.__main__ import main
 from megatron_nft.plan.engine import play_round, without_tail
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import make_plan
+from megatron_nft.plan.report import render, render_clusters
 from megatron_nft.plan.rounds import sampling_rounds
 from megatron_nft.plan.suggestions import suggest_clusters
 from megatron_nft.plan.workload import Assumptions, length_quantiles
@@ -38,6 +39,7 @@ def test_a_step_asks_as_the_queue_does(share):
     real.mixed_share, real.share_of = share, planned.first
     assert real.num_missing() == planned.first
     assert rounds.MARGIN == queue.MARGIN
+    assert 10 * rounds.most_prompts(512) == real._num_allowed()
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
@@ -48,6 +50,17 @@ def test_as_many_steps_need_a_second_round(share):
     again = np.mean(draw.binomial(asked, share) < 512)
     assert again == pytest.approx(planned.again, abs=0.01)
     assert 512 / share < planned.prompts < 1.15 * 512 / share + 40 / share
+
+
+def test_a_share_at_which_the_run_would_end_is_said(planned):
+    assert planned(mixed_share=0.03).warnings == ()
+    plan = planned(mixed_share=0.02)
+    (warning,) = plan.warnings
+    assert warning.startswith("a step asks for 28,682 prompts at a mixed share of 0.02, and the run ends after 24,510 ")
+    assert f"\nwarning: {warning}\nfits" in render(plan) and plan.to_dict()["warnings"] == [warning]
+    assert "set rollout.max_sampling_rounds = 12 (it is 10)" in warning
+    assert planned("rollout.max_sampling_rounds=12", mixed_share=0.02).warnings == ()
+    assert planned("rollout.max_sampling_rounds=11", mixed_share=0.02).warnings
 
 
 def round_of(answers, places=8, lengths=(100.0, 200.0, 400.0, 800.0)):
@@ -126,6 +139,12 @@ def test_other_clusters_fit_and_are_what_they_say(planned, models):
     found = suggest_clusters(plan, 64)
     assert {s.plan.config.cluster.placement for s in found} == {"colocated", "split"}
     assert all(s.plan.fits and s.plan.num_devices == 64 for s in found)
+    seconds = [s.plan.seconds for s in found]
+    assert seconds == sorted(seconds), "as the table says"
+    table = render_clusters(found, 64)
+    ahead = min((s for s in found if s.plan.asynchronous), key=lambda s: max(s.plan.asynchronous))
+    assert f"{max(ahead.plan.asynchronous):.0f}  {' '.join(ahead.changes)}  (fastest asynchronous)" in table
+    assert table.splitlines()[2].endswith("  (fastest)"), "and its step is the shortest"
     assert len({s.plan.config.rollout.tp for s in found}) > 1
     for each in (found[0], found[-1]):
         changes = [change.replace("None", "0") for change in each.changes]

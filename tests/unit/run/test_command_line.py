@@ -61,6 +61,26 @@ def test_every_end_has_its_status_and_its_line(monkeypatch, capsys, end, status,
     assert error.startswith(words) and error.count("\n") == bool(words)
 
 
+def test_a_stop_after_alarms_that_sampling_ahead_never_has(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "run_recipe", lambda config, steps, *, max_staleness: None)
+    statuses = [
+        command_line.main(
+            lambda run, stop: None, "train", "Trains.", [RECIPE, "observe.gap_stop_after=2", *more], is_ahead=ahead
+        )
+        for ahead, more in (
+            (False, []),
+            (True, []),
+            (True, ["observe.gap_bound=0.1"]),
+            (True, ["rollout.max_staleness=0"]),
+        )
+    ]
+    assert statuses == [0, 2, 0, 0]
+    assert (
+        "counts alarms, and with sampling ahead (rollout.max_staleness = 2) there is no alarm"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_mistake_of_the_programs_keeps_its_traceback(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         status_of(monkeypatch, ZeroDivisionError())

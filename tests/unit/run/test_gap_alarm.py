@@ -7,7 +7,7 @@ import pytest
 from megatron_nft.config import load_config
 from megatron_nft.observe.batches import load_batch
 from megatron_nft.run.gap_alarm import GapAlarm, GapTooLarge
-from tests.unit.observe.test_gap import batch_of, sequence
+from tests.unit.observe.test_gap import batch_of, sampled, sequence
 
 FINE, BAD = batch_of(sequence(9, [1e-6] * 4)), batch_of(sequence(9, [0.1, -0.1, 0.1, -0.1]))
 
@@ -52,7 +52,8 @@ def test_it_stops_after_as_many_in_a_row_as_it_is_told(alarm):
 @pytest.mark.parametrize(
     ("overrides", "is_ahead", "alarms"),
     [
-        (["rollout.dtype=bfloat16"], False, 0),  # 0.005 is not beyond 0.01
+        (["rollout.dtype=bfloat16"], False, 1),  # 0.005 is beyond 1e-3
+        (["rollout.dtype=bfloat16", 'rollout.vllm={quantization = "fp8"}'], False, 0),  # and not beyond 0.01
         (["actor.precision=bf16", "observe.gap_bound=0.004"], False, 1),
         (["observe.gap_bound=0"], False, 0),
         (["rollout.top_p=0.9"], False, 0),
@@ -70,3 +71,19 @@ def test_a_gap_that_is_not_a_number_is_beyond(alarm):
     mine, said, _ = alarm()
     mine.look(1, batch_of(sequence(9, [float("nan"), 0.0])))
     assert "gap alarm" in said[0]
+
+
+def test_a_mixtures_bound_is_its_own(alarm):
+    assert load_config("launch/recipes/quickstart.toml").gap_bound(is_ahead=False) == 1e-6
+    config = load_config("launch/recipes/quickstart.toml", ["actor.precision=bf16"])
+    assert [config.gap_bound(is_ahead=False, has_experts=x) for x in (False, True)] == [1e-3, 5e-3]
+
+
+def test_a_temperature_is_said_below_the_bound_unless_answers_are_old(alarm):
+    colder = batch_of(*sampled(lambda logits, place: logits / 0.99))
+    mine, said, metrics = alarm("actor.precision=bf16")
+    mine.look(1, colder)
+    assert metrics[0]["rollout/gap_kl"] < 1e-3 and "gap alarm (temperature)" in said[0]
+    mine, said, _ = alarm("actor.precision=bf16", "observe.gap_bound=1e-3", is_ahead=True)
+    mine.look(1, colder)
+    assert not said
