@@ -29,6 +29,7 @@ from checkpoint_tools.safetensors_writer import SHARD_BYTES, SafetensorsWriter
 from megatron_nft.actor.adapter_record import ADAPTER
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.config import path_argument
+from megatron_nft.families.adapter_folder import CONFIG as ADAPTER_CONFIG
 from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
 from megatron_nft.families.parameters import Parameter, parameters
 from megatron_nft.weights.export import finish_hf_folder
@@ -117,7 +118,12 @@ def find(stored: MegatronFolder, parameter: Parameter, hf: HFConfig) -> StoredTe
     """
     tensor = stored.tensors.get(parameter.key)
     if tensor is None:
-        why = "it has adapters only" if ADAPTER in stored.read_common() else "is config.json that of another model?"
+        why = "is config.json that of another model?"
+        if (record := stored.read_common().get(ADAPTER)) is not None:
+            why = (
+                f"it has adapters of {record['base']} only; a whole model of them makes megatron-nft convert "
+                f"megatron-to-hf --megatron {stored.folder} --base {record['base']} --out DIR"
+            )
         raise CheckpointError(f"{stored.folder}: no {parameter.key}; {why}")
     expected, shape = parameter.global_shape, tensor.shape
     if parameter.is_table and shape[0] >= hf.vocab_size:  # however many rows of padding its layout asked for
@@ -204,7 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             dtype=CASTS.get(arguments.dtype),
             overwrite=arguments.overwrite,
         )
-        print(f"{arguments.out}: an HF folder of {arguments.megatron}")
+        kind = "a PEFT" if (arguments.out / ADAPTER_CONFIG).is_file() else "an HF"
+        print(f"{arguments.out}: {kind} folder of {arguments.megatron}")
 
     return run(body, parser, argv)
 

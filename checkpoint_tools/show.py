@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_tools.command import UsageError, dtype_name, run
-from checkpoint_tools.megatron_folder import MegatronFolder, StoredTensor
+from checkpoint_tools.megatron_folder import MegatronFolder, StoredChunk, StoredTensor
 from megatron_nft.actor.adapter_record import ADAPTER
 from megatron_nft.config import path_argument
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.families.lora import B
 
 QKV = "decoder.layers.self_attention.linear_qkv.weight"
-"""In every layer, and cut along its second axis by tensor parallelism."""
+"""In every layer, and cut along its last axis but one by tensor parallelism."""
+QKV_OF_LAYER = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.linear_qkv\.weight")
+"""The same, where only some layers have experts."""
 OF_ADAPTERS = tuple(f"decoder.layers.{module}.{B}" for module in (
     "self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"))  # fmt: skip
 """In every layer of a checkpoint of adapters, one of them; it says itself how many ranks cut it."""
@@ -93,22 +95,33 @@ def _size(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
 
 def _layout(stored: MegatronFolder, common: dict[str, Any]) -> dict[str, int] | None:
     """Of the ranks that saved it; 1 everywhere for a converted one; None if it is of another kind of model."""
-    tensor = next((stored.tensors[key] for key in (QKV, *OF_ADAPTERS) if key in stored.tensors), None)
-    if tensor is None:
-        return None
+    # Of replicas, which share the writing, files tell too little; this program's checkpoints say the rest themselves.
+    recorded = common.get("layout", {})
+    chunks = _attention_chunks(stored)
+    if not chunks:
+        return recorded or None
     if "schedule" not in common:
         return {"tp": 1, "pp": 1, "vpp": 1}
     writers: dict[int, set[str]] = {}
-    for chunk in tensor.chunks:
+    for layer, chunk, _ in chunks:
         rank = re.match(r"__(\d+)_", chunk.file)
-        writers.setdefault(chunk.offset[0], set()).add(rank.group(1) if rank else chunk.file)
+        writers.setdefault(layer, set()).add(rank.group(1) if rank else chunk.file)
     stages: dict[frozenset[str], list[int]] = {}
     for layer in sorted(writers):
         stages.setdefault(frozenset(writers[layer]), []).append(layer)
     runs = [1 + sum(b - a > 1 for a, b in pairwise(layers)) for layers in stages.values()]
-    seen = {"tp": tensor.shape[1] // tensor.chunks[0].shape[1], "pp": len(stages), "vpp": max(runs)}
-    # Of replicas, which share the writing, files tell too little; this program's checkpoints say the rest themselves.
-    return seen | common.get("layout", {})
+    _, chunk, tensor = chunks[0]
+    seen = {"tp": tensor.shape[-2] // chunk.shape[-2], "pp": len(stages), "vpp": max(runs)}
+    return seen | recorded
+
+
+def _attention_chunks(stored: MegatronFolder) -> list[tuple[int, StoredChunk, StoredTensor]]:
+    """Of a tensor that every layer has: layer, chunk, and the tensor that the chunk is of."""
+    if (stacked := next((key for key in (QKV, *OF_ADAPTERS) if key in stored.tensors), None)) is not None:
+        tensor = stored.tensors[stacked]
+        return [(chunk.offset[0], chunk, tensor) for chunk in tensor.chunks]
+    found = [(QKV_OF_LAYER.fullmatch(key), tensor) for key, tensor in stored.tensors.items()]
+    return [(int(match[1]), chunk, tensor) for match, tensor in found if match for chunk in tensor.chunks]
 
 
 def as_text(found: dict[str, Any], *, with_tensors: bool) -> str:

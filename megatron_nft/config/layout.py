@@ -72,7 +72,12 @@ def mixture_problems(actor: ActorConfig, hf: HFConfig) -> Iterator[str]:
         yield f"actor.etp = {etp} does not divide the experts' intermediate size {mixture.intermediate_size}"
     if (shared := mixture.shared_intermediate_size) and shared % tp:
         yield f"actor.tp = {tp} does not divide the shared expert's intermediate size {shared}"
-    if ep == 1 and etp != tp:
+    if ep == 1 and etp != tp == 1:
+        yield (
+            f"actor.etp = {etp} with ep = 1 and tp = 1: without expert parallelism experts are cut as all else is, and "
+            f"nothing is; leave etp out, or set actor.tp = {etp} or actor.ep > 1"
+        )
+    elif ep == 1 and etp != tp:
         yield (
             f"actor.etp = {etp} with ep = 1 and tp = {tp}: Megatron would never sum the experts' gradients over the "
             f"tensor-parallel ranks; leave etp out, or set actor.ep > 1"

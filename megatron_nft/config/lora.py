@@ -67,8 +67,8 @@ class LoraConfig(Section):
     def problems(self) -> Iterator[str]:
         """What its settings can't be together."""
         if not self.rank:
-            for key in ("alpha", "rslora", "dropout", "adapter"):
-                if (value := getattr(self, key)) != type(self).model_fields[key].default:
+            for key, field in type(self).model_fields.items():
+                if (value := getattr(self, key)) != field.default:
                     yield f"lora.{key} = {value!r} needs adapters; set lora.rank, or leave it out"
         if len(set(self.targets)) < len(self.targets):
             yield f"lora.targets = {list(self.targets)}: one comes twice; name each module once"

@@ -58,7 +58,7 @@ def load_config(
     config, problems, left_out = _validated(tree)
     if config is not None:
         more = [] if config.data.train or not trains else [NO_DATA]
-        more += _problems_with_model(config, checks_weights, alone=not problems)
+        more += _problems_with_model(config, checks_weights, trains=trains, alone=not problems)
         problems += [line for line in more if not _speaks_of(line, left_out)]
     if problems or config is None:
         raise RecipeError(listed(recipe or "the settings", problems))
@@ -104,20 +104,23 @@ def _speaks_of(line: str, settings: Sequence[str]) -> bool:
     return any(re.search(rf"\b{re.escape(setting)}\b", line) for setting in settings)
 
 
-def _problems_with_model(config: Config, checks_weights: bool, alone: bool) -> list[str]:
+def _problems_with_model(config: Config, checks_weights: bool, *, trains: bool, alone: bool) -> list[str]:
     """What doesn't fit the model's folders, or is wrong with these.
 
     Args:
+        trains: adapters are trained, or begun with.
         alone: nothing else is wrong: a model folder's error goes on as it is.
     """
     found: list[str] = []
     try:
         hf = read_hf_config(config.model.path)
         found += layout_problems(config, hf)
+        if config.model.is_megatron:
+            found += _problem_with_adapters(Path(config.model.path))
         for folder in (config.model.path, config.model.reference):
             if checks_weights and folder is not None and has_weights(folder):  # a plan needs none
                 check_weights(folder, read_hf_config(folder))
-        if (adapters := config.lora.adapters) is not None and config.lora.adapter is not None:
+        if trains and (adapters := config.lora.adapters) is not None and config.lora.adapter is not None:
             check_adapter(config.lora.adapter, hf, adapters)
         if config.algorithm.kl_weight and config.model.reference and read_hf_config(config.model.reference) != hf:
             found.append(
@@ -129,6 +132,23 @@ def _problems_with_model(config: Config, checks_weights: bool, alone: bool) -> l
             raise
         found.append(str(error))
     return found
+
+
+def _problem_with_adapters(checkpoint: Path) -> list[str]:
+    """A run's checkpoint has its recipe beside it, which says whether it holds the whole model."""
+    try:
+        saved = flat_settings((checkpoint / "recipe.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    if not saved.get("lora.rank"):
+        return []
+    base = saved.get("model.path")
+    return [
+        f"model.path = {str(checkpoint)!r}: has adapters of {base} only (lora.rank = {saved['lora.rank']}); to go on "
+        f"with them, set model.path = {base!r}, [lora] as there, and checkpoint.resume to this folder; to begin from "
+        f"the model with them, make that first: megatron-nft convert megatron-to-hf --megatron {checkpoint} --base "
+        f"{base} --out DIR"
+    ]
 
 
 def to_toml(config: Config) -> str:

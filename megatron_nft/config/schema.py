@@ -12,6 +12,7 @@ from megatron_nft.config.cluster import ClusterConfig
 from megatron_nft.config.data import DataConfig
 from megatron_nft.config.evaluate import EvaluateConfig
 from megatron_nft.config.lora import ENGINE_RANKS, LoraConfig
+from megatron_nft.config.methods import SFT
 from megatron_nft.config.model import ModelConfig
 from megatron_nft.config.observe import ObserveConfig
 from megatron_nft.config.optimizer import OptimizerConfig
@@ -135,6 +136,18 @@ class Config(Section):
             yield (
                 'actor.routing_replay = "actor" replays the choice of the actor\'s scoring, and there is none with '
                 'algorithm.old_logprobs = "engine"; set routing_replay = "engine", or old_logprobs = "actor"'
+            )
+        if self.algorithm.name == SFT and self.actor.routing_replay != "off":
+            yield (
+                f'actor.routing_replay = "{self.actor.routing_replay}" replays the experts of sampled answers, and '
+                f'given ones (algorithm.name = "{SFT}") have none; leave it out'
+            )
+        num_updates = self.train.steps * self.train.updates_per_step
+        if self.optimizer.decay_updates and self.optimizer.warmup_updates > num_updates:
+            yield (
+                f"optimizer.decay_updates = {self.optimizer.decay_updates} are the run's last updates, and "
+                f"optimizer.warmup_updates = {self.optimizer.warmup_updates} end after all of them (train.steps x "
+                f"updates_per_step = {num_updates}); warm up over fewer, or train longer"
             )
         if self.cluster.device == "cpu":
             yield from self._check_nothing_needs_cuda()

@@ -119,6 +119,7 @@ UNFIT: Mapping[str, str] = {
 OWN_ON_A_CPU = {
     "enforce_eager": "on a CPU nothing is compiled: it would take longer than the quickstart",
     "enable_chunked_prefill": "vLLM's CPU engine dies of an answer's seed when a prompt is split",
+    "enable_expert_parallel": "vLLM's CPU engine dies at its first token; rollout.tp cuts each expert",
 }
 """Those besides, where cluster.device is "cpu"."""
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_nft.config import Config, RecipeError, load_config, path_argument
+from megatron_nft.config import Config, LoraConfig, RecipeError, load_config, path_argument
 from megatron_nft.families.hf_config import is_megatron_folder
 
 
@@ -85,11 +85,24 @@ def read_settings(arguments: argparse.Namespace) -> tuple[Config, Path]:
         )
     if not config.data.held_out:
         raise RecipeError("no data to evaluate on: give --data FILE ..., or set data.held_out")
-    # Engines alone have GPUs of their own, whatever a run does.
-    cluster = config.cluster.model_copy(update={"placement": "split"})
+    if config.lora.rank and (asked := [text for text in overrides if text.strip().startswith("lora.")]):
+        raise RecipeError(
+            f"{asked[0]}: the whole model in model.path answers, and no adapter is added to it; make a whole model of "
+            "the adapter (a run's hf/, megatron-nft convert megatron-to-hf --base DIR, or peft's merge_and_unload), "
+            "give that as model.path, and leave lora out"
+        )
+    if config.lora.rank:
+        print(f"model: {config.model.path} as it is; the recipe's [lora] is for training", flush=True)
     default = Path("runs/evaluation") / Path(config.model.path).resolve().name
     out = arguments.out or (config.run_dir / "evaluation" if recipe else default)
-    return config.model_copy(update={"cluster": cluster}), out
+    return _without_actor(config), out
+
+
+def _without_actor(config: Config) -> Config:
+    """Engines alone have GPUs of their own, read the whole model, and tell nobody of its experts."""
+    cluster = config.cluster.model_copy(update={"placement": "split"})
+    actor = config.actor.model_copy(update={"routing_replay": "off"})
+    return config.model_copy(update={"cluster": cluster, "actor": actor, "lora": LoraConfig()})
 
 
 def _is_setting(text: str) -> bool:

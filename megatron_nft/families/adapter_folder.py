@@ -3,7 +3,9 @@
 A folder comes in, a ModelFolderError goes out. Asked when a recipe with lora.adapter is loaded.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_nft.families.config_json import read_json
 from megatron_nft.families.family import HFConfig, ModelFolderError
@@ -11,12 +13,19 @@ from megatron_nft.families.lora import Adapters, adapter_shapes
 from megatron_nft.families.weight_files import check_format, read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PLAIN = {
-    "peft_type": "LORA", "use_dora": False, "use_qalora": False, "lora_bias": False, "bias": "none", "rank_pattern": {},
-    "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None, "target_parameters": None,
-    "fan_in_fan_out": False,
-}  # fmt: skip
-"""What a plain LoRA's config says of PEFT's other kinds, if anything."""
+OFF: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none",)}
+"""Key -> values beside null, false and an empty list or object at which it is plain LoRA's."""
+PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Of `init_lora_weights`: A and B begin otherwise, and the model beside them stays as it is."""
+HARMLESS = frozenset({
+    "r", "lora_alpha", "use_rslora", "init_lora_weights",  # compared below
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",  # the tensors say what came of them
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "lora_dropout", "megatron_config", "megatron_core", "runtime_config",  # how peft runs it
+    "qalora_group_size", "ensure_weight_tying",  # of kinds that other keys switch on
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config",  # of init_lora_weights
+})  # fmt: skip
+"""Keys at whose every value it is plain LoRA. One that stands nowhere here may be of a newer PEFT's other kind."""
 
 
 def check_adapter(folder: str | Path, hf: HFConfig, adapters: Adapters) -> None:
@@ -29,9 +38,7 @@ def check_adapter(folder: str | Path, hf: HFConfig, adapters: Adapters) -> None:
     if not (folder / CONFIG).is_file():
         raise ModelFolderError(f"lora.adapter = {str(folder)!r}: has no {CONFIG}; give a folder that peft has saved")
     given = read_json(folder / CONFIG)
-    for key, plain in PLAIN.items():
-        if (value := given.get(key)) not in (plain, None, False, {}, []):
-            raise ModelFolderError(f"{folder / CONFIG}: {key} = {value!r} is not supported; give a plain LoRA adapter")
+    _check_plain(folder / CONFIG, given)
     for setting, key, wanted in (
         ("rank", "r", adapters.rank),
         ("alpha", "lora_alpha", adapters.alpha),
@@ -51,3 +58,19 @@ def check_adapter(folder: str | Path, hf: HFConfig, adapters: Adapters) -> None:
         check_format(folder, name, tensors[name].dtype)
         if tensors[name].shape != shape:
             raise ModelFolderError(f"{folder}: {name} is {tensors[name].shape}, by config.json it is {shape}")
+
+
+def _check_plain(file: Path, given: Mapping[str, Any]) -> None:
+    """Whether the adapted model is the model plus scale B A, and nothing else is changed."""
+    if (start := given.get("init_lora_weights")) not in PLAIN_STARTS:
+        raise ModelFolderError(
+            f"{file}: init_lora_weights = {start!r}: peft changes the model itself when it loads this adapter, and "
+            "here it stays as it is; have peft save it as plain LoRA (save_pretrained with "
+            "path_initial_model_for_weight_conversion), or merge it (merge_and_unload) and give that as model.path"
+        )
+    for key, value in given.items():
+        if key not in HARMLESS and value not in (None, False, [], {}, *OFF.get(key, ())):
+            raise ModelFolderError(
+                f"{file}: {key} = {value!r} is not supported, or not known here; give a plain LoRA adapter, or, if "
+                "peft can merge it into its model (merge_and_unload), that as model.path"
+            )

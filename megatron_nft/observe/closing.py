@@ -36,8 +36,8 @@ def closing_rows(
     rows["records"] = f"{folder}: metrics.jsonl, rollouts.jsonl, recipe.toml"
     rows["report"] = str(folder / "report.html")
     if "model" in rows:
-        rows["next"] = f"megatron-nft evaluate {folder / 'recipe.toml'} --model {folder / 'hf'}"
-        rows["next"] += "" if config.data.held_out else " --data FILE  (what to evaluate on: this run held nothing out)"
+        data = "" if config.data.held_out else " --data FILE"
+        rows["next"] = f"megatron-nft evaluate {folder / 'recipe.toml'} --model {folder / 'hf'}{data}"
     elif not is_done:
         goes_on = f"the same command goes on from {saved[-1]}" if saved else "the same command begins again"
         rows["next"] = (

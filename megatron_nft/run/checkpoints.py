@@ -14,10 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_nft.actor.adapter_record import adapter_record, check_same_adapter
 from megatron_nft.actor.checkpoint_parts import write_driver_part
 from megatron_nft.actor.manifest import CheckpointError, damages, read_manifest, to_disk
 from megatron_nft.cluster.ranks import Actors
-from megatron_nft.config import Config, RecipeError, changed_settings, changes_in_words, to_toml
+from megatron_nft.config import (
+    Config,
+    LoraConfig,
+    RecipeError,
+    changed_settings,
+    changes_in_words,
+    flat_settings,
+    to_toml,
+)
 from megatron_nft.families.hf_config import SIDE_FILES, read_hf_config
 from megatron_nft.groups.file import load_groups, save_groups
 from megatron_nft.groups.queue import Kept
@@ -245,7 +254,7 @@ def checkpoints_to_resume(config: Config) -> list[Path]:
     """Checkpoints that a run with this recipe may go on from, the first choice first.
 
     Raises:
-        RecipeError: the folder that the recipe names is no checkpoint, or one is of another model.
+        RecipeError: the folder that the recipe names is no checkpoint, or one is of another model or of other adapters.
     """
     resume = config.checkpoint.resume
     own = [] if config.run.overwrite or resume == "never" else checkpoint_folder.published(config.run_dir)
@@ -260,6 +269,8 @@ def checkpoints_to_resume(config: Config) -> list[Path]:
         )
     if (folder := _first_whole(folders, CONFIG)) is not None:
         _check_model(config, folder)
+    if (folder := _first_whole(folders, RECIPE)) is not None:
+        _check_adapters(config, folder)
     return folders
 
 
@@ -304,3 +315,17 @@ def _check_model(config: Config, folder: Path) -> None:
             f"{folder} is of another model than model.path = {config.model.path!r}: {'; '.join(differences)}; give "
             "the run another run.name, or model.path the model that it began with"
         )
+
+
+def _check_adapters(config: Config, folder: Path) -> None:
+    """By the recipe beside them. Whether the model has other numbers by now the ranks find out: they read all of it."""
+    settings = flat_settings((folder / RECIPE).read_text(encoding="utf-8"))
+    lora = {name.removeprefix("lora."): value for name, value in settings.items() if name.startswith("lora.")}
+    sides = (LoraConfig(**lora) if lora.get("rank") else LoraConfig(), settings.get("model.path")), (config.lora, None)
+    saved, now = (
+        side.adapters and adapter_record(side.adapters, base=str(base), base_digest="") for side, base in sides
+    )
+    try:
+        check_same_adapter(folder, saved, now)
+    except CheckpointError as error:
+        raise RecipeError(str(error)) from None

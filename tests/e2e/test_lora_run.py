@@ -3,7 +3,11 @@ had never stopped, with either way into the engines."""
 
 import json
 import os
+import re
+import shlex
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,12 +55,15 @@ def whole_is_what_peft_makes_of_the_adapter(run):
     assert bytes_of_weights(run / "adapter") < bytes_of_weights(run / "hf") / 4
 
 
-@pytest.mark.night("adapters alone into engines of a run's own, of which one is killed, and then everything")
+@pytest.mark.night(
+    "adapters alone into engines of a run's own, one of them killed, then everything; an evaluation of it"
+)
 def test_killed_engines_and_a_killed_run(tmp_path):
     process, _ = start(tmp_path / "a", *ALONE, "train.steps=4")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     straight, run = tmp_path / "a" / "quickstart", tmp_path / "b" / "quickstart"
+    evaluates_as_it_is_told(out, tmp_path / "a")
     sizes = {record["weights/bytes"] for record in steps(straight)}
     assert len(sizes) == 1 and sizes.pop() < bytes_of_weights(straight / "hf") / 4
     process, mark = start(tmp_path / "b", *ALONE, "train.steps=4")
@@ -70,6 +77,19 @@ def test_killed_engines_and_a_killed_run(tmp_path):
     assert f"resumed from {run}/checkpoints/step_2" in out
     assert records(run) == records(straight)
     same_bits(straight / "checkpoints" / "step_4", run / "checkpoints" / "step_4")
+
+
+def evaluates_as_it_is_told(out, folder):
+    """The command that a run names at its end."""
+    (command,) = re.findall(r"^ *next +megatron-nft (.*)$", out, flags=re.M)
+    arguments = [*shlex.split(command), "evaluate.samples=1"]
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "megatron_nft", *arguments], capture_output=True, text=True, timeout=600
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "as it is; the recipe's [lora] is for training" in evaluated.stdout
+    results = json.loads((folder / "quickstart" / "evaluation" / "evaluation.json").read_text())
+    assert list(results["benchmarks"]) == ["held_out"] and results["model"].endswith("/hf")
 
 
 @pytest.mark.night("adapters alone, while answers are under way")

@@ -35,11 +35,15 @@ DIMENSIONS = {
 """A vocabulary that no tensor-parallel size divides; several MiB, so that there are several buckets."""
 
 
-def make_folder(family: str, dtype: str, seed: int, folder: Path) -> Path:
-    """A model whose every weight depends on `seed`, norms and biases too, and a tokenizer of the words w3, w4, ..."""
+def make_folder(family: str, dtype: str, seed: int, folder: Path, **changes: object) -> Path:
+    """A model whose every weight depends on `seed`, norms and biases too, and a tokenizer of the words w3, w4, ...
+
+    Args:
+        changes: of config.json.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | (FAMILIES | OTHERS | MIXTURES)[family]))
+    config = AutoConfig.for_model(family.split()[0], **(DIMENSIONS | (FAMILIES | OTHERS | MIXTURES)[family] | changes))
     save_random(config, folder, seed=seed, dtype=dtype)
     save_tokenizer(folder, DIMENSIONS["vocab_size"])
     return folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoint_tools import megatron_to_hf
+from checkpoint_tools import megatron_to_hf, verify
 from checkpoint_tools.megatron_folder import MegatronFolder
 from checkpoint_tools.show import as_text, describe
 from megatron_nft.families.adapter_folder import CONFIG, WEIGHTS
@@ -150,7 +150,7 @@ def exported(rank, master, folder, layout):
     return hf_tensors(worker, lambda parameter: parameter)
 
 
-def test_a_peft_folder_and_a_whole_model_of_it(saves, tmp_path):
+def test_a_peft_folder_and_a_whole_model_of_it(saves, tmp_path, capsys):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -158,7 +158,11 @@ def test_a_peft_folder_and_a_whole_model_of_it(saves, tmp_path):
     source = folder / name_of(layout)
     (source / "hf").mkdir()
     shutil.copy(folder / "model" / "config.json", source / "hf")
-    megatron_to_hf.convert(source, tmp_path / "adapter")
+    assert megatron_to_hf.main(["--megatron", str(source), "--out", str(tmp_path / "adapter")]) == 0
+    assert f"{tmp_path / 'adapter'}: a PEFT folder of {source}" in capsys.readouterr().out
+    assert verify.main(["--hf", str(folder / "model"), "--megatron", str(source), "--no-logits"]) == 1
+    remedy = f"convert megatron-to-hf --megatron {source} --base {folder / 'model'} --out DIR"
+    assert remedy in capsys.readouterr().err
     expected = {n: t for rank in run_ranks(2, exported, str(folder), layout) for n, t in rank.items()}
     found = load_file(tmp_path / "adapter" / WEIGHTS)
     assert found.keys() == expected.keys()

@@ -142,6 +142,8 @@ def test_what_inspect_says(saves):
 @pytest.mark.parametrize("model", ["qwen3_moe", "qwen3_moe mixed"])
 def test_from_every_layout_to_every_layout(model, tmp_path_factory):
     saves = Saves(tmp_path_factory.mktemp("saves"), model, LAYOUTS)
+    said = {name: as_text(describe(saves.folder / name), with_tensors=False) for name in LAYOUTS}
+    assert "tp 2 x pp 1 x cp 1 x dp 2 x ep 2 x etp 2" in said["tp2 dp2 ep2 etp2"]
     for name in LAYOUTS:
         saves.check(name, [other for other in LAYOUTS if other != name])
 
@@ -153,6 +155,7 @@ def test_hf_to_megatron_to_hf_and_into_ranks(family, tmp_path):
     megatron_to_hf.convert(megatron, tmp_path / "back")
     check = verify.compare_folders(folder, tmp_path / "back")
     assert check.passed, check
+    assert "tp 1 x pp 1; any" in as_text(describe(megatron), with_tensors=False)
     layout = {"qwen2_moe": ["actor.tp=2", "actor.sequence_parallel=true", "actor.ep=2"]}.get(
         family, ["actor.tp=1", "actor.dp=2", "actor.ep=2"]
     )

@@ -14,11 +14,13 @@ Adapted to vLLM 0.32.0. What is particular to it:
   of their own, since a bucket's is written again (`_own_what_waits`). Remove when load_weights copies them.
 - Experts are put into the CPU kernel's format by the first load only, so later weights would be read in another
   (`_prepack_experts`). Remove when UnquantizedFusedMoEMethod does so in every load.
+- That format pads experts whose size is no multiple of 32, and a layerwise reload copies into what it finds, which is
+  then of another shape (`_unpad_experts`). Remove when it takes the processed tensors as they are.
 - Layerwise reload doesn't prepare a tied lm_head again, so on a CPU its packed copy keeps the old embedding. Remove
   when tests/e2e/test_engine.py passes without `_refresh_tied_lm_head`.
 """
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.utils import replace_parameter
 
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.families.lora import adapter_shapes
@@ -93,6 +96,7 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
         self.arrived: set[str] = set()
         self.tensors: dict[str, Tensor] = {}  # of adapters
         if not self.adapters:
+            self._unpad_experts()
             initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
@@ -167,12 +171,21 @@ class BucketReceiver(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
                         call.arguments[name] = value.clone()
 
     def _prepack_experts(self) -> None:
-        if self.device.type != "cpu":
-            return
-        for layer in self.model.modules():
-            kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
-            if kernel is not None:
-                kernel.fused_experts.process_weights_after_loading(layer)
+        for layer, kernel in self._expert_layers():
+            kernel.fused_experts.process_weights_after_loading(layer)
+
+    def _unpad_experts(self) -> None:
+        """Gives padded weights room of their own size in place of the old values, of which all will be written anew."""
+        for layer, _ in self._expert_layers():
+            for name, unpadded in get_layerwise_info(layer).restore_metadata[0].items():
+                if getattr(layer, name).shape != unpadded.shape:
+                    replace_parameter(layer, name, torch.empty(unpadded.shape, dtype=unpadded.dtype))
+
+    def _expert_layers(self) -> Iterator[tuple[torch.nn.Module, Any]]:
+        """On a CPU: each layer with experts, and its kernel."""
+        for layer in self.model.modules() if self.device.type == "cpu" else ():
+            if (kernel := getattr(getattr(layer, "quant_method", None), "moe_kernel", None)) is not None:
+                yield layer, kernel
 
     def _refresh_tied_lm_head(self) -> None:
         if self.model_config.hf_config.tie_word_embeddings:

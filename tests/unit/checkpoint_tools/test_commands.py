@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from checkpoint_tools import command, hf_to_megatron, megatron_to_hf, verify
 from checkpoint_tools.megatron_folder import MegatronFolder
+from checkpoint_tools.show import describe
 from checkpoint_tools.show import main as inspect
 from megatron_nft.weights.hf_tensors import HFTensors
 from tests.unit.checkpoint_tools.conftest import make_hf
@@ -122,6 +123,20 @@ def test_inspect(megatron, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["weights"]["dtypes"] == ["bfloat16"] and found["optimizer"] is None
     assert found["layout"] == {"tp": 1, "pp": 1, "vpp": 1}
+
+
+def test_inspect_of_a_mixture_some_of_whose_layers_are_dense(tmp_path, monkeypatch):
+    """Each layer has keys of its own there; what a run has recorded counts before what files tell."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8}
+    make_hf(tmp_path / "hf", model_type="qwen3_moe", mlp_only_layers=[1], norm_topk_prob=True, **experts)
+    hf_to_megatron.convert(tmp_path / "hf", tmp_path / "m")
+    assert describe(tmp_path / "m")["layout"] == {"tp": 1, "pp": 1, "vpp": 1}
+    recorded = {"tp": 2, "pp": 2, "cp": 1, "dp": 2, "vpp": 1, "ep": 2, "etp": 1}
+    common = {"schedule": {"num_steps": 4}, "layout": recorded}
+    monkeypatch.setattr(MegatronFolder, "read_common", lambda folder: common)
+    assert describe(tmp_path / "m")["layout"] == recorded
+    del common["layout"]
+    assert describe(tmp_path / "m")["layout"] == {"tp": 1, "pp": 1, "vpp": 1}, "as the files are cut"
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ REFUSED = {
     "actor.ep=3 actor.dp=3": "actor.ep = 3 does not divide the model's 8 experts; choose one of [1, 2, 4, 8]",
     "actor.ep=2 actor.etp=5 actor.dp=10": "actor.etp = 5 does not divide the experts' intermediate size 48",
     "actor.tp=2 actor.sequence_parallel=true actor.etp=1": "would never sum the experts' gradients",
+    "actor.dp=2 actor.etp=2": "actor.etp = 2 with ep = 1 and tp = 1: without expert parallelism experts are cut as all",
     "actor.ep=2": "actor.ep 2 x etp 1 = 2 ranks for the experts do not divide the 1 of tp 1 x cp 1 x dp 1",
     "actor.tp=2 actor.sequence_parallel=true actor.dp=3 actor.ep=1 actor.etp=3": "with ep = 1 and tp = 2",
     "actor.tp=2 actor.ep=2": "actor.tp = 2 with a mixture of experts needs actor.sequence_parallel = true",

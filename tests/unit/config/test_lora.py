@@ -1,8 +1,10 @@
 """[lora]: what its settings mean, and which are refused."""
 
+import shutil
+
 import pytest
 
-from megatron_nft.config import RecipeError, load_config
+from megatron_nft.config import RecipeError, load_config, to_toml
 
 RECIPE = "launch/recipes/quickstart.toml"
 
@@ -54,6 +56,10 @@ def test_the_reference_is_the_model_without_adapters():
     [
         (["lora.alpha=8"], r"lora.alpha = 8.0 needs adapters"),
         (["lora.dropout=0.1"], r"lora.dropout = 0.1 needs adapters"),
+        (["lora.sync=adapter"], r"lora.sync = 'adapter' needs adapters; set lora.rank"),
+        (['lora.targets=["linear_qkv"]'], r"lora.targets = \['linear_qkv'\] needs adapters"),
+        (["lora.rslora=true"], r"lora.rslora = True needs adapters"),
+        (["lora.adapter=a"], r"lora.adapter = 'a' needs adapters"),
         (["lora.rank=8", "lora.use_dora=true"], r"lora.use_dora is not supported"),
         (["lora.rank=8", 'lora.init_lora_weights="pissa"'], r"lora.init_lora_weights is not supported"),
         (["lora.rank=8", 'lora.targets=["linear_qkv", "linear_qkv"]'], r"one comes twice"),
@@ -66,3 +72,16 @@ def test_the_reference_is_the_model_without_adapters():
 def test_refused(overrides, why):
     with pytest.raises(RecipeError, match=why):
         load(*overrides)
+
+
+@pytest.mark.parametrize("overrides", [[], ["lora.rank=8"]])
+def test_a_checkpoint_of_adapters_is_no_model(tmp_path, overrides):
+    checkpoint, base = tmp_path / "step_4", load().model.path
+    shutil.copytree(base, checkpoint / "hf")
+    (checkpoint / "metadata.json").write_text("{}")
+    whole, adapters = to_toml(load()), to_toml(load("lora.rank=8"))
+    (checkpoint / "recipe.toml").write_text(adapters)
+    with pytest.raises(RecipeError, match=r"has adapters of .* only \(lora.rank = 8\).*checkpoint.resume.*--base"):
+        load(f"model.path={checkpoint}", *overrides)
+    (checkpoint / "recipe.toml").write_text(whole)
+    assert load(f"model.path={checkpoint}", *overrides).model.is_megatron

@@ -60,10 +60,17 @@ def test_all_that_is_wrong_is_told(recipe):
     assert "rollout.vllm.seed" in words and "rollout.vllm.dtype" in words and "block_size" not in words
 
 
-def test_eager_mode_is_the_recipes_to_give_on_a_gpu_only(recipe):
-    given = "rollout.vllm={enforce_eager = true}"
-    assert "on a CPU nothing is compiled" in refusal(recipe, given, "cluster.device=cpu")
-    assert load_config(recipe, [given, "cluster.device=cuda"]).rollout.vllm == {"enforce_eager": True}
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("enforce_eager", "on a CPU nothing is compiled"),
+        ("enable_expert_parallel", "vLLM's CPU engine dies at its first token"),
+    ],
+)
+def test_what_is_the_recipes_to_give_on_a_gpu_only(recipe, setting, why):
+    given = f"rollout.vllm={{{setting} = true}}"
+    assert why in refusal(recipe, given, "cluster.device=cpu")
+    assert load_config(recipe, [given, "cluster.device=cuda"]).rollout.vllm == {setting: True}
 
 
 def test_only_names_that_may_be_given_are_suggested():

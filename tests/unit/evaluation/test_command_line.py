@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from megatron_nft import evaluate as command
-from megatron_nft.config import load_config
+from megatron_nft.config import RecipeError, load_config, to_toml
+from tests.parallel.mixtures import make_mixture
 
 MODEL = "tests/assets/quickstart/model"
 DATA = "tests/assets/quickstart/held_out.parquet"
@@ -66,6 +67,21 @@ def test_a_recipe_with_overrides_after_the_files(monkeypatch, tmp_path):
     config, out = settings(monkeypatch, recipe, "run.seed=5", "--out", str(tmp_path))
     assert config.data.held_out == load_config(recipe).data.held_out
     assert (config.run.seed, out) == (5, tmp_path)
+
+
+def test_engines_get_no_adapter_and_replay_nothing(monkeypatch, capsys, tmp_path):
+    """A run's `hf` has its adapters in it, and nobody is there to send them; nor does anybody ask for experts."""
+    recipe = tmp_path / "recipe.toml"
+    trained = ["lora.rank=8", "lora.sync=adapter", "lora.adapter=gone"]
+    recipe.write_text(to_toml(load_config("launch/recipes/quickstart.toml", trained, trains=False)))
+    config, _ = settings(monkeypatch, str(recipe), "--model", MODEL)
+    assert not config.syncs_adapter and config.lora.adapters is None
+    assert "as it is; the recipe's [lora] is for training" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match=r"lora.adapter=mine: the whole model in model.path answers"):
+        settings(monkeypatch, str(recipe), "--model", MODEL, "lora.adapter=mine")
+    mixture = make_mixture("qwen3_moe", tmp_path / "mixture", max_position_embeddings=4096)
+    config, _ = settings(monkeypatch, "launch/recipes/quickstart_moe.toml", "--model", str(mixture))
+    assert not config.replays_engine
 
 
 def test_good_input_gets_as_far_as_the_engines(run):

@@ -7,7 +7,7 @@ from math import prod
 import pytest
 import torch
 
-from megatron_nft.families.adapter_folder import check_adapter
+from megatron_nft.families.adapter_folder import HARMLESS, check_adapter
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.families.lora import TARGETS, Adapters, adapter_shapes, adapter_table, peft_config, peft_targets
 from megatron_nft.families.rules import along
@@ -75,11 +75,52 @@ def test_what_ranks_have_is_the_whole_and_gives_the_product(folder, tp):
         ({"target_modules": ["q_proj", "v_proj"]}, r"tensors are not those of lora.targets"),
         ({"rank_pattern": {"q_proj": 2}}, r"rank_pattern = .* is not supported"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save = .* is not supported"),
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights = 'pissa': peft changes the model.*weight_conversion"),
+        ({"init_lora_weights": "pissa_niter_4"}, r"init_lora_weights = 'pissa_niter_4': peft changes the model"),
+        ({"init_lora_weights": "olora"}, r"init_lora_weights = 'olora': peft changes the model"),
+        ({"alora_invocation_tokens": [5, 6]}, r"alora_invocation_tokens = \[5, 6\] is not supported.*merge_and_unload"),
+        ({"trainable_token_indices": [5]}, r"trainable_token_indices = \[5\] is not supported"),
     ],
 )
 def test_other_adapters_are_refused(folder, tmp_path, changes, why):
     with pytest.raises(ModelFolderError, match=why):
         check_adapter(saved(folder, tmp_path / "a", **changes), read_hf_config(folder), ADAPTERS)
+
+
+@pytest.mark.parametrize("start", [False, "gaussian", "orthogonal"])
+def test_a_plain_adapter_is_one_however_a_and_b_began(folder, tmp_path, start):
+    check_adapter(saved(folder, tmp_path / "a", init_lora_weights=start), read_hf_config(folder), ADAPTERS)
+
+
+def test_a_pissa_adapter_that_peft_has_made_plain(folder, tmp_path):
+    """The remedy that is given; its rank is twice as large."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    hf, start = read_hf_config(folder), tmp_path / "start"
+    settings = LoraConfig(r=4, lora_alpha=6.0, target_modules=peft_targets(hf, ADAPTERS), init_lora_weights="pissa")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), settings)
+    model.peft_config["default"].init_lora_weights = True  # as peft's own guide has it
+    model.save_pretrained(start)
+    model.peft_config["default"].init_lora_weights = "pissa"
+    model.save_pretrained(tmp_path / "a", path_initial_model_for_weight_conversion=str(start))
+    check_adapter(tmp_path / "a", hf, replace(ADAPTERS, rank=8, alpha=12.0))
+
+
+def test_what_a_newer_peft_may_have_besides(folder, tmp_path):
+    """Every key that PEFT has is known not to matter, or refused when it is set."""
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    plain = saved(folder, tmp_path / "a") / "adapter_config.json"
+    text = plain.read_text()
+    for key in [field.name for field in fields(LoraConfig)] + ["use_something_new"]:
+        if key in HARMLESS:
+            continue
+        plain.write_text(json.dumps(json.loads(text) | {key: {"some": 1}}))
+        with pytest.raises(ModelFolderError, match=rf"{key} = "):
+            check_adapter(plain.parent, read_hf_config(folder), ADAPTERS)
 
 
 def test_no_folder_and_another_model(folder, tmp_path):

@@ -172,10 +172,12 @@ def test_closing_names_model_checkpoints_and_the_next_command(make_config):
     report.close("done")
     text = stream.getvalue()
     assert f"  model        {folder}/hf\n" in text and f"  checkpoints  {folder}/checkpoints: step_9, step_10\n" in text
-    command = f"megatron-nft evaluate {folder}/recipe.toml --model {folder}/hf"
-    assert f"  next         {command} --data FILE  (what" in text, "nothing was held out"
-    data = config.data.model_copy(update={"held_out": ["others.jsonl"]})
-    assert closing_rows(config.model_copy(update={"data": data}), "done", [], 1.0)["next"] == command
+    command = f"  next         megatron-nft evaluate {folder}/recipe.toml --model {folder}/hf"
+    assert f"{command} --data FILE\n" in text, "the recipe has no held-out prompts"
+    held_out = config.data.model_copy(update={"held_out": ["more.jsonl"]})
+    stream = io.StringIO()
+    Report(config.model_copy(update={"data": held_out}), stream).close("done")
+    assert f"{command}\n" in stream.getvalue()
     stream = io.StringIO()
     Report(config, stream).close("failed: ValueError: two\nlines")
     assert "test: failed: ValueError: two\n" in stream.getvalue()
