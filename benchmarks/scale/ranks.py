@@ -77,7 +77,7 @@ class PlayedRanks:
             return None
         return [s.engine_logprobs_A for microbatch in microbatches for s in microbatch.sequences]
 
-    def _train_step(self, rank: int, updates: Sequence[Sequence[Any]]) -> dict[str, float] | None:
+    def _train_step(self, rank: int, updates: Sequence[Sequence[Any]], step: int) -> dict[str, float] | None:
         if self._speaks(rank):
             self._first[rank] = list(updates[0])
         if not self._speaks(rank) or self._places[rank].dp:
