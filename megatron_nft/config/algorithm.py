@@ -109,6 +109,18 @@ class AlgorithmConfig(Section):
         return self.neg_weight == -1
 
     @property
+    def learns_from_unmixed(self) -> bool:
+        """Groups that are all right, or all wrong, too: those with an answer that it `weighs`."""
+        row = METHODS[self.name]
+        by_the_shift = "baseline_shift" not in row.unread
+        return row.learns_from_unmixed and not (by_the_shift and self.baseline_shift == 0)
+
+    def weighs(self, *, right: bool) -> bool:
+        """Right answers, or wrong ones, in some step."""
+        key = "pos_weight" if right else "neg_weight"
+        return bool(getattr(self, key) or getattr(self, f"{key}_end"))
+
+    @property
     def takes_scores(self) -> bool:
         """Learns from rewards, which may be any score from 0 to 1; else from right and wrong."""
         return METHODS[self.name].takes_scores

@@ -104,12 +104,19 @@ class Config(Section):
             return 0.0
         if self._is_exact:
             return 1e-6
-        is_quantized = self.actor.precision.startswith("fp8") or "quantization" in self.rollout.vllm
-        return 1e-2 if is_quantized else 5e-3 if has_experts else 1e-3
+        return 1e-2 if self._is_quantized else 5e-3 if has_experts else 1e-3
 
     @property
     def _is_exact(self) -> bool:
-        return self.actor.precision == "fp32" and self.rollout.dtype == "float32"
+        is_fp32 = self.actor.precision == "fp32" and self.rollout.dtype == "float32"
+        return is_fp32 and not self._is_quantized
+
+    @property
+    def _is_quantized(self) -> bool:
+        """Actor or engine compute, or keep keys and values, in 8 bits or fewer."""
+        vllm = self.rollout.vllm
+        of_cache = str(vllm.get("kv_cache_dtype", "auto")).startswith(("fp8", "int", "nvfp4"))
+        return self.actor.precision.startswith("fp8") or vllm.get("quantization") is not None or of_cache
 
     @property
     def replays_engine(self) -> bool:
@@ -171,7 +178,15 @@ class Config(Section):
         Args:
             is_ahead: as in `gap_bound`.
         """
-        if not self.observe.gap_stop_after or self.gap_bound(is_ahead=is_ahead):
+        if not self.observe.gap_stop_after:
+            return
+        if self.algorithm.old_logprobs == "engine" and self.lora.dropout:
+            yield (
+                f"observe.gap_stop_after = {self.observe.gap_stop_after} counts alarms, and with "
+                f'algorithm.old_logprobs = "engine" and lora.dropout = {self.lora.dropout:g} no pass of the actor has '
+                "all inputs: there is no gap to look at; leave gap_stop_after out, or set one of the two otherwise"
+            )
+        if self.gap_bound(is_ahead=is_ahead):
             return
         rollout, why = self.rollout, "observe.gap_bound = 0 has no alarm"
         if self.observe.gap_bound is None:

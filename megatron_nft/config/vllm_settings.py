@@ -132,11 +132,17 @@ def refused(settings: Mapping[str, Any]) -> Iterator[str]:
     speculation = settings.get("speculative_config")
     methods = speculation.items() if isinstance(speculation, Mapping) else ()
     for key, value in methods:
+        if (key, value) == ("method", "custom_class"):
+            yield f"rollout.vllm.speculative_config.method = {value!r} can't be given: {_CODE}; choose vLLM's own"
         if key.replace("-", "_") in _SYNTHETIC and value not in ("standard", "block", None):
             yield (
                 f"rollout.vllm.speculative_config.{key} = {value!r} can't be given: guesses would be kept by a rate of "
                 'their own, not by the policy; set rejection_sample_method = "standard"'
             )
+    for name, value in settings.items():
+        for key in value if isinstance(value, Mapping) else ():
+            if (twin := str(key).replace("-", "_")) in UNFIT and twin.endswith(("_plugin", "_cls", "_processors")):
+                yield f"rollout.vllm.{name}.{key} = {value[key]!r} can't be given: {UNFIT[twin]}"
 
 
 def refused_on_a_cpu(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -77,6 +77,7 @@ class GroupQueue:
 
     Args:
         teaches: whether a graded group is of use to the method. "Mixed" stands for such groups here.
+        needs: what it has then, in words.
 
     Attributes:
         version: of the policy that the engines hold.
@@ -94,10 +95,11 @@ class GroupQueue:
         num_steps: int,
         tail: Tail = "wait",
         teaches: Callable[[RolloutGroup], bool] = attrgetter("is_mixed"),
+        needs: str = "right and wrong answers",
     ) -> None:
         self.groups_per_step, self.max_staleness, self.tail = groups_per_step, max_staleness, tail
         self._oldest_allowed = max(max_staleness, int(tail == "keep"))  # staleness of a group that is trained on
-        self.max_rounds, self.num_steps, self._teaches = max_rounds, num_steps, teaches
+        self.max_rounds, self.num_steps, self._teaches, self._needs = max_rounds, num_steps, teaches, needs
         self.version = self.num_taken = self.round = self._next_id = 0
         self.mixed_share, self.share_of = 1.0, 0  # the share, and how many graded groups say so; none yet
         self.under_way: dict[int, Request] = {}
@@ -172,8 +174,8 @@ class GroupQueue:
         verdicts = [verdict for group in groups for verdict in group.verdicts]
         unparsable = sum(verdict.kind == "unparsable" for verdict in verdicts) / max(len(verdicts), 1)
         return (
-            f"step {self.num_taken + 1}: {len(self._ready)} of {self._counts.graded} groups had right and wrong "
-            f"answers, train.groups_per_step = {self.groups_per_step} are needed (of {len(groups)} groups {all_right} "
+            f"step {self.num_taken + 1}: {len(self._ready)} of {self._counts.graded} groups had {self._needs}, "
+            f"train.groups_per_step = {self.groups_per_step} are needed (of {len(groups)} groups {all_right} "
             f"were all right; of their answers {truncated:.0%} were cut off, {unparsable:.0%} unparsable); use prompts "
             "of another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds = "
             f"{self.max_rounds}"

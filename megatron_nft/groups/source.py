@@ -26,7 +26,7 @@ from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import GroupQueue, Kept, Taken
 from megatron_nft.groups.readable import ReadableAnswers
 from megatron_nft.groups.seeds import sampling_seed
-from megatron_nft.nft.groups import check_scores, teaches
+from megatron_nft.nft.groups import check_scores, teaches, what_teaches
 from megatron_nft.observe.report import Report
 from megatron_nft.rollout.api import Request, Sampling
 from megatron_nft.types import Prompt, RolloutGroup
@@ -56,6 +56,7 @@ class GroupSource:
             num_steps=config.train.steps,
             tail=rollout.tail,
             teaches=partial(teaches, algorithm=config.algorithm),
+            needs=what_teaches(config.algorithm),
         )
         # What goes over syncs: one engine too is given little at a time, and the rest is sampled by newer weights.
         places = at_once(rollout, max(len(fleet.names), 2) if self._queue.carries else len(fleet.names))

@@ -13,6 +13,7 @@ Exit status: 0 written, 1 no layout fits, 2 wrong arguments, model or data.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,9 @@ def _next(given: Given, plan: Plan, out: Path) -> str:
         return f"{guide}, and there NFT_RECIPE={recipe}"
     if given.gpus and is_here:
         return f"launch/train.sh {out}"
-    return f"megatron-nft doctor {out} && megatron-nft train {out}" if given.gpus else f"megatron-nft train {out}"
+    quoted = shlex.quote(str(out))
+    train = f"megatron-nft train {quoted}"
+    return f"megatron-nft doctor {quoted} && {train}" if given.gpus else train
 
 
 def _from_anywhere(path: str) -> str:

@@ -20,11 +20,14 @@ class ScoreError(ValueError):
 def teaches(group: RolloutGroup, algorithm: AlgorithmConfig) -> bool:
     """Whether the method learns anything of a judged group: of one whose answers differ in what they are worth; and, of
     a method that compares no answer with its group's, of any with an answer that it weighs."""
-    if not METHODS[algorithm.name].learns_from_unmixed:
+    if not algorithm.learns_from_unmixed:
         return group.is_mixed
-    weighs_right = bool(algorithm.pos_weight or algorithm.pos_weight_end)
-    weighs_wrong = bool(algorithm.neg_weight or algorithm.neg_weight_end)
-    return any(weighs_right if is_right else weighs_wrong for is_right in group.graded.rights)
+    return any(algorithm.weighs(right=is_right) for is_right in group.graded.rights)
+
+
+def what_teaches(algorithm: AlgorithmConfig) -> str:
+    """The same in words."""
+    return f"answers that {algorithm.name} weighs" if algorithm.learns_from_unmixed else "right and wrong answers"
 
 
 def check_scores(groups: Iterable[RolloutGroup], algorithm: AlgorithmConfig) -> None:

@@ -28,6 +28,6 @@ DIAGNOSIS: tuple[tuple[str, str, Literal["mean", "sum", "last"], str], ...] = (
     ("rollout/gap_quarter_2", "nats/token", "mean", "logprob_gap_mean in its second quarter"),
     ("rollout/gap_quarter_3", "nats/token", "mean", "logprob_gap_mean in its third quarter"),
     ("rollout/gap_quarter_4", "nats/token", "mean", "logprob_gap_mean in its last quarter"),
-    ("rollout/gap_alarms", "steps", "sum", "1 where rollout/gap_kl was beyond observe.gap_bound"),
+    ("rollout/gap_alarms", "steps", "sum", "1 where rollout/gap_kl was beyond observe.gap_bound, or a temperature's"),
     ("rollout/top_mass", "fraction", "mean", "probability that the engine's rollout.top_logprobs tokens have together"),
 )

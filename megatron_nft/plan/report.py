@@ -80,7 +80,7 @@ def _head(plan: Plan) -> list[str]:
         f"{config.rollout.engines} engines of tp {config.rollout.tp}, {plan.memory.places} answers each at a time "
         f"(KV cache of {plan.engine.kv_tokens:,.0f} tokens)",
         f"a step: {work.answers:,.0f} answers sampled in {work.rounds.mean:.2f} rounds, {work.trained:,.0f} trained on "
-        f"(mixed share {plan.assumptions.mixed_share:g}), {work.prompt_tokens:,.0f} + {work.answer_tokens:,.0f} tokens "
+        f"(mixed share {work.mixed_share:g}), {work.prompt_tokens:,.0f} + {work.answer_tokens:,.0f} tokens "
         f"in the mean, {work.updates} updates of {work.microbatches} microbatches a rank",
     ]
 

@@ -110,9 +110,12 @@ def workload(config: Config, assumptions: Assumptions, imbalance: float) -> Work
     lengths = length_quantiles(mean, assumptions.answer_spread, longest)
     trained = train.groups_per_step * rollout.group_size
     sequences = trained / train.updates_per_step / actor.dp * imbalance
-    rounds = sampling_rounds(train.groups_per_step, assumptions.mixed_share)
+    algorithm, share = config.algorithm, assumptions.mixed_share
+    if algorithm.learns_from_unmixed and algorithm.weighs(right=True) and algorithm.weighs(right=False):
+        share = 1.0  # every group is trained on
+    rounds = sampling_rounds(train.groups_per_step, share)
     return Workload(
-        mixed_share=assumptions.mixed_share,
+        mixed_share=share,
         rounds=rounds,
         prompts=rounds.prompts,
         answers=rounds.prompts * rollout.group_size,

@@ -48,6 +48,14 @@ def test_others_of_vllms_arguments_are_handed_on_and_kept_in_the_recipe(recipe, 
             '{speculative_config = {rejection_sample_method = "synthetic"}}',
             "guesses would be kept by a rate of their own",
         ),
+        (
+            '{speculative_config = {method = "custom_class", model = "os:path", num_speculative_tokens = 2}}',
+            "method = 'custom_class' can't be given: it would put other code into the engine",
+        ),
+        (
+            '{structured_outputs_config = {reasoning_parser_plugin = "x.py"}}',
+            "structured_outputs_config.reasoning_parser",
+        ),
         ("{trust_remote_code = true}", "no code of a model folder is run"),
     ],
 )

@@ -31,6 +31,7 @@ def group(kinds, truncated=()):
         ({"name": "w_reinforce", "pos_weight": 0.0, "pos_weight_end": 0.1, "schedule_steps": 5}, [True] * 3 + [False]),
         ({"name": "topr"}, [True, True, True, False]),
         ({"name": "asymre"}, [True, True, True, False]),
+        ({"name": "asymre", "baseline_shift": 0.0}, [True, False, False, False]),
     ],
 )
 def test_which_groups_a_method_learns_from(settings, taught):
@@ -38,7 +39,7 @@ def test_which_groups_a_method_learns_from(settings, taught):
     groups = [group(["right", "wrong"]), group(["right", "right"]), group(["wrong", "timeout"]), group(["error"])]
     algorithm = AlgorithmConfig(**settings)
     assert [teaches(of_prompt, algorithm) for of_prompt in groups] == taught
-    if settings["name"] == "asymre":
+    if settings == {"name": "asymre"}:
         assert [s.advantage for s in to_sequences(groups[1], algorithm, max_answer_tokens=8)] == pytest.approx(
             [0.1] * 2
         )

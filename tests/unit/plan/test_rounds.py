@@ -71,6 +71,13 @@ def test_a_share_at_which_the_run_would_end_is_said(planned):
     assert planned("rollout.max_sampling_rounds=11", mixed_share=0.02).warnings
 
 
+def test_a_method_that_learns_from_every_group_asks_for_no_more(planned):
+    named = ["algorithm.name=w_reinforce", "algorithm.reduction=tokens"]
+    plan = planned(*named, mixed_share=0.02)
+    assert plan.workload.mixed_share == 1 and plan.workload.prompts == 512 and not plan.warnings
+    assert planned("algorithm.name=nsr", "algorithm.reduction=tokens", mixed_share=0.5).workload.mixed_share == 0.5
+
+
 def round_of(answers, places=8, lengths=(100.0, 200.0, 400.0, 800.0)):
     return play_round(
         ENGINE, load_machine("H100"), answers=answers, prompts=1.0, prompt_tokens=100.0, lengths=lengths, places=places

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_nft.config import load_config
+from megatron_nft.config import RecipeError, load_config
 from megatron_nft.observe.batches import load_batch
 from megatron_nft.run.gap_alarm import GapAlarm, GapTooLarge
 from tests.unit.observe.test_gap import batch_of, sampled, sequence
@@ -77,6 +77,18 @@ def test_a_mixtures_bound_is_its_own(alarm):
     assert load_config("launch/recipes/quickstart.toml").gap_bound(is_ahead=False) == 1e-6
     config = load_config("launch/recipes/quickstart.toml", ["actor.precision=bf16"])
     assert [config.gap_bound(is_ahead=False, has_experts=x) for x in (False, True)] == [1e-3, 5e-3]
+
+
+@pytest.mark.parametrize("setting", ['{quantization = "fp8"}', '{kv_cache_dtype = "fp8_e5m2"}'])
+def test_a_quantized_engine_is_not_exact_whatever_else_is(setting):
+    config = load_config("launch/recipes/quickstart.toml", [f"rollout.vllm={setting}"])
+    assert config.gap_bound(is_ahead=False) == 1e-2 and config.canary_gap == 0.1
+
+
+def test_a_stop_after_alarms_that_never_come_is_refused():
+    settings = ["algorithm.old_logprobs=engine", "lora.rank=4", "lora.dropout=0.1", "observe.gap_stop_after=2"]
+    with pytest.raises(RecipeError, match=r"lora.dropout = 0.1 no pass of the actor has all inputs"):
+        load_config("launch/recipes/quickstart.toml", settings)
 
 
 def test_a_temperature_is_said_below_the_bound_unless_answers_are_old(alarm):
