@@ -18,7 +18,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.config import Config, RecipeError, add_overrides, load_config
 from megatron_nft.config.methods import SFT
 from megatron_nft.run.command_line import exit_status
 from megatron_nft.run.private import keep_private
@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="megatron-nft sft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help='TOML file with algorithm.name = "sft"')
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
-    )
+    add_overrides(parser)
     arguments = parser.parse_intermixed_args(argv)
 
     def act() -> bool:

@@ -115,6 +115,11 @@ class Verdict:
         return float(self.is_right) if self.score is None else self.score
 
     @property
+    def is_scored(self) -> bool:
+        """Is worth something other than 1 for a right and 0 for any other answer."""
+        return self.reward != self.is_right
+
+    @property
     def is_graded(self) -> bool:
         """Says something of the answer; a timeout or an error says something of the machine, or of the ground truth."""
         return self.kind not in ("timeout", "error")

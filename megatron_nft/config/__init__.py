@@ -17,7 +17,7 @@ from megatron_nft.config.methods import CLIPPED, METHODS
 from megatron_nft.config.model import ModelConfig
 from megatron_nft.config.observe import ObserveConfig
 from megatron_nft.config.optimizer import OptimizerConfig
-from megatron_nft.config.paths import path_argument
+from megatron_nft.config.paths import add_overrides, path_argument
 from megatron_nft.config.recipe import changed_settings, changes_in_words, flat_settings, load_config, to_toml
 from megatron_nft.config.rollout import RolloutConfig
 from megatron_nft.config.run import RunConfig
@@ -51,6 +51,7 @@ __all__ = [
     "VerdictConfig",
     "VerdictMode",
     "WeightsConfig",
+    "add_overrides",
     "changed_settings",
     "changes_in_words",
     "check_layout",

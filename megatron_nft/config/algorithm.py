@@ -198,10 +198,10 @@ class AlgorithmConfig(Section):
             )
         start = {key: getattr(self, key) for key in ("neg_weight", "pos_weight")}
         if not any(start.values()):
+            when = " in the first step" if self.schedule_steps else ""
             yield (
-                "algorithm.neg_weight = 0 and algorithm.pos_weight = 0 leave nothing to learn from "
-                f"{'in the first step' if self.schedule_steps else ''}".rstrip()
-                + "; raise one of them"
+                f"algorithm.neg_weight = 0 and algorithm.pos_weight = 0 leave nothing to learn from{when}; raise "
+                "one of them"
             )
         end = {key: weight if (to := getattr(self, f"{key}_end")) is None else to for key, weight in start.items()}
         if any(start.values()) and not any(end.values()):

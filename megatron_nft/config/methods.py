@@ -102,6 +102,8 @@ METHODS[SFT] = MethodRow(module=f"{_FILES}.sft", unread=("neg_weight", *_OWN))
 
 CLIPPED = tuple(name for name, row in METHODS.items() if row.preset.get("neg_weight") == -1)
 """The methods that learn from clipped advantages, those of neg_weight = -1."""
+SCORED = tuple(name for name, row in METHODS.items() if row.takes_scores)
+"""The methods that learn from rewards."""
 NFT_LOSS = tuple(name for name, row in METHODS.items() if row.module == _NFT)
 """The methods with NFT's loss."""
 ANY_PRESET = {key for row in METHODS.values() for key in row.preset} | {"published_ranks"}

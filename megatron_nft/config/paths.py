@@ -36,6 +36,13 @@ PathText = Annotated[str, AfterValidator(expanded)]
 """A path: ~ and $VARIABLE are replaced."""
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`overrides`: settings behind a recipe. Their default is what argparse asks for lest it call them required."""
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
+    )
+
+
 def path_argument(text: str) -> Path:
     """For argparse: type=path_argument."""
     try:

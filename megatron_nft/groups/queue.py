@@ -25,16 +25,9 @@ from typing import Any
 import numpy as np
 
 from megatron_nft.config.rollout import Tail
+from megatron_nft.plan.rounds import MARGIN, most_prompts
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
-
-MARGIN = 2.0
-"""Standard deviations of the number of mixed groups by which a round of a synchronous run asks for more."""
-PROMPTS_PER_GROUP = 4
-"""Of rollout.max_sampling_rounds times so many prompts a missing group, with some margin, a step may ask: with ten,
-sampling ends where fewer than a fortieth are mixed. DAPO's limit is ten rounds of 3 prompts a group."""
-FEW = 10
-"""Groups beside that margin, so that chance ends a run with few groups a step no sooner than one with many."""
 
 
 class NoMixedGroups(RuntimeError):
@@ -162,8 +155,7 @@ class GroupQueue:
 
     def _num_allowed(self) -> int:
         """Prompts that a step may try."""
-        groups = self.groups_per_step
-        return self.max_rounds * ceil(PROMPTS_PER_GROUP * (groups + 4 * sqrt(groups) + FEW))
+        return self.max_rounds * most_prompts(self.groups_per_step)
 
     def _why_none(self) -> str:
         """What the answers looked like."""

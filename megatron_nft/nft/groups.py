@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from megatron_nft.config import AlgorithmConfig
-from megatron_nft.config.methods import METHODS
+from megatron_nft.config.methods import SCORED
 from megatron_nft.nft.methods import method_of
 from megatron_nft.types import RolloutGroup, TrainSequence
 
@@ -40,12 +40,12 @@ def check_scores(groups: Iterable[RolloutGroup], algorithm: AlgorithmConfig) -> 
         return
     for group in groups:
         for verdict in group.verdicts:
-            if verdict.reward != verdict.is_right:
+            if verdict.is_scored:
                 raise ScoreError(
                     f"the grader of data source {group.prompt.data_source!r} scores an answer to "
                     f"{group.prompt.prompt_id} with {verdict.reward:g}, and algorithm.name = "
                     f'"{algorithm.name}" takes right or wrong only; let the grader say 1 or 0, or choose one of '
-                    f"{', '.join(name for name, row in METHODS.items() if row.takes_scores)}"
+                    f"{', '.join(SCORED)}"
                 )
 
 

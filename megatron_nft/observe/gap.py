@@ -37,6 +37,7 @@ class Diagnosis:
     words: str
 
 
+@np.errstate(invalid="ignore")  # of a gap that is no number, neither are these
 def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, float]:
     """Metrics of engine_logprobs against old_logprobs over a scored batch's answer tokens, in nats.
 
@@ -48,13 +49,6 @@ def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, flo
     """
     by_answer = [s.old_logprobs_A - s.engine_logprobs_A for s in batch.sequences]
     gaps_N = np.concatenate(by_answer).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of a gap that is no number, neither are these
-        return _gap_metrics(batch, by_answer, gaps_N, importance_cap)
-
-
-def _gap_metrics(
-    batch: TrainBatch, by_answer: list[np.ndarray], gaps_N: np.ndarray, importance_cap: float
-) -> dict[str, float]:
     capped_N = gaps_N.clip(max=MAX_LOG_RATIO)
     sizes_N = np.abs(gaps_N)
     metrics = {

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.config import RecipeError, load_config
+from megatron_nft.config import RecipeError, add_overrides, load_config
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.plan.hardware import HardwareError, Machine, load_machine
 from megatron_nft.plan.planner import Plan, make_plan
@@ -124,9 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="megatron-nft plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="TOML file, as for training")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
-    )
+    add_overrides(parser)
     parser.add_argument("--model", metavar="DIR", help="HF folder (config.json is enough) in place of model.path")
     parser.add_argument(
         "--hardware", metavar="NAME", help="H100 (default), H200, A100, B200, cpu, or FILE.toml[:NAME] with one's own"

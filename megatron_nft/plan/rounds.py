@@ -11,9 +11,12 @@ from math import ceil, sqrt
 from statistics import NormalDist
 
 MARGIN = 2.0
-PROMPTS_PER_GROUP, FEW = 4, 10
-"""All as in groups/queue.py: standard deviations of the number of mixed groups; prompts a missing group, and groups
-beside the margin, of which a step may ask for rollout.max_sampling_rounds times as many."""
+"""Standard deviations of the number of mixed groups by which a round of a synchronous run asks for more."""
+PROMPTS_PER_GROUP = 4
+"""Of rollout.max_sampling_rounds times so many prompts a missing group, with some margin, a step may ask: with ten,
+sampling ends where fewer than a fortieth are mixed. DAPO's limit is ten rounds of 3 prompts a group."""
+FEW = 10
+"""Groups beside that margin, so that chance ends a run with few groups a step no sooner than one with many."""
 
 
 @dataclass(frozen=True, kw_only=True)

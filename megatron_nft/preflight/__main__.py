@@ -22,7 +22,7 @@ from pathlib import Path
 
 from megatron_nft.cluster.nodes import ClusterError, Node, Processes, joined, living_nodes, wait_for_nodes
 from megatron_nft.cluster.placement import check_room as check_job
-from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.config import Config, RecipeError, add_overrides, load_config
 from megatron_nft.doctor.__main__ import render
 from megatron_nft.doctor.findings import Finding, fail, ok
 from megatron_nft.families.hf_config import ModelFolderError
@@ -144,9 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="megatron-nft preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", help="TOML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--nodes", default="", metavar="N1,N2", help="names of those that must have joined, separated by commas"
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from megatron_nft.actor.manifest import CheckpointError
 from megatron_nft.cluster.nodes import ClusterError
-from megatron_nft.config import Config, RecipeError, load_config
+from megatron_nft.config import Config, RecipeError, add_overrides, load_config
 from megatron_nft.config.methods import SFT
 from megatron_nft.data.prompts import DataError
 from megatron_nft.families.hf_config import ModelFolderError
@@ -71,9 +71,7 @@ def main(
     parser.add_argument(
         "--replay", type=int, metavar="STEP", help="train again on a stored step; see megatron-nft replay"
     )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
-    )
+    add_overrides(parser)
     arguments = parser.parse_intermixed_args(argv)
 
     def act() -> bool:

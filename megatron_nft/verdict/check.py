@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Collection, Iterable, Sequence
 
-from megatron_nft.config import OWN_GRADER, RecipeError, VerdictConfig, load_config
+from megatron_nft.config import OWN_GRADER, RecipeError, VerdictConfig, add_overrides, load_config
 from megatron_nft.data.errors import DataError
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.types import Prompt
@@ -102,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "method takes what they say of made answers to the first training prompts.",
     )
     parser.add_argument("recipe", help="TOML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe"
-    )
+    add_overrides(parser)
     arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.recipe, arguments.overrides)

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.config import METHODS, OWN_GRADER, Config, RecipeError
+from megatron_nft.config import OWN_GRADER, Config, RecipeError
+from megatron_nft.config.methods import SCORED
 from megatron_nft.data.rows import Problem, read_problems
 from megatron_nft.types import Verdict
 from megatron_nft.verdict.own_grader import judge_own, judge_own_batch, prepare
@@ -36,10 +37,8 @@ def try_graders(config: Config, names: Sequence[str]) -> None:
         return
     modes, calls = config.verdict.modes, []
     for problem, answer in tries:
-        name, item = (
-            modes[problem.data_source],
-            (answer, problem.ground_truth or "", _text(problem), problem.extra_info),
-        )
+        name = modes[problem.data_source]
+        item = answer, problem.ground_truth or "", _text(problem), problem.extra_info
         calls.append((_first_verdict, name, item) if name in config.verdict.batches else (judge_own, name, *item))
     load_first = partial(prepare, list(names))
     pool = GradingPool(min(len(calls), MOST_WORKERS), load_first, PRELOAD, config.verdict.memory_gib)
@@ -50,14 +49,13 @@ def try_graders(config: Config, names: Sequence[str]) -> None:
     scored = {
         problem.data_source: (answer, verdict.reward)
         for (problem, answer), verdict in zip(tries, verdicts, strict=True)
-        if verdict.is_graded and verdict.reward != verdict.is_right
+        if verdict.is_graded and verdict.is_scored
     }
     if scored:
-        takers = ", ".join(name for name, row in METHODS.items() if row.takes_scores)
         lines = [
             f"  verdict.modes: {source!r} = {modes[source]!r} scores the made answer {answer!r:.60} with {reward:g}, "
             f'and algorithm.name = "{config.algorithm.name}" takes right or wrong only; let the grader say True or '
-            f"False, or choose one of {takers}"
+            f"False, or choose one of {', '.join(SCORED)}"
             for source, (answer, reward) in scored.items()
         ]
         raise RecipeError("\n".join(["graders that give scores:", *lines]))
