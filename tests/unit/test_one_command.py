@@ -104,9 +104,18 @@ def bare(*words):
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "plan", "smoke", "sft", "verdict.check"])
 def test_a_python_without_packages_says_so_in_a_line_however_it_is_called(module):
-    status, (line,) = bare(f"megatron_nft.{module}", "x.toml")
+    says_what_it_lacks(f"megatron_nft.{module}")
+
+
+@pytest.mark.parametrize("module", ["hf_to_megatron", "megatron_to_hf", "adapter_to_hf", "show", "inspect", "verify"])
+def test_so_does_a_tool_for_checkpoints(module):
+    says_what_it_lacks(f"checkpoint_tools.{module}")
+
+
+def says_what_it_lacks(module):
+    status, (line,) = bare(module, "x.toml")
     assert status == 1 and re.match(
-        rf"error: python -m megatron_nft\.{module} needs the package '\w+', which is not", line
+        rf"error: python -m {re.escape(module)} needs the package '\w+', which is not", line
     )
     assert line.endswith("source .venv/bin/activate")
 
