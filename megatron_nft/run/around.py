@@ -13,7 +13,7 @@ from megatron_nft.observe.report import Report
 from megatron_nft.observe.trackers import check_trackers
 from megatron_nft.run.checkpoints import checkpoints_to_resume
 from megatron_nft.run.folder import ending_of, run_folder
-from megatron_nft.run.stop import Stop, StopRequested
+from megatron_nft.run.stop import Stop
 
 
 class TryAgain(RuntimeError):
@@ -54,7 +54,7 @@ def run_in_folder(
             except BaseException as error:
                 cause = error.__cause__ if isinstance(error, TryAgain) else error
                 words = f"interrupted: {error}".removesuffix(": ")
-                is_interrupted = isinstance(error, KeyboardInterrupt | StopRequested)
+                is_interrupted = isinstance(error, KeyboardInterrupt)
                 verdict = words if is_interrupted else f"failed: {type(cause).__name__}: {cause}"
                 comes_again = not is_interrupted and not isinstance(error, TryAgain)
                 raise

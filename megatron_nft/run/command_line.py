@@ -93,13 +93,13 @@ def exit_status(act: Callable[[], bool]) -> int:
     """Of a command: what it does, with its errors as one line; false: it has failed, and said so."""
     try:
         return 0 if act() else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
     except StopRequested as request:
         goes_on = "goes on from the last checkpoint" if request.goes_on else "would train again what wasn't saved"
         print(f"interrupted by {request}; the same command {goes_on}", file=sys.stderr)
         return GO_ON if request.number == signal.SIGUSR1 and request.goes_on else INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except TryAgain as error:
         print(f"error: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
         return GO_ON

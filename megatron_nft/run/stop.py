@@ -12,8 +12,9 @@ from types import FrameType
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
-class StopRequested(BaseException):
-    """A signal asks for an end. No Exception: no handler of errors is to take it for one.
+class StopRequested(KeyboardInterrupt):
+    """A signal asks for an end. No Exception: no handler of errors is to take it for one. A KeyboardInterrupt: of what
+    a signal's handler raises, Ray's waiting ends at once for that alone (`check_signals` in ray/_raylet.pyx).
 
     Attributes:
         goes_on: nothing was lost that the same command would lose again.
@@ -28,7 +29,8 @@ class Stop:
     """Heeds SIGNALS from its making to `close`."""
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self._received: int | None = None  # and not heeded yet
+        self._raised: int | None = None  # in this block
         self._may_raise = False
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -42,13 +44,21 @@ class Stop:
         """A block that may end anywhere.
 
         Raises:
-            StopRequested: a signal has come, before or within the block; once.
+            StopRequested: a signal has come, before or within the block; once. Also where code in C made another
+                exception of it (Ray a new KeyboardInterrupt, Cython's functions a SystemError), or none.
         """
-        self._may_raise = True
+        self._may_raise, self._raised = True, None
         try:
             if self._received is not None:
                 self._raise()
             yield
+        except BaseException as error:
+            if self._raised is None or isinstance(error, StopRequested):
+                raise
+            raise StopRequested(self._raised) from error
+        else:
+            if self._raised is not None:
+                raise StopRequested(self._raised)
         finally:
             self._may_raise = False
 
@@ -58,6 +68,6 @@ class Stop:
             self._raise()
 
     def _raise(self) -> None:
-        number, self._received, self._may_raise = self._received, None, False
-        assert number is not None
-        raise StopRequested(number)
+        self._raised, self._received, self._may_raise = self._received, None, False
+        assert self._raised is not None
+        raise StopRequested(self._raised)

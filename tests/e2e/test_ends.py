@@ -3,12 +3,17 @@ waits for nothing that doesn't answer. (Signals, and everything killed: test_res
 
 import os
 import signal
+import threading
 import time
+from contextlib import closing
 
 import pytest
+import ray
 
-from tests.conftest import RUN
-from tests.e2e.driver import as_soon_as, has_step, records, steps
+from megatron_nft.cluster.processes import Pending
+from megatron_nft.run.stop import Stop, StopRequested
+from tests.conftest import RUN, TAKES_MINUTES
+from tests.e2e.driver import as_soon_as, assert_no_survivors, has_step, records, start, steps, wait_until
 
 pytestmark = pytest.mark.e2e
 RARELY = ["checkpoint.every=100", "train.evaluate_every=0"]
@@ -43,6 +48,48 @@ def test_what_can_not_be_saved_is_not_asked_for_again(shared, tmp_path):
     assert ended.status == 130, ended.err
     assert "is not saved; there is no checkpoint" in ended.out and not (run / "checkpoints").exists()
     assert "interrupted by SIGUSR1; the same command would train again what wasn't saved" in ended.err
+
+
+class Busy:
+    def call(self):
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_ends_each_way_of_waiting_for_ray_at_once(shared, number):
+    """Its waiting is in C, where the exception of a signal's handler can turn into another, or be heard much later."""
+    busy = ray.remote(num_cpus=0)(Busy).remote()
+    answer, within_s = busy.call.remote(), 60
+    pending = Pending("call", {"busy": answer}, within_s, {"busy": busy})
+    waits = [
+        lambda: ray.wait([answer], timeout=within_s),
+        lambda: ray.get(answer, timeout=within_s),
+        lambda: ray.get([answer], timeout=within_s),
+        pending.wait,
+    ]
+    for wait in waits:
+        with closing(Stop()) as stop:
+            timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
+            timer.start()
+            begun = time.monotonic()
+            with pytest.raises(StopRequested) as request, stop.interruptible():
+                wait()
+            assert request.value.number == number and time.monotonic() - begun < within_s / 2
+            timer.join()
+    ray.kill(busy)
+
+
+@TAKES_MINUTES
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 130)])
+def test_a_signal_while_ranks_start_is_heeded_in_words(tmp_path, number, status):
+    process, mark = start(tmp_path, *RUN, "train.steps=3", "data.held_out=[]")
+    wait_until((tmp_path / "quickstart/logs/attempt_1/actor_rank_0.log").exists, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert err.strip().endswith(f"interrupted by {number.name}; the same command goes on from the last checkpoint")
+    assert "Traceback" not in err and f"interrupted: {number.name}" in out
+    assert_no_survivors(mark)
 
 
 @pytest.mark.night("an engine that hangs, and is not dead, while ranks are started again")

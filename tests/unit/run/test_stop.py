@@ -49,3 +49,27 @@ def test_afterwards_signals_are_heeded_by_whom_they_were_before():
     assert signal.getsignal(signal.SIGTERM) != before
     stop.close()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "made_of_it", [KeyboardInterrupt, SystemError("returned a result with an exception set"), None]
+)
+def test_what_code_in_c_makes_of_it_is_a_request_still(stop, made_of_it):
+    """Ray's and Cython's functions, which the handler ran in; None: it is gone."""
+    with pytest.raises(StopRequested, match="SIGUSR1") as request, stop.interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        except StopRequested:
+            if made_of_it is not None:
+                raise made_of_it from None
+    assert request.value.number == signal.SIGUSR1
+    with stop.interruptible():  # once
+        pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemError("of another"), ValueError])
+def test_other_errors_of_a_block_stay_what_they_are(stop, error):
+    kind = error if isinstance(error, type) else type(error)
+    with pytest.raises(kind) as raised, stop.interruptible():
+        raise error
+    assert type(raised.value) is kind
