@@ -60,7 +60,7 @@ def write_merged(
         CheckpointError: `base` is not the model that the adapters belong to.
         CheckpointError, ModelFolderError, UsageError, OSError: as megatron_to_hf.convert.
     """
-    hf = read_hf_config(base)
+    hf = read_hf_config(base, "--base")
     if (found := whole_digest(base, [digests(base)])) != record["base_digest"]:
         raise CheckpointError(
             f"{stored.folder}: its adapters belong to {record['base']} as it was ({record['base_digest'][:15]}...); "

@@ -22,7 +22,7 @@ from checkpoint_tools.command import CASTS, Progress, UsageError, add_output_arg
 from checkpoint_tools.megatron_writer import Chunk, write_checkpoint
 from checkpoint_tools.safetensors_writer import cast
 from megatron_nft.config import path_argument
-from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, read_hf_config
+from megatron_nft.families.hf_config import SIDE_FILES, HFConfig, is_megatron_folder, kind_of, read_hf_config
 from megatron_nft.families.parameters import Parameter, parameters
 from megatron_nft.families.weight_files import check_weights
 from megatron_nft.weights.export import copy_side_files
@@ -44,7 +44,9 @@ def convert(source: Path, out: Path, *, dtype: torch.dtype | None = None, overwr
         UsageError: `out` is there and may not be replaced.
         OSError: such as a full disk.
     """
-    hf = read_hf_config(source)
+    if is_megatron_folder(source):
+        raise UsageError(f"--hf {source}{kind_of(source)}")
+    hf = read_hf_config(source, "--hf")
     check_weights(source, hf, allows_mixed=dtype is not None)
     tensors = HFTensors(source)
     chunks = list(plan(hf, tensors, dtype))

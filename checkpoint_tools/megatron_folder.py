@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from megatron_nft.actor.checkpoint_metadata import METADATA_JSON, check_format, read_common, read_metadata, read_stretch
+from megatron_nft.actor.checkpoint_metadata import check_format, read_common, read_metadata, read_stretch
 from megatron_nft.actor.manifest import CheckpointError
 
 OPTIMIZER = "optimizer."
@@ -73,11 +73,6 @@ class MegatronFolder:
             CheckpointError: no checkpoint, or files are missing or too short.
         """
         self.folder = Path(folder)
-        if (self.folder / "config.json").is_file() and not (self.folder / METADATA_JSON).is_file():
-            raise CheckpointError(
-                f"{self.folder}: an HF folder, no Megatron checkpoint; megatron-nft evaluate --model and a recipe's "
-                "model.path take it as it is, megatron-nft convert hf-to-megatron makes a checkpoint of it"
-            )
         check_format(self.folder)
         metadata = read_metadata(self.folder)
         try:

@@ -68,11 +68,16 @@ def convert(
         UsageError: `out` is there and may not be replaced, or config.json is nowhere.
         OSError: such as a full disk.
     """
-    stored, side_files = MegatronFolder(source), side_files_of(source, side_files)
-    hf = read_hf_config(side_files)
+    stored, given, side_files = MegatronFolder(source), side_files, side_files_of(source, side_files)
+    hf = read_hf_config(side_files, "--hf")
     if (record := stored.read_common().get(ADAPTER)) is not None:
         from checkpoint_tools import adapter_to_hf  # which takes the functions below
 
+        if base is None and given is not None and (source / SIDE_FILES / "config.json").is_file():
+            raise UsageError(
+                f"{source} has adapters only, and --hf gives no weights; --base {given} adds them to that model, "
+                "neither makes a PEFT folder of them"
+            )
         if base is not None:
             more = {"dtype": dtype, "overwrite": overwrite, "shard_bytes": shard_bytes}
             return adapter_to_hf.write_merged(stored, record, base, out, **more)

@@ -48,7 +48,7 @@ def compare_folders(first: Path, second: Path) -> Check:
     """Bit by bit, all tensors of two HF folders."""
     one, other = HFTensors(first), HFTensors(second)
     names = set(one.names)
-    if read_hf_config(first).tie_word_embeddings:
+    if read_hf_config(first, "--hf").tie_word_embeddings:
         names.discard("lm_head.weight")  # a second name of the embedding, which some folders have
     names = {name for name in names if not name.endswith(NOT_WEIGHTS)}
     wrong = sorted(names ^ set(other.names)) or [n for n in sorted(names) if not _same_bits(one[n], other[n])]
@@ -64,7 +64,7 @@ def compare_tensors(hf_folder: Path, checkpoint: Path) -> Check:
     Raises:
         CheckpointError, ModelFolderError: one of the two is not whole, or is another model.
     """
-    hf, stored = read_hf_config(hf_folder), MegatronFolder(checkpoint)
+    hf, stored = read_hf_config(hf_folder, "--hf"), MegatronFolder(checkpoint)
     check_weights(hf_folder, hf, allows_mixed=True)
     tensors = HFTensors(hf_folder)
     wrong, names, casts = [], set(), set()
@@ -89,7 +89,7 @@ def compare_logits(hf_folder: Path, checkpoint: Path, num_tokens: int) -> Check:
     """Log-probs over the whole vocabulary after each of some random tokens."""
     from checkpoint_tools.logits import megatron_logits, transformers_logits
 
-    vocab_size = read_hf_config(hf_folder).vocab_size
+    vocab_size = read_hf_config(hf_folder, "--hf").vocab_size
     token_ids_T = torch.randint(0, vocab_size, (num_tokens,), generator=torch.Generator().manual_seed(0))
     expected = transformers_logits(hf_folder, token_ids_T).log_softmax(-1)
     found = megatron_logits(checkpoint, hf_folder, token_ids_T).log_softmax(-1)

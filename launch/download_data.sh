@@ -7,6 +7,7 @@
 # DATA is another folder than data; PYTHON another Python than .venv/bin/python.
 # The names on the hub are those of the download scripts of NVlabs/NFT and of verl's DAPO recipe. Not tried: no network here.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Its name here | dataset on the hub | file in it
 nft=ChenDRAG/VeRL_math_validation

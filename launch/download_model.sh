@@ -5,6 +5,7 @@
 # It says "model: ..." only when every file that the model's index names is there, whole.
 # MODELS is another folder than models; PYTHON another Python than .venv/bin/python.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 what=${1:?is missing: a name on the hub, such as Qwen/Qwen2.5-32B, or a folder} revision=${2:-main}
 models=${MODELS:-models} python=${PYTHON:-.venv/bin/python}

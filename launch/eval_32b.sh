@@ -7,6 +7,7 @@
 #   MODEL=runs/nft/hf DATA=data ./launch/eval_32b.sh [flag or section.key=value ...]
 #   launch/download_model.sh nvidia/NFT-32B && MODEL=models/NFT-32B DATA=data ./launch/eval_32b.sh      the authors' model
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case ${PUBLISHED:-training} in

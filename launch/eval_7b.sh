@@ -4,6 +4,7 @@
 #   MODEL=runs/nft/hf DATA=data ./launch/eval_7b.sh [flag or section.key=value ...]
 #   launch/download_model.sh nvidia/NFT-7B && MODEL=models/NFT-7B DATA=data ./launch/eval_7b.sh      the authors' model
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 MODEL=${MODEL:?set it to the HF folder of the model} MAX_PROMPT_TOKENS=512 MAX_ANSWER_TOKENS=3584 \

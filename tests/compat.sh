@@ -3,6 +3,7 @@
 # Installs into .venv-compat what requirements.txt names for that Python.
 #   PYTHON=/path/to/python3.12 ./tests/compat.sh [pytest arguments]
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export PYTHON=${PYTHON:-python3.12}

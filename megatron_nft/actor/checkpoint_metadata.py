@@ -22,6 +22,7 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 
 from megatron_nft.actor.manifest import CheckpointError
+from megatron_nft.families.hf_config import kind_of
 
 METADATA, METADATA_JSON, COMMON = ".metadata", "metadata.json", "common.pt"
 """What describes the whole. The last by megatron-core before 0.19 only."""
@@ -70,8 +71,7 @@ def check_format(folder: Path) -> None:
     try:
         config = json.loads((folder / METADATA_JSON).read_text())
     except FileNotFoundError:
-        hint = "; it looks like an HF folder" if (folder / "config.json").is_file() else ""
-        raise CheckpointError(f"{folder}: no Megatron checkpoint, it has no metadata.json{hint}") from None
+        raise CheckpointError(f"{folder}: no Megatron checkpoint, it has no metadata.json{kind_of(folder)}") from None
     except ValueError as error:
         raise CheckpointError(f"{folder / METADATA_JSON}: not valid JSON: {error}") from None
     backend = config.get("sharded_backend") if isinstance(config, dict) else None

@@ -5,9 +5,10 @@
     megatron-nft init --model tests/assets/quickstart/model --data my.jsonl --gpus 0        two CPU cores
 
 Of the model config.json is enough, the tokenizer and the data are read if they are there: prompts are
-counted, and what is wrong with a row is said now. Actor and engines share the GPUs; of all layouts
-the planner takes the fastest that fits. Then: megatron-nft train RECIPE. Outside the repository, in which
-jobs start, the recipe's paths are absolute.
+counted, and what is wrong with a row is said now. Actor and engines share the GPUs; of the layouts that
+fit and leave 15% of a GPU's memory free it is the one that is planned to be the fastest, but context
+parallelism has to be faster by 10%, and an optimizer on the host is the last resort. Then:
+megatron-nft train RECIPE. Outside the repository, in which jobs start, the recipe's paths are absolute.
 
 Exit status: 0 written, 1 no layout fits, 2 wrong arguments, model or data.
 """
@@ -77,7 +78,6 @@ def _told(given: Given, plan: Plan, out: Path) -> list[str]:
     config, prompts = plan.config, given.prompts
     fullest = max(plan.memory.usages, key=lambda usage: usage.total / usage.limit)
     devices = f"{given.gpus} x {plan.machine.name}" if given.gpus else "CPU"
-    hours = plan.seconds * config.train.steps / 3600
     rows = f"none given: {PLACEHOLDER}"
     if prompts:
         rows = f"{prompts.count:,} prompts, the longest of {prompts.longest:,} tokens"
@@ -87,7 +87,7 @@ def _told(given: Given, plan: Plan, out: Path) -> list[str]:
         f"model: {given.model}, {size:.3g} B parameters | data: {rows}",
         f"wrote {out}: {devices}, actor {config.actor.layout}, {engines}",
         f"plan: fits, {fullest.total / GIB:.1f} of {fullest.limit / GIB:.1f} GiB at the fullest ({fullest.phase}); "
-        f"{plan.seconds:.0f} s a step, {config.train.steps} steps {hours:.1f} h (planned, not measured)",
+        f"{plan.seconds:.0f} s a step, {config.train.steps} steps {plan.whole_run.hours:.1f} h (planned, not measured)",
         *_crowded(given, plan),
         f"next: {_next(given, plan, out)}",
     ]

@@ -1,7 +1,8 @@
 """A model's size, data and GPUs -> the settings of a recipe: lengths and sizes by rule, the layout by the planner.
 
 On GPUs actor and engines share all of them, and take turns: nothing idles, and any number of GPUs will do. Of the
-planner's layouts the fastest that fits is taken; if none does, the optimizer goes to the host. Called by the command.
+planner's layouts that fit the fastest is taken, less what a plan doesn't know (`_worth`); if none does, the optimizer
+goes to the host. Called by the command.
 """
 
 from collections.abc import Iterator, Mapping

@@ -36,8 +36,10 @@ def closing_rows(
     rows["records"] = f"{folder}: metrics.jsonl, rollouts.jsonl, recipe.toml"
     rows["report"] = str(folder / "report.html")
     if "model" in rows:
-        data = "" if config.data.held_out else " --data FILE"
-        rows["next"] = f"megatron-nft evaluate {folder / 'recipe.toml'} --model {folder / 'hf'}{data}"
+        more = "" if config.data.held_out else " --data FILE"
+        if not config.evaluate.samples:  # in a run that is greedy only; the command samples
+            more += " --n 1" if config.evaluate.samples_of else " --n 1 --temperature 0"
+        rows["next"] = f"megatron-nft evaluate {folder / 'recipe.toml'} --model {folder / 'hf'}{more}"
     elif not is_done:
         goes_on = f"the same command goes on from {saved[-1]}" if saved else "the same command begins again"
         rows["next"] = (

@@ -55,8 +55,11 @@ def _state(folder: Path) -> dict[str, Any]:
     """As written; but a run writes now and then, and one that was killed has not written that it has ended."""
     state, silent = read_state(folder), silent_s(folder)
     if state["verdict"] == "running":
-        state["minutes"] += max(written_s(folder) - (silent or 0.0), 0.0) / 60  # until it was last heard of
-        if silent is not None and silent > DEAD_S:
+        written = written_s(folder)
+        if silent is None:  # a copy has no owner; a run that lives writes every two minutes
+            silent = written if written > 2 * DEAD_S else 0.0
+        state["minutes"] += max(written - silent, 0.0) / 60  # until it was last heard of
+        if silent > DEAD_S:
             state["verdict"] = f"interrupted: not heard of for {duration(silent)}"
     return state
 

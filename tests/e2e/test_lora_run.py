@@ -98,5 +98,6 @@ def test_sampling_ahead_with_adapters_alone(tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     run = tmp_path / "quickstart"
-    assert [record["rollout/policy_version"] for record in steps(run)][-1] > 0
+    # A step whose groups had all come before has none.
+    assert max(record.get("rollout/policy_version", 0) for record in steps(run)) > 0
     assert all(record["rollout/logprob_gap_mean"] < 0.05 for record in steps(run))

@@ -315,11 +315,3 @@ def test_a_killed_one_leaves_no_checkpoint_and_the_next_succeeds(tmp_path, hf):
     assert {p.name for p in tmp_path.iterdir()} == {"model", ".out.partial"}
     assert hf_to_megatron.main(arguments) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"model", "out"} and verify.compare_tensors(hf, out).passed
-
-
-def test_a_folder_of_another_kind_is_called_what_it_is(tmp_path, capsys):
-    assert inspect(["tests/assets/quickstart/model"]) == 1
-    said = capsys.readouterr().err
-    assert "model: an HF folder, no Megatron checkpoint; megatron-nft evaluate" in said and "hf-to-megatron" in said
-    assert inspect([str(tmp_path)]) == 1
-    assert "no Megatron checkpoint, it has no metadata.json" in capsys.readouterr().err

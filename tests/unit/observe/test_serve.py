@@ -83,6 +83,19 @@ def test_minutes_and_timeline_are_as_of_now_between_two_pages_of_the_run(make_co
     assert run["minutes"] == pytest.approx(3.0, abs=0.2), "it has ended"
 
 
+def test_a_copy_of_a_run_that_lasted_does_not_last_for_ever(make_config, served):
+    """Without the folder that says who lives; its page doesn't reload, and its minutes end with what was written."""
+    config = make_config()
+    report = Report(config, io.StringIO())
+    report.count_earlier(3.0)
+    report.add_evaluation(0, {"eval/greedy_accuracy": 0.25})
+    address, state = served(config.run_dir), config.run_dir / "run.json"
+    os.utime(state, (time.time() - 3600, time.time() - 3600))
+    run = data_at(address)["run"]
+    assert run["verdict"].startswith("interrupted: not heard of for") and run["reload_s"] == 0
+    assert run["minutes"] == pytest.approx(3.0, abs=0.2)
+
+
 def test_a_run_that_was_killed_is_not_running_for_ever(make_config, served):
     config = make_config()
     Report(config, io.StringIO())

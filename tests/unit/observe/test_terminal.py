@@ -175,9 +175,15 @@ def test_closing_names_model_checkpoints_and_the_next_command(make_config):
     command = f"  next         megatron-nft evaluate {folder}/recipe.toml --model {folder}/hf"
     assert f"{command} --data FILE\n" in text, "the recipe has no held-out prompts"
     held_out = config.data.model_copy(update={"held_out": ["more.jsonl"]})
-    stream = io.StringIO()
-    Report(config.model_copy(update={"data": held_out}), stream).close("done")
-    assert f"{command}\n" in stream.getvalue()
+    for sampled, more in (
+        ({"samples": 0}, " --n 1 --temperature 0"),
+        ({"samples": 0, "samples_of": {"more": 2}}, " --n 1"),
+        ({"samples": 4}, ""),
+    ):
+        evaluate = config.evaluate.model_copy(update=sampled)
+        stream = io.StringIO()
+        Report(config.model_copy(update={"data": held_out, "evaluate": evaluate}), stream).close("done")
+        assert f"{command}{more}\n" in stream.getvalue()
     stream = io.StringIO()
     Report(config, stream).close("failed: ValueError: two\nlines")
     assert "test: failed: ValueError: two\n" in stream.getvalue()
