@@ -56,13 +56,13 @@ def test_afterwards_signals_are_heeded_by_whom_they_were_before():
 )
 def test_what_code_in_c_makes_of_it_is_a_request_still(stop, made_of_it):
     """Ray's and Cython's functions, which the handler ran in; None: it is gone."""
-    with pytest.raises(StopRequested, match="SIGUSR1") as request, stop.interruptible():
+    with pytest.raises((KeyboardInterrupt, SystemError)) as request, stop.interruptible():
         try:
             os.kill(os.getpid(), signal.SIGUSR1)
         except StopRequested:
             if made_of_it is not None:
                 raise made_of_it from None
-    assert request.value.number == signal.SIGUSR1
+    assert isinstance(request.value, StopRequested) and request.value.number == signal.SIGUSR1
     with stop.interruptible():  # once
         pass
 
