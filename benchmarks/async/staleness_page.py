@@ -20,6 +20,7 @@ COLUMNS = (
     "largest ratio",
 )  # fmt: skip
 COLOURS = {"none": "#c0392b", "cap": "#e08e0b", "band": "#2266aa", "engine": "#7d3c98", "centering": "#0b6e4f"}
+ORDER = list(COLOURS)
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Number of seeds -> two-sided 95% point of Student's t with one degree of freedom less."""
 WIDTH, HEIGHT, LEFT, TOP = 250, 200, 44, 30
@@ -32,8 +33,7 @@ def read_cells(out: Path) -> dict[Row, dict[int, Result]]:
         cell = json.loads(path.read_text())
         cell["curve"] = {int(step): 100 * value for step, value in cell["greedy_accuracy"].items()}
         rows.setdefault((cell["neg_weight"], cell["staleness"], cell["correction"]), {})[cell["seed"]] = cell
-    order = ["none", *[name for name in COLOURS if name != "none"]]
-    return dict(sorted(rows.items(), key=lambda pair: (-pair[0][0], pair[0][1], order.index(pair[0][2]))))
+    return dict(sorted(rows.items(), key=lambda pair: (-pair[0][0], pair[0][1], ORDER.index(pair[0][2]))))
 
 
 def end(cell: Result) -> float:
@@ -55,6 +55,43 @@ def difference(cells: dict[int, Result], others: dict[int, Result], of: Any) -> 
     if len(values) not in T_95:
         return f"{values[0]:+.1f}" if values else ""
     return f"{statistics.mean(values):+.1f} ± {T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.1f}"
+
+
+Pair = tuple[float, int]
+"""neg_weight, seed."""
+
+
+def pairs(rows: dict[Row, dict[int, Result]], staleness: int, correction: str, of: Any) -> dict[Pair, float]:
+    """Of both weights' runs."""
+    return {
+        (weight, seed): of(cell)
+        for (weight, k, name), cells in rows.items()
+        if (k, name) == (staleness, correction)
+        for seed, cell in cells.items()
+    }
+
+
+def both_weights(rows: dict[Row, dict[int, Result]]) -> str:
+    """Differences of pairs with the same weight and seed; bold: the interval has no 0 in it."""
+    names = ("synchronous", "none", "engine")
+    columns = [f"{of}, less {other}" for other in names for of in ("end", "curve")]
+    lines = [f"| staleness | correction | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
+    for staleness, name in sorted(
+        {(k, name) for _, k, name in rows if k}, key=lambda row: (row[0], ORDER.index(row[1]))
+    ):
+        cells = []
+        for other in names:
+            for of in (end, whole):
+                mine = pairs(rows, staleness, name, of)
+                theirs = pairs(rows, 0, "none", of) if other == "synchronous" else pairs(rows, staleness, other, of)
+                values = [mine[pair] - theirs[pair] for pair in mine if pair in theirs]
+                if other == name or (other == "engine" and name != "centering") or len(values) not in T_95:
+                    cells.append("")
+                    continue
+                mean, half = statistics.mean(values), T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+                cells.append(f"{mean:+.1f} ± {half:.1f}" if abs(mean) <= half else f"**{mean:+.1f} ± {half:.1f}**")
+        lines.append(f"| {staleness} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def mean_of(cells: dict[int, Result], *names: str) -> float | None:
@@ -145,7 +182,7 @@ def write_page(out: Path, page: Path) -> None:
     """Writes staleness_table.md and staleness.svg into `page`."""
     rows = read_cells(out)
     page.mkdir(parents=True, exist_ok=True)
-    text = table(rows)
+    text = f"Over both weights, in points:\n\n{both_weights(rows)}\n\n{table(rows)}"
     (page / "staleness_table.md").write_text(text + "\n")
     (page / "staleness.svg").write_text(svg(rows))
     print(text + f"\nwritten: {page / 'staleness_table.md'}, {page / 'staleness.svg'}")
