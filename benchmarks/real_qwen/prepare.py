@@ -34,8 +34,10 @@ NUM_TRAIN, NUM_HELD_OUT, SEED = 2000, 64, 700
 
 
 def question(story: str) -> str:
-    r"""Two solved stories, each closed with the end-of-turn token, and the one to solve. A plain text and no chat: asked
-    as a chat it explains at length whatever is asked of it, and half of its answers are cut at 48 tokens."""
+    """Two solved stories, each closed with the end-of-turn token, and the one to solve.
+
+    A plain text and no chat: as a chat it explains at length, whatever is asked of it, and many answers are cut.
+    """
     return "".join(f"{asked} {answer}{END}" for asked, answer in EXAMPLES) + story
 
 
