@@ -68,14 +68,14 @@ def convert(
         UsageError: `out` is there and may not be replaced, or config.json is nowhere.
         OSError: such as a full disk.
     """
-    stored, given, side_files = MegatronFolder(source), side_files, side_files_of(source, side_files)
-    hf = read_hf_config(side_files, "--hf")
+    stored, with_config = MegatronFolder(source), side_files_of(source, side_files)
+    hf = read_hf_config(with_config, "--hf")
     if (record := stored.read_common().get(ADAPTER)) is not None:
         from checkpoint_tools import adapter_to_hf  # which takes the functions below
 
-        if base is None and given is not None and (source / SIDE_FILES / "config.json").is_file():
+        if base is None and side_files is not None and (source / SIDE_FILES / "config.json").is_file():
             raise UsageError(
-                f"{source} has adapters only, and --hf gives no weights; --base {given} adds them to that model, "
+                f"{source} has adapters only, and --hf gives no weights; --base {side_files} adds them to that model, "
                 "neither makes a PEFT folder of them"
             )
         if base is not None:
@@ -98,7 +98,7 @@ def convert(
                 for rows in hf_rows(stored, parameter, tensor):
                     writer.write(rows.name, rows.first, rows.numbers)
                     progress.add(rows.numbers.numel() * specs[rows.name][0].itemsize)
-        finish_hf_folder(folder, side_files, [writer.weight_map])
+        finish_hf_folder(folder, with_config, [writer.weight_map])
 
 
 def side_files_of(source: Path, given: Path | None) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.algorithms.cells import BASE, LEARNING_RATES, METHODS, all_cells
+from benchmarks.intervals import interval
 
 Curves = dict[tuple[str, int], dict[int, dict[int, float]]]
 """(method, updates) -> seed -> step -> held-out greedy accuracy."""
@@ -78,17 +79,6 @@ def table(curves: Curves, ratios: Ratios) -> str:
 def spread(values: Sequence[float]) -> str:
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{deviation}"
-
-
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Number of seeds -> two-sided 95% point of Student's t with one degree of freedom less."""
-
-
-def interval(values: Sequence[float]) -> str:
-    if len(values) not in T_95:
-        return f"{np.mean(values):+.1f}" if values else ""
-    half = T_95[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):+.1f} ± {half:.1f}"
 
 
 def less_nft(curves: Curves) -> Curves:

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.intervals import interval
+
 DRIVERS = {
     "synchronous": ("megatron_nft.train", []),
     "staleness 1": ("megatron_nft.train_async", ["rollout.max_staleness=1"]),
@@ -32,8 +34,6 @@ DRIVERS = {
 SETTINGS = ["actor.tp=1", "evaluate.samples=0"]
 """Over the recipe's: the layout and sampled accuracy change nothing that is compared here, but cost time."""
 COLOURS = dict(zip(DRIVERS, ("#555555", "#0b6e4f", "#2266aa", "#c0392b", "#e08e0b", "#7d3c98"), strict=True))
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Number of seeds -> two-sided 95% point of Student's t with one degree of freedom less."""
 WIDTH, HEIGHT, LEFT, TOP = 560, 320, 50, 20
 
 Runs = dict[str, dict[int, list[dict[str, float]]]]
@@ -61,14 +61,6 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def difference(values: list[float]) -> str:
-    """Mean and its 95% interval over seeds."""
-    if len(values) not in T_95:
-        return f"{statistics.mean(values):+.1f}"
-    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):+.1f} ± {half:.1f}"
-
-
 def table(runs: Runs) -> str:
     columns = ("driver", "seeds", "start %", "end %", "curve %", "end, less synchronous", "curve, less synchronous",
                "staleness mean", "max", "dropped groups")  # fmt: skip
@@ -86,7 +78,7 @@ def table(runs: Runs) -> str:
             cells.append(
                 ""
                 if driver == "synchronous"
-                else difference([values[driver][s] - values["synchronous"][s] for s in by_seed])
+                else interval([values[driver][s] - values["synchronous"][s] for s in by_seed])
             )
         if driver != "synchronous":
             cells.append(f"{statistics.mean(r['async/staleness_mean'] for r in steps):.2f}")

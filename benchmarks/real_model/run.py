@@ -10,7 +10,7 @@ import argparse
 import json
 import tomllib
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from benchmarks.quickstart.run import run
@@ -20,6 +20,12 @@ from benchmarks.real_model.prepare import prepare
 RECIPE = "benchmarks/real_model/recipe.toml"
 METHODS = {"nft": ["algorithm.name=nft"], "rft": ["algorithm.name=rft_script"]}
 """Name of the run -> what differs. RFT learns from the right answers alone; all else is equal."""
+PANELS = {
+    "held out, sampled at T = 1": ("evaluation", "eval/avg_at_k"),
+    "held out, greedy": ("evaluation", "eval/greedy_accuracy"),
+    "training prompts, T = 1": ("step", "nft/correct_rate"),
+}
+"""Title of a drawing -> kind of record, metric."""
 
 
 def accuracy(fraction: float, count: int) -> str:
@@ -85,24 +91,30 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def curves(folders: dict[str, Path]) -> str:
-    """The SVG of what the runs measured."""
-    panels = {
-        "held out, sampled at T = 1": ("evaluation", "eval/avg_at_k"),
-        "held out, greedy": ("evaluation", "eval/greedy_accuracy"),
-        "training prompts, T = 1": ("step", "nft/correct_rate"),
-    }
-
-    def points(folder: Path, kind: str, key: str) -> list[tuple[float, float]]:
-        # A step's answers are sampled before its updates: they show the model of the step before.
-        return [(r["step"] - (kind == "step"), r[key]) for r in records(folder, kind)]
-
+def curves(groups: dict[str, list[Path]]) -> str:
+    """The SVG of what the runs measured: one line a group of runs, the mean of them."""
     return draw(
         {
-            title: {name.upper(): points(folder, kind, key) for name, folder in folders.items()}
-            for title, (kind, key) in panels.items()
+            title: {name: mean_points(folders, kind, key) for name, folders in groups.items()}
+            for title, (kind, key) in PANELS.items()
         }
     )
+
+
+def mean_points(folders: list[Path], kind: str, key: str) -> list[tuple[float, float]]:
+    """(step, mean) of runs with the same steps."""
+    # A step's answers are sampled before its updates: they show the model of the step before.
+    runs = [{r["step"] - (kind == "step"): r[key] for r in records(folder, kind)} for folder in folders]
+    return [(step, mean(run[step] for run in runs)) for step in runs[0]]
+
+
+def places(assets: Path) -> list[str]:
+    """Overrides: where prepare.py has put model and data."""
+    return [
+        f"model.path={assets}/model",
+        f'data.train=["{assets}/train.parquet"]',
+        f'data.held_out=["{assets}/held_out.parquet"]',
+    ]
 
 
 def main() -> None:
@@ -112,19 +124,14 @@ def main() -> None:
     arguments = parser.parse_args()
     assets = arguments.out / "assets"
     prepare(assets)
-    places = [
-        f"model.path={assets}/model",
-        f'data.train=["{assets}/train.parquet"]',
-        f'data.held_out=["{assets}/held_out.parquet"]',
-    ]
     folders = {name: arguments.out / name for name in METHODS}
     for name, folder in folders.items():
         if not (folder / "cost.json").exists():
-            run([*places, *arguments.overrides, *METHODS[name], "run.overwrite=all"], folder, RECIPE)
+            run([*places(assets), *arguments.overrides, *METHODS[name], "run.overwrite=all"], folder, RECIPE)
     for rows in (summary, stages):
         print("\n" + table([rows(name.upper(), folder) for name, folder in folders.items()]))
     print("\n" + table(by_step(folders)))
-    (arguments.out / "curve.svg").write_text(curves(folders))
+    (arguments.out / "curve.svg").write_text(curves({name.upper(): [folder] for name, folder in folders.items()}))
     print(f"\ncurve: {arguments.out / 'curve.svg'}")
 
 

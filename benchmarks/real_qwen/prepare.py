@@ -9,15 +9,13 @@ weights, unpacked to bf16. Called by run.py where the folder is missing. Needs r
 import argparse
 import hashlib
 import shutil
-import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch" / "quickstart"))
-from problems import Problem, as_row, problems
+from benchmarks.algorithms.task import REQUEST, Problem, as_row, write_problems
+from benchmarks.real_model.prepare import unpacked
 
 PARTS = 6
 SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
@@ -43,21 +41,13 @@ def question(story: str) -> str:
 
 def make_data(out: Path) -> None:
     """train.parquet and held_out.parquet, disjoint whatever the names."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    held_out = list(islice(problems(SEED, steps_share=STEPS_SHARE), NUM_HELD_OUT))
-    used = frozenset(problem.signature for problem in held_out)
-    train = list(islice(problems(SEED + 1, without=used, steps_share=STEPS_SHARE), NUM_TRAIN))
-    for split, made in (("train", train), ("held_out", held_out)):
-        rows = [row(problem, index=index, split=split) for index, problem in enumerate(made)]
-        pq.write_table(pa.Table.from_pylist(rows), out / f"{split}.parquet")
+    write_problems(out, steps_share=STEPS_SHARE, num_train=NUM_TRAIN, num_held_out=NUM_HELD_OUT, seed=SEED, as_row=row)
 
 
 def row(problem: Problem, *, index: int, split: str) -> dict[str, Any]:
     """A story in the DAPO/verl schema, with the solved ones before it."""
     made = as_row(problem, index=index, split=split)
-    story = problem.text.replace("Put the answer in \\boxed{}.", "").strip()
+    story = problem.text.removesuffix(REQUEST).strip()
     return made | {"data_source": "short_stories", "prompt": [{"role": "user", "content": question(story)}]}
 
 
@@ -68,17 +58,12 @@ def make_model(out: Path) -> None:
         SystemExit: the packages are not there, or not those that are meant.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen2ForCausalLM
+    from transformers import GenerationConfig
 
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         gguf = Path(folder) / "model.gguf"
         join(gguf)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-        quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.bfloat16)
-    config = quantized.config
-    del config.quantization_config  # save_pretrained refuses a model that says it is a GGUF
-    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
-    model.load_state_dict(quantized.state_dict())
+        model, tokenizer = unpacked(folder, gguf.name, torch.bfloat16)
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[1])
     model.save_pretrained(out)

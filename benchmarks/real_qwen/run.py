@@ -9,21 +9,14 @@ run that was interrupted goes on from its last checkpoint: the command, repeated
 
 import argparse
 from pathlib import Path
-from statistics import mean
 
 from benchmarks.quickstart.run import run
-from benchmarks.real_model.curve import draw
-from benchmarks.real_model.run import records, stages, summary, table
+from benchmarks.real_model.run import curves, places, records, stages, summary, table
 from benchmarks.real_qwen.prepare import prepare
 
 RECIPE = "benchmarks/real_qwen/recipe.toml"
 METHODS = {"NFT": "algorithm.name=nft", "RFT": "algorithm.name=rft"}
 """RFT, the paper's, learns from the right answers alone, every prompt at the same weight; all else is equal."""
-PANELS = {
-    "held out, sampled at T = 1": ("evaluation", "eval/avg_at_k"),
-    "held out, greedy": ("evaluation", "eval/greedy_accuracy"),
-    "training prompts, T = 1": ("step", "nft/correct_rate"),
-}
 
 
 def folder_of(out: Path, method: str, seed: int) -> Path:
@@ -32,28 +25,17 @@ def folder_of(out: Path, method: str, seed: int) -> Path:
 
 def by_step(out: Path, seeds: range) -> list[dict[str, str]]:
     """One row an evaluation: accuracy of every run at T = 1, and how far NFT is ahead, seed by seed."""
-    curves = {
+    accuracies = {
         (method, seed): {r["step"]: r["eval/avg_at_k"] for r in records(folder_of(out, method, seed), "evaluation")}
         for method in METHODS
         for seed in seeds
     }
     rows = []
-    for step in next(iter(curves.values())):
-        row = {"step": f"{step}"} | {f"{m} {s}": f"{100 * curve[step]:.1f}%" for (m, s), curve in curves.items()}
-        ahead = [100 * (curves["NFT", seed][step] - curves["RFT", seed][step]) for seed in seeds]
+    for step in next(iter(accuracies.values())):
+        row = {"step": f"{step}"} | {f"{m} {s}": f"{100 * curve[step]:.1f}%" for (m, s), curve in accuracies.items()}
+        ahead = [100 * (accuracies["NFT", seed][step] - accuracies["RFT", seed][step]) for seed in seeds]
         rows.append(row | {"NFT less RFT": " ".join(f"{points:+.1f}" for points in ahead)})
     return rows
-
-
-def curves(out: Path, seeds: range) -> str:
-    """The SVG of the means over seeds."""
-
-    def points(method: str, kind: str, key: str) -> list[tuple[float, float]]:
-        # A step's answers are sampled before its updates: they show the model of the step before.
-        runs = [{r["step"] - (kind == "step"): r[key] for r in records(folder_of(out, method, s), kind)} for s in seeds]
-        return [(step, mean(each[step] for each in runs)) for step in runs[0]]
-
-    return draw({title: {method: points(method, *what) for method in METHODS} for title, what in PANELS.items()})
 
 
 def main() -> None:
@@ -64,19 +46,16 @@ def main() -> None:
     arguments = parser.parse_args()
     assets, seeds = arguments.out / "assets", range(1, arguments.seeds + 1)
     prepare(assets)
-    places = [
-        f"model.path={assets}/model",
-        f'data.train=["{assets}/train.parquet"]',
-        f'data.held_out=["{assets}/held_out.parquet"]',
-    ]
     runs = {(method, seed): folder_of(arguments.out, method, seed) for seed in seeds for method in METHODS}
     for (method, seed), folder in runs.items():
         if not (folder / "cost.json").exists():
-            run([*places, *arguments.overrides, METHODS[method], f"run.seed={seed}"], folder, RECIPE)
+            run([*places(assets), *arguments.overrides, METHODS[method], f"run.seed={seed}"], folder, RECIPE)
     for rows in (summary, stages):
         print("\n" + table([rows(f"{method} {seed}", folder) for (method, seed), folder in runs.items()]))
     print("\n" + table(by_step(arguments.out, seeds)))
-    (arguments.out / "curve.svg").write_text(curves(arguments.out, seeds))
+    (arguments.out / "curve.svg").write_text(
+        curves({method: [folder_of(arguments.out, method, seed) for seed in seeds] for method in METHODS})
+    )
     print(f"\ncurve: {arguments.out / 'curve.svg'}")
 
 

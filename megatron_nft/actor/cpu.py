@@ -167,6 +167,6 @@ def _take_gradients_of_frozen_layers_as_rows() -> None:
     backward = LinearWithFrozenWeight.backward
 
     def backward_of_rows(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return backward(ctx, grad_output.contiguous().view(-1).view(grad_output.shape))
+        return backward(ctx, grad_output.flatten().view(grad_output.shape))
 
     LinearWithFrozenWeight.backward = staticmethod(backward_of_rows)

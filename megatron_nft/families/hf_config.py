@@ -6,6 +6,7 @@ it, actor/model.py builds the Megatron model from it, the planner counts by it. 
 
 from pathlib import Path
 
+from megatron_nft.families.adapter_folder import CONFIG as ADAPTER_CONFIG
 from megatron_nft.families.config_json import read_json
 from megatron_nft.families.family import HFConfig, ModelFolderError
 from megatron_nft.families.registry import families
@@ -38,7 +39,7 @@ def kind_of(folder: str | Path) -> str:
         )
     if is_megatron_folder(folder):
         return "; it is a Megatron checkpoint: megatron-nft convert megatron-to-hf makes an HF folder of it"
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return "; it is a PEFT folder, of adapters: a recipe's lora.adapter takes it, here its base model is meant"
     if (folder / "checkpoints").is_dir():
         model = f", its model {folder / 'hf'}" if (folder / "hf" / "config.json").is_file() else ""
