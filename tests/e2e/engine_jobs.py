@@ -18,7 +18,7 @@ from megatron_nft.rollout.vllm.environment import engine_environment
 from megatron_nft.types import Prompt
 from tests.buckets import Buckets
 
-LONG = [210, 257, 300]  # tokens; vLLM caches blocks of 128 on a CPU, so shorter prompts would hide a stale cache
+LONG = [210, 257, 300]  # tokens: several whole blocks, so that a stale cache shows
 
 
 def make_prompts(lengths, seed=0):
@@ -113,6 +113,23 @@ def memory_of_batch_sizes(model):
         return psutil.Process().memory_info().rss / 2**20
 
     return -resident([150] * 10) + resident(range(1, 151))
+
+
+def tokens_of_first_step(model, num_prompt_tokens, group_size):
+    """That vLLM computes for a group of answers to one prompt, all asked at once."""
+    engine = make_engine(model, "float32")
+    scheduler, counts = engine._llm.llm_engine.engine_core.engine_core.scheduler, []
+    schedule = scheduler.schedule
+
+    def counted(*arguments, **keywords):
+        scheduled = schedule(*arguments, **keywords)
+        counts.append(scheduled.total_num_scheduled_tokens)
+        return scheduled
+
+    scheduler.schedule = counted
+    sampling = Sampling(group_size=group_size, temperature=1.0, max_answer_tokens=3, seed=1)
+    answer_here(engine, make_prompts([num_prompt_tokens]), sampling)
+    return counts[0]
 
 
 def updated(old, new, dtype):

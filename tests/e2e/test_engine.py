@@ -80,6 +80,7 @@ def results(models, engine_server):
         "sampling": ("sampling", {"model": new}),
         "under way": ("under_way", {"old": old, "new": new}),
         "memory": ("memory_of_batch_sizes", {"model": new}),
+        "shared": ("tokens_of_first_step", {"model": new, "num_prompt_tokens": 70, "group_size": 4}),
     }
     jobs["ends"] = "ends", {"model": with_ends(new, new + "-ends")}
     return engine_server.run(jobs | update_jobs(models, KINDS))
@@ -126,6 +127,11 @@ def test_updated_engine_equals_a_fresh_one_bit_for_bit(results, kind):
 def test_memory_does_not_grow_with_the_batch_sizes_it_has_met(results):
     """oneDNN keeps a kernel for each, 550 MiB of these, unless it is told to keep few; 155 MiB are the KV cache's."""
     assert result(results, "memory") < 300
+
+
+def test_a_groups_short_prompt_is_computed_once(results):
+    """But for what fills no block of 32."""
+    assert result(results, "shared") == 70 + 3 * (70 - 64)
 
 
 @TAKES_MINUTES
