@@ -50,6 +50,7 @@ from megatron_nft.rollout.api import EngineError, Request, requests_of
 from megatron_nft.rollout.vllm.arguments import check_arguments
 from megatron_nft.run.held_out import evaluation_sampling
 from megatron_nft.types import Prompt
+from megatron_nft.verdict.check import silent_prompts
 from megatron_nft.verdict.graders import mode_of
 from megatron_nft.verdict.grading import final_answer, opens_thought
 from megatron_nft.verdict.judge import Judge, JudgeError
@@ -76,6 +77,8 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
         count = len(benchmark.prompts) + benchmark.num_too_long
         k = num_samples[benchmark.name]
         _say(f"{benchmark.name}: {count} prompts{merged}, {k} answer{'s' if k > 1 else ''} each")
+    for line in silent_prompts([prompt for b in benchmarks for prompt in b.prompts], config.verdict):
+        _say(f"data: {line}")
     settings = sampling_settings(config, out)
     with ExitStack() as parts:
         samples = parts.enter_context(SamplesFile(out / SAMPLES, settings))
@@ -97,6 +100,7 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
             b.num_too_long,
             num_samples[b.name],
             config.run.seed,
+            mode_of(b.data_source, config.verdict.modes),
         )
         for b in benchmarks
     ]

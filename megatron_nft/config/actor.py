@@ -58,8 +58,8 @@ class ActorConfig(Section):
     ddp_bucket_size: int | None = Field(None, ge=1)
     """Parameters per message of the two overlaps. Unset: 40 million, or 1 million x dp if that is more."""
     gradient_accumulation_fusion: bool = False
-    """CUDA: add weight gradients to their fp32 buffers inside the matrix product. Changes no number, and needs NVIDIA's
-    apex, built with its CUDA extensions (requirements-gpu.txt says how; the doctor looks for them)."""
+    """CUDA: add weight gradients to their fp32 buffers inside the matrix product. Changes no number. It is
+    TransformerEngine's: NVIDIA's apex, which Megatron would ask for, is not needed (actor/performance.py)."""
     tp_comm_overlap: bool = False
     """CUDA: overlap tensor-parallel messages with the products beside them. Needs sequence_parallel, and pads every
     microbatch to tokens_per_microbatch."""

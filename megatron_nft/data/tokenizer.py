@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,10 @@ def exact_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (folder / SENTENCEPIECE).is_file() and not (folder / JSON).is_file() and not find_spec("sentencepiece"):
+        raise DataError(
+            f"{folder / SENTENCEPIECE} needs sentencepiece, which isn't installed: pip install sentencepiece"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         wrong = difference(PROBES, tokenizer)

@@ -42,19 +42,21 @@ class BenchmarkScores:
 
     name: str
     column: str | None  # of the paper's table
+    mode: str = ""  # of its verdicts
     metrics: dict[str, float]
     pass_at: dict[int, float]  # k -> pass@k
     avg_means_B: np.ndarray = field(repr=False)  # resampled means of avg@k, for intervals of averages
 
 
 def score(
-    name: str, column: str | None, prompts: Sequence[GradedPrompt], num_too_long: int, k: int, seed: int
+    name: str, column: str | None, prompts: Sequence[GradedPrompt], num_too_long: int, k: int, seed: int, mode: str = ""
 ) -> BenchmarkScores:
     """All numbers of a benchmark with k answers per prompt.
 
     Args:
         num_too_long: prompts that were not asked; they count as wrong in every accuracy.
         seed: of the bootstrap.
+        mode: of the verdicts.
     """
     unasked = [0.0] * num_too_long
     answers = [answer for prompt in prompts for answer in prompt.answers]
@@ -82,7 +84,9 @@ def score(
     check_names(metrics)
     powers = [2**i for i in range(k.bit_length()) if 2**i < k]
     pass_at = {j: float(np.mean([pass_at_k(k, sum(p.rights), j) for p in prompts] + unasked)) for j in [*powers, k]}
-    return BenchmarkScores(name=name, column=column, metrics=metrics, pass_at=pass_at, avg_means_B=means_B["avg"])
+    return BenchmarkScores(
+        name=name, column=column, mode=mode, metrics=metrics, pass_at=pass_at, avg_means_B=means_B["avg"]
+    )
 
 
 def average(

@@ -13,6 +13,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Column -> what a file's or data source's name contains, in lower case and without marks."""
 
+WHOLE_TEXT = ("MATH500", "Olympiad", "Minerva")
+"""Columns whose answers the authors look for in the whole text, not in the last box."""
+
 ROWS: dict[str, tuple[float, float, float, float, float, float, float]] = {
     "7B base": (13.3, 69.0, 5.5, 45.8, 34.7, 21.3, 31.6),
     "7B DPO": (29.8, 79.8, 13.8, 83.2, 48.0, 39.0, 48.9),

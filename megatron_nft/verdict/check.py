@@ -82,7 +82,7 @@ def silent_prompts(prompts: Iterable[Prompt], config: VerdictConfig) -> list[str
         its[1] += word in prompt.text.lower()
     return [
         f"none of the {total} prompts of {source!r} has the word {ASKED_BY[mode]!r}, and mode {mode!r} reads no other "
-        "answer: let data.system_prompt or data.train ask for it, or choose another in verdict.modes"
+        "answer: let data.system_prompt or the data ask for it, or choose another in verdict.modes"
         for source, (total, asking) in counts.items()
         if not asking and (mode := mode_of(source, config.modes))
     ]

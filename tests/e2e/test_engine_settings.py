@@ -52,7 +52,11 @@ def test_vllm_refuses_before_anything_starts(results):
 def test_what_the_program_sets_can_not_be_given_and_is_vllms(results):
     """But for the tokens of a step and of a block, which are defaults."""
     _, names, ours = result(results, "asked")
-    assert ours - {"max_num_batched_tokens", "block_size"} <= OWN.keys() | OWN_ON_A_CPU.keys() <= names | {"worker_extension_cls"}
+    assert (
+        ours - {"max_num_batched_tokens", "block_size"}
+        <= OWN.keys() | OWN_ON_A_CPU.keys()
+        <= names | {"worker_extension_cls"}
+    )
     assert UNFIT.keys() <= names and not UNFIT.keys() & ours
 
 

@@ -1,7 +1,6 @@
 """The CUDA branches: NCCL, TransformerEngine layers, vLLM on a GPU. Skipped, with the reason, where there is none."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +75,8 @@ def test_a_resumed_run_on_cuda(tmp_path):
     assert max(np.abs(x - y).max() for x, y in zip(straight[1], resumed[1], strict=True)) < 1e-2
 
 
-NO_APEX = pytest.mark.skipif(
-    not find_spec("fused_weight_gradient_mlp_cuda"), reason="NVIDIA's apex isn't built: requirements-gpu.txt says how"
-)
 SWITCHES = [
-    pytest.param(["actor.gradient_accumulation_fusion=true"], marks=NO_APEX),
+    ["actor.gradient_accumulation_fusion=true"],
     ['actor.offload_modules=["mlp_norm", "core_attn"]'],
     ["actor.cpu_offloading_num_layers=2"],
     ["optimizer.optimizer_cpu_offload=true"],

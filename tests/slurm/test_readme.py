@@ -28,8 +28,7 @@ COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:sbatch |srun |launch/|python|ls |sour
 INSTALLS = ("git clone", "python3", "pip install", "launch/install")
 """What makes an environment: the tests' own is taken."""
 ADDED = {
-    "slurm/evaluate.sbatch": "--device cpu --engines 1 --tp 1 --max-prompt-tokens 128 --max-answer-tokens 64 --n 2 "
-    "--max-prompts 4 rollout.dtype=float32 rollout.kv_cache_gib=0.25",
+    "slurm/evaluate.sbatch": "--engines 1 --max-prompts 4",
 }
 """A CPU is no node of GPUs. The command's own words come first, and are overridden."""
 ONLY_ACCEPTED = ("run.name=half", "NFT_RECIPE=", "NFT_DRIVER=", "--nodes=8", "--array=")

@@ -1,6 +1,8 @@
 """The six published runs: every setting of their recipes against the table of what is published."""
 
 import json
+import re
+import shlex
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_nft.config import Config, load_config
+from megatron_nft.evaluation.command_line import parse_arguments, read_settings
 
 RECIPES = Path("launch/recipes")
 SIZES = {"7b": "qwen2.5_math_7b_4x8h100", "32b": "qwen2.5_32b_16x8h100"}
@@ -80,6 +83,26 @@ def test_neg_weight_of_minus_one_on_a_recipe_is_its_dapo(method, size, published
     assert published(method, size, "algorithm.neg_weight=-1.0").algorithm == dapo
     assert published(method, size, "algorithm.name=dapo").algorithm == dapo
     assert published(method, size, "algorithm.neg_weight=-1", "algorithm.clip_high=0.3").algorithm.clip_high == 0.3
+
+
+def test_the_7b_run_on_one_node_is_the_published_one_but_for_its_layout():
+    one, four = (tomllib.loads((RECIPES / f"nft_qwen2.5_math_7b_{n}x8h100.toml").read_text()) for n in (1, 4))
+    assert (one["rollout"].pop("engines"), four["rollout"].pop("engines")) == (8, 32)
+    assert (one["actor"].pop("dp"), four["actor"].pop("dp")) == (4, 16)
+    assert one == four
+
+
+def test_a_finished_run_is_measured_as_it_asked_and_graded(published):
+    """The command of slurm/README.md, on the recipe that a run leaves in its folder."""
+    command = re.search(r"(?m)^sbatch slurm/evaluate.sbatch (.*)$", Path("slurm/README.md").read_text())[1]
+    run = published("nft", "32b")
+    words = [{"recipe.toml": "launch/recipes/nft_qwen2.5_32b_16x8h100.toml", "hf": str(run.model.path)}.get(
+        word.rpartition("/")[2], word) for word in shlex.split(command)]  # fmt: skip
+    config, out = read_settings(parse_arguments(None, [*words, f"model.path={run.model.path}"]))
+    assert config.data.system_prompt == run.data.system_prompt != ""
+    assert config.verdict.modes == run.verdict.modes != {}
+    assert (config.evaluate, len(config.data.held_out)) == (run.evaluate, 6)
+    assert (config.rollout.engines, config.rollout.tp, out) == (2, 4, run.run_dir / "evaluation")
 
 
 def test_neg_weight_of_zero_is_the_scripts_rft_and_the_recipe_the_papers(published):

@@ -55,6 +55,15 @@ def folder_of(tmp_path, family, tokenizer_config, model=None):
     return folder
 
 
+def test_without_sentencepiece_a_tokenizer_model_says_what_it_needs(tmp_path, pieces, monkeypatch):
+    """transformers by itself asks for tiktoken."""
+    monkeypatch.setattr("megatron_nft.data.tokenizer.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"tokenizer\.model needs sentencepiece, which isn't installed: pip install"):
+        load_tokenizer(folder_of(tmp_path, "llama", None, pieces["llama"]))
+    (tmp_path / "json").mkdir()
+    load_tokenizer(folder_of(tmp_path / "json", "qwen2", None))  # needs none
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 @pytest.mark.parametrize("named", [NAMED | {"tokenizer_class": "LlamaTokenizer"}, None], ids=["named", "bare"])

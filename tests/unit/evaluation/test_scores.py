@@ -105,6 +105,13 @@ def test_the_text_says_what_is_missing():
     )
     some = text_tables("hf", [*scores, *all_six(without=("AMC23", "Minerva"))])
     assert "no average: AMC23, Minerva not evaluated" in some and "7B base (published)" in some
+    assert "graded by" not in some
+    boxed = [
+        score("math500", "MATH500", PROMPTS, 0, 4, 1, "boxed"),
+        score("aime24", "AIME24", PROMPTS, 0, 4, 1, "boxed"),
+    ]
+    assert text_tables("hf", boxed).count("graded by") == 1
+    assert "math500: graded by 'boxed', the published MATH500 by whole_text" in text_tables("hf", boxed)
     assert "odd: 1 prompts beyond data.max_prompt_tokens count as wrong" in text
     assert re.search(r"^odd +3 +4 +25\.0 ", text, re.M)
 

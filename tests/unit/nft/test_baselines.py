@@ -118,6 +118,8 @@ def test_soft_overlong_punishment_by_hand():
     assert plain.tolist() == [1, 1, 1, 0, 0]
     shaped = rewards(judged, max_answer_tokens=100, penalty=1.0, share=0.2)
     assert shaped.tolist() == pytest.approx([1, 0.75, 0.5, 0, -0.5])
+    unpunished = rewards(judged, max_answer_tokens=100, penalty=1.0, share=0)
+    assert unpunished.tolist() == plain.tolist(), "DAPO at 7B"
 
 
 def test_sequences_carry_the_methods_advantage():

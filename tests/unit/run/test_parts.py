@@ -92,7 +92,7 @@ def test_prompts_that_ask_for_no_box_are_seen_before_anything_starts(tmp_path):
     read_data(load_config(RECIPE, [f'verdict.modes={{"{source}" = "dapo_line"}}', f"run.dir={tmp_path}"]), said.append)
     assert said[1:] == [
         f"data: none of the 4256 prompts of '{source}' has the word 'answer:', and mode 'dapo_line' reads no other "
-        "answer: let data.system_prompt or data.train ask for it, or choose another in verdict.modes"
+        "answer: let data.system_prompt or the data ask for it, or choose another in verdict.modes"
     ]
     said.clear()
     asks = 'data.system_prompt="End with Answer: and the number."'
