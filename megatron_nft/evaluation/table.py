@@ -76,7 +76,7 @@ def notes(benchmarks: Sequence[BenchmarkScores]) -> list[str]:
         if benchmark.column in published.WHOLE_TEXT and benchmark.mode not in ("", "whole_text"):
             lines.append(
                 f"{benchmark.name}: graded by {benchmark.mode!r}, the published {benchmark.column} by whole_text; "
-                f"as theirs: verdict.modes (launch/eval_7b.sh has them)"
+                "as theirs: verdict.modes (launch/eval_7b.sh has them)"
             )
         if benchmark.metrics["eval/avg_at_k_low"] == benchmark.metrics["eval/avg_at_k_high"]:
             lines.append(f"{benchmark.name}: all prompts have the same accuracy; a bootstrap can't say how sure it is")
