@@ -11,7 +11,7 @@ of its answers: nothing.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,13 +76,13 @@ ARRANGEMENTS = (
 class StreamByGroups(RequestStream):
     """As it was before: a group holds its places until it is whole."""
 
-    def _hand_out(self) -> dict[str, list[Request]]:
+    def _hand_out(self, names: Sequence[str]) -> dict[str, list[Request]]:
         for name, asked in self._asked.items():
             self._places[name].taken, self._places[name]._is_full = (
                 sum(r.sampling.group_size for r in asked.values()),
                 False,
             )
-        return super()._hand_out()
+        return super()._hand_out(names)
 
 
 def play(arrangement: Arrangement, steps: int, seed: int = 1) -> dict[str, float]:
@@ -237,7 +237,9 @@ def main() -> None:
     if arguments.what == "rounds":
         print_rounds(arguments.steps or 1000)
     else:
-        print_steps(arguments.steps or 8)
+        if (steps := arguments.steps or 8) < 5:
+            parser.error(f"--steps {steps}: the first four are of an engine that knows no lengths; 5 or more")
+        print_steps(steps)
 
 
 if __name__ == "__main__":

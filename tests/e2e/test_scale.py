@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from benchmarks.scale import sampling
+
 SMALL = [
     "train.groups_per_step=16",
     "rollout.max_answer_tokens=400",
@@ -32,3 +34,10 @@ def test_a_small_cluster(tmp_path):
     assert 0.5 * planned < step["rollout"]["simulated_s"] < 2 * planned
     assert step["rollout"]["messages"].keys() == {"engine.advance"}
     assert result["driver_bytes"] > 100e6 and result["store_bytes"] > 0
+
+
+@pytest.mark.e2e
+def test_sampling_as_it_was_before_runs_on_the_stream_of_today():
+    """The page's comparison overrides a part of the stream."""
+    before = next(a for a in sampling.ARRANGEMENTS if a.places == "groups")
+    assert sampling.play(before, 3)["rounds"] == 1
