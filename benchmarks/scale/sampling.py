@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -88,9 +89,13 @@ class StreamByGroups(RequestStream):
 def play(arrangement: Arrangement, steps: int, seed: int = 1) -> dict[str, float]:
     """Means of a step's rollouts, its share of the evaluations included. Steps whose prompts are new are left out if
     they come again."""
-    plan, a = recipe_plan(), arrangement
-    config, queue_module.MARGIN = plan.config, a.margin
-    cluster = VirtualFleet(plan, Answers(config, a.share), config.rollout.engines)
+    plan = recipe_plan()
+    cluster = VirtualFleet(plan, Answers(plan.config, arrangement.share), plan.config.rollout.engines)
+    with cluster.clock(), mock.patch.object(queue_module, "MARGIN", arrangement.margin):
+        return _play(cluster, plan.config, arrangement, steps, seed)
+
+
+def _play(cluster: VirtualFleet, config: Config, a: Arrangement, steps: int, seed: int) -> dict[str, float]:
     queue = GroupQueue(groups_per_step=config.train.groups_per_step, max_staleness=0, num_steps=steps + 1,
                        max_rounds=config.rollout.max_sampling_rounds, tail=a.tail)  # fmt: skip
     queue.mixed_share, queue.share_of = a.share, round(config.train.groups_per_step / a.share)

@@ -6,12 +6,14 @@ tokens are computed again later. `VirtualFleet` has the run's own stream (cluste
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from math import log, sqrt
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -187,8 +189,13 @@ class VirtualFleet:
         self.names, self.now = list(self.engines), 0.0
         self.wants_weights = self.is_empty = False
         self._handles = {name: SimpleNamespace(call=SimpleNamespace(remote=self._remote(name))) for name in self.names}
-        stream_module.ray = SimpleNamespace(wait=self._wait, get=lambda ref: ref.value)
-        stream_module.time = SimpleNamespace(monotonic=lambda: self.now)
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """In the block streams live by this fleet's clock; outside of it by the real one, and by Ray."""
+        calls = SimpleNamespace(wait=self._wait, get=lambda ref: ref.value)
+        with mock.patch.multiple(stream_module, ray=calls, time=SimpleNamespace(monotonic=lambda: self.now)):
+            yield
 
     def _remote(self, name: str) -> Callable[..., Any]:
         def advance(verb: str, arguments: tuple, timeout_s: float) -> Any:
