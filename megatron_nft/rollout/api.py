@@ -85,7 +85,8 @@ class Engine(Protocol):
         self, stream: str, requests: list[Request], dropped: list[int], seconds: float
     ) -> tuple[list[tuple[int, RolloutGroup]], Load]:
         """Takes a stream's requests in, and works on all that are under way for about so many seconds, in whole decode
-        steps. `dropped`: earlier requests of the stream that are not wanted any more.
+        steps. `dropped`: earlier requests of the stream that are not wanted any more. Nor is one whose id is asked
+        again: the stream before was cut short, by the death of a rank for instance.
 
         Returns:
             The stream's groups that have got ready, with their request's id and without verdicts; what the

@@ -233,6 +233,16 @@ def forgotten(engine, prompts):
     return heard, engine._llm.llm_engine.has_unfinished_requests()
 
 
+def asked_again(engine, prompts):
+    """Ids of a stream that was cut short, one answered and not heard of, one under way; the next one asks other prompts
+    by them: what it hears, and whether anything is under way then, which no weight update would survive."""
+    short, long = (Sampling(group_size=2, temperature=1.0, max_answer_tokens=limit, seed=7) for limit in (2, 24))
+    engine.advance("evaluation", [*requests_of(prompts[:1], short), *requests_of(prompts[1:2], long, 1)], [], 0.0)
+    engine.advance("rollouts", requests_of(prompts[:1], short), [], 60.0)
+    heard = engine.advance("evaluation", requests_of(prompts[2:4], short), [], 60.0)[0]
+    return [(key, group.prompt.prompt_id) for key, group in heard], engine._llm.llm_engine.has_unfinished_requests()
+
+
 def sampling(model):
     """Sampled answers under one seed in several arrangements, from two other distributions, and the edges of
     `advance`."""
@@ -256,6 +266,7 @@ def sampling(model):
     unfinished = engine._llm.llm_engine.has_unfinished_requests()
     return {
         "left by another run": forgotten(engine, prompts),
+        "asked again": (asked_again(engine, prompts), [prompt.prompt_id for prompt in prompts]),
         "base": sample(),
         "again": sample(),
         "three engines, reversed": sample(3, prompts[::-1]),

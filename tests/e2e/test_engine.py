@@ -238,6 +238,12 @@ def test_another_run_hears_nothing_of_what_the_one_before_has_left(results):
     assert heard == [[], []] and not is_unfinished
 
 
+def test_an_id_that_is_asked_again_is_answered_once_and_anew(results):
+    """A stream that was cut short leaves requests behind, of whose ids the next one of its name knows nothing."""
+    (heard, is_unfinished), names = result(results, "sampling")["asked again"]
+    assert sorted(heard) == [(0, names[2]), (1, names[3])] and not is_unfinished
+
+
 def test_a_prompt_that_is_too_long_is_refused_and_those_beside_it_are_not_begun(results):
     sampled = result(results, "sampling")
     assert "vLLM refuses prompt toy/0" in sampled["too long"]

@@ -120,9 +120,11 @@ class VllmEngine:
         """See rollout/api.py. Other streams' requests go on beside this one's, as long as it has any under way."""
         start = time.perf_counter()
         self._refuse_if_unusable()
-        names = [_name(stream, request_id) for request_id in dropped]
+        # An id that is asked again: whoever asked before was cut short, and wants it no more.
+        unwanted = {*dropped, *(request.request_id for request in requests)}
+        names = [_name(stream, request_id) for request_id in unwanted]
         lengths = self._abort([name for name in names if self._under_way.pop(name, None)])
-        finished = [(key, group) for key, group in self._finished.pop(stream, []) if key not in dropped]
+        finished = [(key, group) for key, group in self._finished.pop(stream, []) if key not in unwanted]
         self._begin(stream, requests)
         while any(of_stream == stream for of_stream, _ in self._under_way.values()):
             self._step()
