@@ -1,7 +1,8 @@
 """A study of many small runs, one cell each: cells side by side in a few lanes, one after the other in each.
 
-Resumable: a finished cell is kept (its cell.json says so), and the page is made of what is there. Used by algorithms/
-and async/.
+A lane's ranks and engines serve one cell after another, as long as cells are started alike: a start is a quarter of a
+small run. Resumable: a finished cell is kept (its cell.json says so), and the page is made of what is there. Used by
+algorithms/ and async/.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,11 @@ from typing import Any, Protocol
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads; a lane has one core
 
 from benchmarks.algorithms.task import write_problems
+from megatron_nft.cluster.fleet import Fleet
+from megatron_nft.cluster.placement import ray_cluster
+from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config
+from megatron_nft.run.parts import Processes, begin_build
 from megatron_nft.run.run import run_recipe
 from megatron_nft.train import train
 
@@ -85,11 +90,16 @@ class Study:
         self.write_page(out, arguments.page or out, arguments.seeds)
 
     def _train_lane(self, cells: Sequence[Cell], out: Path) -> None:
-        for cell in cells:
-            start, config = time.monotonic(), cell.config(out)
-            with (out / f"{cell.name}.log").open("w") as log, redirect_stdout(log):
-                run_recipe(config, train, max_staleness=cell.max_staleness)
-            self._finish(cell, config.run_dir, time.monotonic() - start)
+        with ExitStack() as stack:
+            processes, started_for = None, None
+            for cell in cells:
+                start, config = time.monotonic(), cell.config(out)
+                if started_for != (started_for := _what_starts(config)):
+                    stack.close()
+                    processes = _start(config, stack, out / "logs" / cell.name)
+                with (out / f"{cell.name}.log").open("w") as log, redirect_stdout(log):
+                    run_recipe(config, train, max_staleness=cell.max_staleness, processes=processes)
+                self._finish(cell, config.run_dir, time.monotonic() - start)
 
     def _finish(self, cell: Cell, folder: Path, seconds: float) -> None:
         """Leaves the cell's curve in cell.json; the weights go."""
@@ -102,3 +112,20 @@ class Study:
         partial.write_text(json.dumps(result))
         partial.rename(folder / "cell.json")
         print(f"{cell.name}: {curve[0]:.3f} -> {curve[max(curve)]:.3f} in {seconds:.0f} s", flush=True)
+
+
+def _what_starts(config: Config) -> tuple[Any, ...]:
+    """What ranks and engines are started with; the rest comes with each run."""
+    return config.model, config.rollout, config.actor, config.lora, config.cluster, config.max_sequence_tokens
+
+
+def _start(config: Config, stack: ExitStack, logs: Path) -> Processes:
+    """Ranks and engines, which end with the stack."""
+    placement = stack.enter_context(ray_cluster(config))
+    processes = Processes(
+        actors=Actors(config, placement, logs),
+        engines=Fleet(config, placement, logs=logs, starts_empty=True),
+    )
+    for pending in begin_build(processes, shared=config.is_colocated):
+        pending.wait()
+    return processes
