@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -28,6 +28,7 @@ from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import GroupQueue
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.rollouts import rollout_round
 from megatron_nft.plan.workload import Assumptions
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.run.held_out import requests_to
@@ -71,6 +72,8 @@ ARRANGEMENTS = (
     Arrangement(name="as it is now, lengths known", pool=2500),
     Arrangement(name='tail = "drop", first epoch', tail="drop"),
     Arrangement(name='tail = "drop", lengths known', tail="drop", pool=2500),
+    Arrangement(name='tail = "keep", first epoch', tail="keep"),
+    Arrangement(name='tail = "keep", lengths known', tail="keep", pool=2500),
 )  # fmt: skip
 
 
@@ -124,8 +127,11 @@ def _play(cluster: VirtualFleet, config: Config, a: Arrangement, steps: int, see
             found = None if missing else queue.take(step)
         taken, late = found
         stream.drop(late)
-        while stream.has_work:
+        while stream.has_work and not queue.carries:
             stream.poll(0.02)
+        for request_id, group in stream.settle():
+            expected.add(group)
+            queue.grade(request_id, group)
         if evaluates and a.evaluation == "after":
             for number in {request.sampling.group_size for request in requests_to(held_out(), config)}:
                 own = [r for r in requests_to(held_out(), config) if r.sampling.group_size == number]
@@ -133,7 +139,10 @@ def _play(cluster: VirtualFleet, config: Config, a: Arrangement, steps: int, see
         rounds = taken.metrics["rollout/rounds"]
         seen.append((cluster.now - begun, rounds, asked, len(late), exposed(whole, cluster.now, config)))
         queue.trained()
-        queue.synced(step, set(), restarts=False)
+        for engine in cluster.engines.values():
+            engine.sleep()
+            engine.version = step
+        queue.synced(step, stream.begun, restarts=False)
     known = seen[2 + 2 * (a.pool < 10**6) :]
     seconds, rounds, asked, cut, unhidden = np.mean(known, axis=0)
     preempted = sum(engine.preempted for engine in cluster.engines.values()) / steps
@@ -199,6 +208,15 @@ def best(share: float) -> dict[str, float]:
     return {"rollouts": rollouts, "evaluation": float(evaluation), "tokens_per_s": rate}
 
 
+def balanced() -> float:
+    """Seconds of one round of the prompts that a step needs in the mean, no evaluation in it, in which every engine has
+    its share of all lengths, and its own tail."""
+    plan = recipe_plan()
+    needed = replace(plan.workload.rounds, first=round(plan.config.train.groups_per_step / plan.workload.mixed_share))
+    work = replace(plan.workload, rounds=needed)
+    return rollout_round(plan.config, work, plan.engine, plan.machine, plan.memory.places).seconds
+
+
 def queue_requests(config: Config, count: int) -> list[Request]:
     prompts = prompts_of(10**6, 0)
     return requests_of([next(prompts) for _ in range(count)], sampling_of(config, seed=7))
@@ -209,14 +227,15 @@ def print_steps(steps: int) -> None:
     plan, at_best = recipe_plan(), best(0.5)
     stages = {stage.name: stage.seconds for stage in plan.stages}
     rest = sum(seconds for name, seconds in stages.items() if name not in ("rollout", "verdict"))
-    ideal = rest + at_best["rollouts"] + at_best["evaluation"]
-    print(f"planned stages: {stages}; at best {at_best}; a step at best {ideal:.0f} s")
+    bound, ideal = rest + at_best["rollouts"] + at_best["evaluation"], rest + balanced()
+    print(f"planned stages: {stages}; at best {at_best}; bound {bound:.0f} s, ideal {ideal:.0f} s")
     for arrangement in ARRANGEMENTS:
         found = play(arrangement, steps)
         step = rest + found["seconds"]
+        others = " | ".join(f"{found[name]:.0f}" for name in ("prompts", "cut", "preempted", "unhidden"))
         print(
-            f"| {arrangement.name} | {found['seconds']:.0f} | {step:.0f} | {step / ideal:.2f} | {found['rounds']:.2f} "
-            f"| {found['prompts']:.0f} | {found['cut']:.0f} | {found['preempted']:.0f} | {found['unhidden']:.0f} |",
+            f"| {arrangement.name} | {found['seconds']:.0f} | {step:.0f} | {step / ideal:.2f} | {step / bound:.2f} "
+            f"| {found['rounds']:.2f} | {others} |",
             flush=True,
         )  # fmt: skip
 

@@ -89,7 +89,7 @@ class VirtualEngine:
     _running: dict[_Answer, None] = field(default_factory=dict)  # in the order in which they came
     _ends: list[tuple[float, int, _Answer]] = field(default_factory=list)
     _waiting: deque[_Answer] = field(default_factory=deque)
-    _left: dict[int, tuple[Request, list[_Answer]]] = field(default_factory=dict)
+    _left: dict[int, tuple[Request, list[_Answer], int]] = field(default_factory=dict)  # and the version that began it
     watermark: float = 0.0  # share of the KV cache that stays free when an answer is taken in
     _base: float = 0.0  # tokens in the KV cache, less those since step 0 of each that runs
 
@@ -101,14 +101,14 @@ class VirtualEngine:
         """As rollout/api.py says, for a single stream."""
         begun, lengths = self.now, []
         for request_id in dropped:
-            _, answers = self._left.pop(request_id, (None, []))
+            _, answers, _ = self._left.pop(request_id, (None, [], 0))
             for answer in answers:
                 lengths.append(int(self._tokens(answer)))
                 self._take_out(answer)
         for request in requests:
             tokens = len(request.prompt.token_ids_P)
             its = [_Answer(request.request_id, tokens, int(n)) for n in self.answers.lengths(request)]
-            self._left[request.request_id] = (request, list(its))
+            self._left[request.request_id] = (request, list(its), self.version)
             self._waiting.extend(its)
             self._prefill(tokens)
         finished: list[tuple[int, RolloutGroup]] = []
@@ -118,6 +118,13 @@ class VirtualEngine:
             seconds=self.now - begun, running=len(self._running), waiting=len(self._waiting),
             kv_use=self.cached / self.plan.engine.kv_tokens, dropped_tokens=tuple(lengths),
         )  # fmt: skip
+
+    def sleep(self) -> None:
+        """What runs waits, in its order, and is computed again when it goes on."""
+        for answer in reversed(list(self._running)):
+            answer.done = self._tokens(answer)
+            self._take_out(answer)
+            self._waiting.appendleft(answer)
 
     def _prefill(self, tokens: float) -> None:
         self.now += tokens * self.plan.engine.flops_per_token / self.plan.machine.matmul_flops()
@@ -174,11 +181,11 @@ class VirtualEngine:
             self._waiting.remove(answer)
 
     def _end(self, answer: _Answer, finished: list[tuple[int, RolloutGroup]]) -> None:
-        request, left = self._left[answer.request_id]
+        request, left, version = self._left[answer.request_id]
         left.remove(answer)
         if not left:
             del self._left[answer.request_id]
-            finished.append((answer.request_id, self.answers.group(request, self.version)))
+            finished.append((answer.request_id, self.answers.group(request, version)))
 
 
 class VirtualFleet:

@@ -40,9 +40,10 @@ class RolloutConfig(Section):
     """`megatron_nft.train`: what becomes of a round's last answers once train.groups_per_step groups are mixed. "wait":
     the step waits for all of them, and what it trains on depends on no machine's speed. "drop": they are given up;
     those are the longest, so that training comes to favour short answers and easy prompts: `rollout/groups_cut` and
-    `rollout/cut_tokens_mean`, beside `rollout/answer_tokens_mean`, say how far. "keep" (with cluster.placement =
-    "split"): they go on while the actor trains and over the sync, as `on_sync` says, and the next step may train on
-    them, one weight sync old: nothing is given up, and `async/staleness_mean` says how old."""
+    `rollout/cut_tokens_mean`, beside `rollout/answer_tokens_mean`, say how far. "keep": they go on over the sync, as
+    `on_sync` says, and the next step may train on them, one weight sync old: nothing is given up, and
+    `async/staleness_mean` says how old. With cluster.placement = "split" they go on while the actor trains, too; with
+    "colocated" they stand still meanwhile, and their KV cache is computed again."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache of one engine on a CPU. On a GPU vLLM sizes it from `gpu_memory_fraction`."""
     gpu_memory_fraction: float = Field(0.6, gt=0, lt=1)

@@ -95,12 +95,12 @@ class Config(Section):
         """observe.gap_bound, with its default resolved; 0: none.
 
         Args:
-            is_ahead: answers are older than the policy that trains.
+            is_ahead: answers are older than the policy that trains; some are with rollout.tail = "keep", too.
             has_experts: the model has, which engine and actor choose differently where rounding decides.
         """
         if self.observe.gap_bound is not None:
             return self.observe.gap_bound
-        if is_ahead or self.rollout.top_p < 1:
+        if is_ahead or self.rollout.tail == "keep" or self.rollout.top_p < 1:
             return 0.0
         if self._is_exact:
             return 1e-6
@@ -190,9 +190,12 @@ class Config(Section):
             return
         rollout, why = self.rollout, "observe.gap_bound = 0 has no alarm"
         if self.observe.gap_bound is None:
-            cuts = f"rollout.top_p = {rollout.top_p:g}"
-            ahead = f"sampling ahead (rollout.max_staleness = {rollout.max_staleness})"
-            why = f"with {cuts if rollout.top_p < 1 else ahead} there is no alarm by itself"
+            designed = f"sampling ahead (rollout.max_staleness = {rollout.max_staleness})"
+            if rollout.top_p < 1:
+                designed = f"rollout.top_p = {rollout.top_p:g}"
+            elif not is_ahead:
+                designed = 'rollout.tail = "keep"'
+            why = f"with {designed} there is no alarm by itself"
         yield (
             f"observe.gap_stop_after = {self.observe.gap_stop_after} counts alarms, and {why}; set observe.gap_bound "
             "above 0, or leave gap_stop_after out"
@@ -266,11 +269,6 @@ class Config(Section):
             yield (
                 f'cluster.placement = "colocated": rollout.engines x rollout.tp = {workers} workers don\'t fit on the '
                 f"actor's {self.actor.world_size} ranks; {self._what_fits_colocated()}"
-            )
-        if self.is_colocated and self.rollout.tail == "keep":
-            yield (
-                'rollout.tail = "keep" has answers go on while the actor trains, and with cluster.placement = '
-                '"colocated" it then has their GPUs; set rollout.tail = "drop" or "wait", or placement = "split"'
             )
         if self.carrier == "cuda_ipc" and not (self.is_colocated and self.cluster.device == "cuda"):
             yield (

@@ -97,6 +97,8 @@ class Run(Survival):
         while (taken := self.source.take(step, self.report)) is None:
             self.sync()
             self.source.resume(self.progress.policy_version)
+        if self.config.is_colocated:
+            self.source.pause()  # what it has under way stands still: the engines sleep next
         return taken
 
     def train_step(self, batch: TrainBatch) -> tuple[dict[str, float], TrainBatch]:

@@ -191,15 +191,21 @@ def broken_updates(old, new):
 
 
 def under_way(old, new):
-    """rollout.on_sync -> answers that were under way when the weights became `new`, and answers of `new` alone."""
+    """rollout.on_sync, or "asleep" -> answers that were under way when the weights became `new`, and answers of `new`
+    alone. "asleep": with on_sync = "keep", while the engine has given its memory back."""
     sampling = Sampling(group_size=3, temperature=1.0, max_answer_tokens=40, seed=11)
     first, second = (requests_of(make_prompts(LONG), sampling, first_id) for first_id in (0, 10))
     results, engine = {}, make_engine(old, "float32")
-    for on_sync in ("keep", "recompute", "restart"):
-        engine._on_sync, finished = on_sync, []
+    for on_sync in ("keep", "recompute", "restart", "asleep"):
+        engine._on_sync, finished = "keep" if on_sync == "asleep" else on_sync, []
         for requests in (first, *[[]] * 11):  # a decode step each
             finished += engine.advance("rollouts", requests, [], 0.0)[0]
+        if on_sync == "asleep":
+            engine.sleep()
+            engine.wake("weights")
         send(engine, new, version=3)
+        if on_sync == "asleep":
+            engine.wake("kv_cache")
         results[on_sync, "between"] = len(finished), greedy(engine)  # another stream, beside requests under way
         finished += engine.advance("rollouts", second, [], 0.0)[0]
         finished += engine.advance("rollouts", [], [second[0].request_id, 99], 60.0)[0]

@@ -261,9 +261,11 @@ class VllmEngine:
 
     def sleep(self) -> None:
         """Gives the memory of weights and KV cache back (vLLM's sleep level 2). On a CPU vLLM frees nothing. At
-        level 1 a model that no update brings stays in host memory."""
+        level 1 a model that no update brings stays in host memory. Requests under way stand still, and have their keys
+        and values computed again afterwards."""
+        self._pause()
         self._unusable = "the engine sleeps"
-        self._call("sleep", self._llm.sleep, 1 if self._adapters else 2)
+        self._call("sleep", self._llm.sleep, 1 if self._adapters else 2, "keep")
 
     def wake(self, what: str) -> None:
         """Takes the memory of "weights" or of the "kv_cache" again. The weights are of no use until an update."""

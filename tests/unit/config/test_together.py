@@ -28,6 +28,7 @@ TOP_P = "makes the engine's log-probs those of a part of the vocabulary"
         (["optimizer.decay_updates=5", "train.steps=2", "train.updates_per_step=4"],
          "optimizer.warmup_updates = 10 end after all of them (train.steps x updates_per_step = 8)"),
         (["observe.gap_stop_after=2", "observe.gap_bound=0"], "counts alarms, and observe.gap_bound = 0 has no alarm"),
+        (["observe.gap_stop_after=2", "rollout.tail=keep"], 'with rollout.tail = "keep" there is no alarm by itself'),
         (["observe.gap_stop_after=2", "rollout.top_p=0.7"], "with rollout.top_p = 0.7 there is no alarm by itself"),
         (["rollout.top_logprobs=301"], "rollout.top_logprobs = 301 > the model's vocab_size 300"),
         (["rollout.engines=true"], "rollout.engines = True: it is true or false, which is no number"),

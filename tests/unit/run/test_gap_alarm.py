@@ -57,6 +57,7 @@ def test_it_stops_after_as_many_in_a_row_as_it_is_told(alarm):
         (["actor.precision=bf16", "observe.gap_bound=0.004"], False, 1),
         (["observe.gap_bound=0"], False, 0),
         (["rollout.top_p=0.9"], False, 0),
+        (["rollout.tail=keep"], False, 0),
         ([], True, 0),
         (["observe.gap_bound=1e-3"], True, 1),
     ],
