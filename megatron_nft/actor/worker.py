@@ -283,9 +283,11 @@ class Worker:
             self.optimizer.restore_from_cpu()
 
     def shutdown(self) -> None:
-        """Leaves the process groups, and gives the wire's memory back."""
+        """Leaves the process groups, and gives the wire's memory back, and the model's."""
         if self._sender is not None:
             self._sender.close()
+        for chunk in self.model:  # its gradients' hooks hold it, in a circle through C++ that no collector sees
+            chunk.grad_accs.clear()
         destroy_topology()
 
     def _read_adapter_record(self, adapters: Adapters) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The driver holds `Actors` (Megatron ranks, actor/worker.py), which look to train
 comes from cluster/placement.py. A rank that fails ends the wait of all others at once, with its own error.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,6 +55,8 @@ class _ActorRank(Process):
             another_runs, self.worker = self.worker, None  # gone, even if this one's fails
             if another_runs is not None:
                 another_runs.shutdown()
+                del another_runs
+                gc.collect()
             self.worker = Worker(config, rank=rank, master=master)
 
     def call(self, verb: str, arguments: tuple, timeout_s: float) -> Any:
