@@ -232,7 +232,8 @@ def print_steps(steps: int) -> None:
     for arrangement in ARRANGEMENTS:
         found = play(arrangement, steps)
         step = rest + found["seconds"]
-        others = " | ".join(f"{found[name]:.0f}" for name in ("prompts", "cut", "preempted", "unhidden"))
+        names = ("prompts", "cut", "preempted", *(() if arrangement.tail == "keep" else ("unhidden",)))
+        others = " | ".join(f"{found[name]:.0f}" for name in names)
         print(
             f"| {arrangement.name} | {found['seconds']:.0f} | {step:.0f} | {step / ideal:.2f} | {step / bound:.2f} "
             f"| {found['rounds']:.2f} | {others} |",

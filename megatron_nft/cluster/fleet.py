@@ -160,7 +160,7 @@ class Fleet:
         self._config, self._step, self._empty = config, 0, set(self._engines)
         self._restarts = Restarts(config.rollout.max_restarts, "engines have", "rollout.max_restarts")
         self.replace_lost("another run begins")
-        self.call("forget")
+        self.forget()
 
     # --- replacement
 
@@ -256,8 +256,16 @@ class Fleet:
             return fetch({name: engine for name, engine in self._engines.items() if name not in self._starting})
 
     def sleep(self) -> None:
-        """Leaves the GPUs to the actor: see rollout/api.py."""
-        self.call("sleep")
+        """Leaves the GPUs to the actor: see rollout/api.py. Engines that are being started are waited for.
+
+        Raises:
+            ClusterError: engines died more often than rollout.max_restarts.
+        """
+        self.with_replacements(lambda: self.call("sleep"))
+
+    def forget(self) -> None:
+        """Drops all requests: whoever asked goes back to a checkpoint. Raises as `sleep`."""
+        self.with_replacements(lambda: self.call("forget"))
 
     def wake(self, what: str) -> None:
         """Takes the memory of "weights" or of the "kv_cache" again."""

@@ -240,17 +240,18 @@ class GroupQueue:
         """The groups that were taken last have been trained on: a checkpoint holds them no more."""
         self._untrained = []
 
-    def synced(self, version: int, begun: Set[int], *, restarts: bool) -> None:
+    def synced(self, version: int, begun: Set[int], *, restarts: bool, answered: Set[int] = frozenset()) -> None:
         """The engines hold another policy.
 
         Args:
             begun: requests under way that an engine had at the sync; the others have no token yet.
             restarts: so have those, now.
+            answered: requests whose answers are whole, and not graded yet.
         """
         if version != self.version:
             self.version, self.round = version, 0
         for key in self._versions:
-            if restarts or key not in begun:
+            if key not in answered and (restarts or key not in begun):
                 self._versions[key] = version
         if restarts:
             self._counts.restarted += len(begun & self._versions.keys())

@@ -94,6 +94,7 @@ class GroupSource:
             assert self._paused, "pause first"
             self._prompts.load_state_dict(state["prompts"])
             self._stream.drop_all()
+            self._stream.dropped_tokens = []
             self._ungraded, self._grading, self._late = [], None, []
             self._beside, self._beside_new, self._beside_answers = {}, [], {}
             self._expected.restore(state.get("expected_tokens", {}))
@@ -169,9 +170,10 @@ class GroupSource:
         with self._changed:
             if not self._pausing:
                 return
-            begun = self._stream.begun
             self._stream.take_back_lost()
-            self._queue.synced(version, begun, restarts=self._config.rollout.on_sync == "restart")
+            answered = {key for key, _ in self._ungraded} | set(self._grading[0] if self._grading else ())
+            restarts = self._config.rollout.on_sync == "restart"
+            self._queue.synced(version, self._stream.begun, restarts=restarts, answered=answered)
             self._resumed_at = time.perf_counter()
             self._pausing = self._paused = False
             self._is_sampling = True
@@ -210,7 +212,8 @@ class GroupSource:
             wanted = self._config.train.groups_per_step
             return min(self._queue.num_ready, wanted), wanted
         total, sampled = self._queue.num_asked, self._stream.num_requests - len(self._beside)
-        return total - (sampled if self._is_sampling else len(self._queue.under_way)), total
+        missing = sampled if self._is_sampling else len(self._queue.under_way)
+        return max(total - missing, 0), total  # what a step before has left under way is not of this one's
 
     def _hand_over(self, taken: Taken, late: list[int]) -> Taken:
         self._late += late

@@ -155,6 +155,7 @@ class Run(Survival):
     def resume(self) -> None:
         """Goes back to the newest checkpoint, if there is one; gives the engines the actor's weights in any case."""
         self.source.pause()
+        self.engines.forget()
         self.turns.actor_turn()
         self.progress = self.checkpoints.restore() or self.start
         self.source.begin(self.progress.step, self.progress.sampling, read_groups(self.progress, self.source.prompts))

@@ -93,7 +93,7 @@ LLM_CALLS = {
     "update_weights": (({"update_info": {"manifest": None}},), {}),
     "finish_weight_update": (("1",), {}),
     "reset_prefix_cache": ((), {"reset_running_requests": True}),
-    "sleep": ((2,), {}),
+    "sleep": ((2, "keep"), {}),
     "wake_up": ((["weights"],), {}),
     "collective_rpc": (("install_adapters",), {}),
 }
@@ -109,7 +109,7 @@ CORE_CALLS = {
     "shutdown": ((), {}),
 }
 ATTRIBUTES = {
-    "llm_engine", "engine_core", "batch_queue", "batch_queue_size", "output_processor", "external_req_ids", "get",
+    "llm_engine", "engine_core", "batch_queue", "output_processor", "external_req_ids", "get",
     "scheduler", "requests",
 }  # fmt: skip
 

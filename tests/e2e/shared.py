@@ -160,6 +160,10 @@ class Shared:
         """Of "engine N" or "actor rank N"."""
         return ray.get(self.handle(name).__ray_call__.remote(lambda _: os.getpid()))
 
+    def threads(self, name: str) -> int:
+        """Of "engine N" or "actor rank N"."""
+        return ray.get(self.handle(name).__ray_call__.remote(lambda _: len(os.listdir("/proc/self/task"))))
+
     def log(self, name: str) -> str:
         """What the last process of that name has printed."""
         text = (self.logs / f"{name.replace(' ', '_')}.log").read_text()

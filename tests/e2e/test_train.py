@@ -131,6 +131,9 @@ def test_processes_that_have_served_other_runs_give_the_same_run(straight, share
     run = tmp_path / "quickstart"
     assert records(run) == records(straight)[: len(records(run))] and order(run)[-1] == ("evaluation", 3)
     same_bits(run / "checkpoints" / "step_3", straight / "checkpoints" / "step_3")
+    threads = shared.threads("actor rank 0")
+    shared.train(tmp_path / "another", *RUN, "train.steps=1")
+    assert shared.threads("actor rank 0") < threads + 10, "each process group has two or three, while it is held"
 
 
 def test_stages_on_shared_gpus_sampled_at_another_temperature(straight, shared, tmp_path):

@@ -255,7 +255,7 @@ class VllmEngine:
         core = self._llm.llm_engine.engine_core.engine_core
         if core.batch_queue:
             core.pause_scheduler("keep", clear_cache=False)
-            for _ in range(core.batch_queue_size):
+            while core.batch_queue:  # nothing new is scheduled but, once, an empty batch after answers that end here
                 self._step()
             core.resume_scheduler()
 

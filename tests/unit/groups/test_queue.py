@@ -99,6 +99,23 @@ def test_restarted_requests_are_as_young_as_the_weights():
     assert taken.metrics["async/staleness_max"] == 0
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_answers_that_wait_for_their_verdicts_are_no_younger_after_a_sync(restarts):
+    queue = make_queue(1)
+    requests = ask(queue)
+    grade(queue, requests[:4], 0)
+    queue.take(1)
+    queue.trained()
+    queue.synced(1, set(), answered={4, 5}, restarts=restarts)
+    second = ask(queue)
+    queue.synced(2, {6, 7}, answered={4, 5}, restarts=restarts)
+    grade(queue, [*requests[6:], *second], 2)
+    taken, late = queue.take(2)
+    assert late == [4, 5] and taken.metrics["async/groups_restarted"] == 2 * restarts
+    grade(queue, requests[4:6], 0)
+    assert not {4, 5} & {kept.request_id for kept in queue.kept() if kept.is_ready}
+
+
 def test_requests_that_no_engine_has_begun_age_with_the_weights():
     queue = make_queue(1)
     requests = ask(queue)

@@ -7,6 +7,7 @@ Real engines: tests/e2e/test_source.py.
 import json
 import time
 from contextlib import closing, nullcontext
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -160,6 +161,23 @@ def test_a_tail_that_is_kept_goes_on_while_the_actor_trains_and_nothing_new_begi
         next_step(source, engines, 2)
         taken = source.take(3, REPORT)
         assert taken.metrics["async/staleness_max"] == 1 and len(taken.groups) == GROUPS
+
+
+def test_answers_that_wait_for_a_verdict_stay_as_old_as_they_are():
+    engines, judge, may_judge = Engines(), Judge(), Event()
+    judge.judge = lambda groups: may_judge.wait(PATIENCE_S) and Judge.judge(judge, groups)
+    may_judge.set()
+    with closing(source_of(engines, 'rollout.tail="keep"', judge=judge)) as source:
+        ids = held_back(source, engines)
+        source.take(2, REPORT)
+        kept = list(ids)
+        may_judge.clear()
+        ids.clear()  # they end, and are with the graders
+        wait_until(lambda: source._grading is not None and not source._stream.num_requests)
+        next_step(source, engines, 2)
+        with source._changed:
+            assert [source._queue._versions[key] for key in kept] == [1, 1]
+        may_judge.set()
 
 
 def test_a_tail_that_is_waited_for_is_whole():
