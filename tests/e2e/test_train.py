@@ -6,6 +6,7 @@ import re
 import signal
 import time
 import tomllib
+from collections import Counter
 from importlib.util import find_spec
 from unittest import mock
 
@@ -158,16 +159,18 @@ def test_stages_on_shared_gpus_sampled_at_another_temperature(straight, shared, 
 def test_what_a_step_on_shared_gpus_does_not_wait_for_goes_on_after_it(shared, tmp_path):
     """Groups that are answered over a sync, engines asleep in between, are trained on: each token with its policy."""
     with mock.patch.multiple("megatron_nft.cluster.stream", CALL_S=0.0, CALL_S_PER_ENGINE=0.0):  # a decode step a call
-        ended = shared.train(tmp_path, *RUN, "train.steps=4", "train.updates_per_step=1", "cluster.placement=colocated",
-                             "rollout.tail=keep", "weights.canary=always", "data.held_out=[]")  # fmt: skip
+        ended = shared.train(tmp_path, *RUN, "train.steps=3", "train.groups_per_step=24", "train.updates_per_step=1",
+                             "cluster.placement=colocated", "rollout.tail=keep", "weights.canary=always",
+                             "data.held_out=[]")  # fmt: skip
     assert ended.status == 0 and "gap alarm" not in ended.out, ended.err
     run = tmp_path / "quickstart"
-    four = steps(run)
-    assert sum(step["rollout/groups_cut"] for step in four) > 0, "the tail was not waited for"
-    assert sum(step["async/groups_carried"] for step in four) > 0 and max(s["async/staleness_max"] for s in four) == 1
-    assert all(step["weights/canary_gap"] < 1e-5 for step in four)
-    trained = [s for n in range(1, 5) for update in load_batch(run / "batches" / f"step_{n}.npz") for s in update]
-    assert len({s.token_ids_T.tobytes() for s in trained}) > 0.95 * len(trained), "nothing is trained on twice"
+    three = steps(run)
+    assert sum(step["rollout/groups_cut"] for step in three) > 0, "more answers than the engine has places for"
+    assert sum(step["async/groups_carried"] for step in three) > 0 and three[-1]["async/staleness_max"] == 1
+    assert all(step["weights/canary_gap"] < 1e-5 for step in three)
+    trained = [s for n in (1, 2, 3) for update in load_batch(run / "batches" / f"step_{n}.npz") for s in update]
+    answers = Counter(s.token_ids_T[: s.num_prompt_tokens].tobytes() for s in trained)
+    assert set(answers.values()) == {load_config(RECIPE).rollout.group_size}, "a group whole, and once"
 
 
 def test_a_model_that_engines_and_actor_read_differently_never_trains(straight, shared, tmp_path):
