@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,15 +167,24 @@ def colocated():
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    told, resumed = [], []
+    told, paused, resumed = [], [], []
     executor = object.__new__(UniProcExecutor)
     executor.sleeping_tags = set()
     executor.collective_rpc = lambda verb, kwargs: told.append((verb, *kwargs.values()))
-    core = SimpleNamespace(model_executor=executor, resume_scheduler=lambda: resumed.append(True))
+    core = SimpleNamespace(
+        model_executor=executor,
+        batch_queue=deque(),
+        pause_scheduler=lambda mode, clear_cache: paused.append((mode, clear_cache)),
+        resume_scheduler=lambda: resumed.append(True),
+    )
     engine = object.__new__(VllmEngine)
     engine._adapters = None
-    engine._llm = SimpleNamespace(sleep=executor.sleep, wake_up=lambda tags: EngineCore.wake_up(core, tags))
-    return SimpleNamespace(engine=engine, executor=executor, told=told, resumed=resumed)
+    engine._llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(engine_core=SimpleNamespace(engine_core=core)),
+        sleep=lambda level, mode: EngineCore.sleep(core, level, mode),
+        wake_up=lambda tags: EngineCore.wake_up(core, tags),
+    )
+    return SimpleNamespace(engine=engine, executor=executor, told=told, paused=paused, resumed=resumed)
 
 
 def test_engines_fall_asleep_and_wake_in_two_parts(colocated):
@@ -189,6 +199,7 @@ def test_engines_fall_asleep_and_wake_in_two_parts(colocated):
         assert colocated.executor.sleeping_tags == {"kv_cache"} and not colocated.resumed
         colocated.engine.wake("kv_cache")
         assert not colocated.executor.is_sleeping and colocated.resumed.pop()
+    assert colocated.paused == 2 * [("keep", True)], "requests stay, without their keys and values"
     assert colocated.told == 2 * [("sleep", 2), ("wake_up", ["weights"]), ("wake_up", ["kv_cache"])]
 
 
