@@ -95,7 +95,7 @@ def less_nft(curves: Curves) -> Curves:
 
 
 def svg(curves: Curves) -> str:
-    """A column for each number of updates: accuracy in percent, and below it the difference to NFT 1 in points. Mean
+    """A column for each number of updates: accuracy in percent, and below it the difference to NFT in points. Mean
     over seeds as a line, ± one standard deviation as a band."""
     differences = less_nft(curves)
     panels = []
@@ -103,7 +103,7 @@ def svg(curves: Curves) -> str:
         left = column * (WIDTH + LEFT)
         title = f"{updates} update{'s' if updates > 1 else ''} per batch"
         panels.append(panel(curves, updates, left, 0, title, range(0, 101, 20)))
-        panels.append(panel(differences, updates, left, HEIGHT + 90, "less NFT 1, same seed", range(-12, 13, 4)))
+        panels.append(panel(differences, updates, left, HEIGHT + 90, "less NFT, same seed", range(-12, 13, 4)))
     width, height = len(LEARNING_RATES) * (WIDTH + LEFT) + 20, 2 * HEIGHT + TOP + 160
     legend = "".join(
         f'<rect x="{LEFT + 140 * i}" y="{height - 22}" width="14" height="4" fill="{colour}"/>'
