@@ -32,7 +32,7 @@ SIZES = {
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 FALLS = {"mean": 1.5, "p99": 4}
 """How many times smaller the gap is with replay, in bf16, at least. What is left is how differently engine and actor
-round, and that is the machine's: measured 4.5 and 14.9 on one CPU, 2.0 and 7.5 on another without products in bf16."""
+round, and that is the machine's: measured 4.5 and 14.9 on one CPU, 2.0 and 7.5 on one without products in bf16."""
 
 
 @pytest.fixture(scope="module")
