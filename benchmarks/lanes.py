@@ -25,7 +25,7 @@ from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config
-from megatron_nft.run.parts import Processes, begin_build
+from megatron_nft.run.parts import Processes
 from megatron_nft.run.run import run_recipe
 from megatron_nft.train import train
 
@@ -120,12 +120,11 @@ def _what_starts(config: Config) -> tuple[Any, ...]:
 
 
 def _start(config: Config, stack: ExitStack, logs: Path) -> Processes:
-    """Ranks and engines, which end with the stack."""
+    """Ranks and engines, which end with the stack. Each run has the ranks build its model."""
     placement = stack.enter_context(ray_cluster(config))
     processes = Processes(
         actors=Actors(config, placement, logs),
         engines=Fleet(config, placement, logs=logs, starts_empty=True),
     )
-    for pending in begin_build(processes, shared=config.is_colocated):
-        pending.wait()
+    processes.engines.begin_build().wait()
     return processes

@@ -122,9 +122,7 @@ class VirtualEngine:
     def sleep(self) -> None:
         """What runs waits, in its order, and is computed again when it goes on."""
         for answer in reversed(list(self._running)):
-            answer.done = self._tokens(answer)
-            self._take_out(answer)
-            self._waiting.appendleft(answer)
+            self._put_back(answer)
 
     def _prefill(self, tokens: float) -> None:
         self.now += tokens * self.plan.engine.flops_per_token / self.plan.machine.matmul_flops()
@@ -153,11 +151,7 @@ class VirtualEngine:
                 self._take_out(answer)
                 self._end(answer, finished)
         while self.cached > kv and len(self._running) > 1:
-            newest = next(reversed(self._running))
-            tokens = self._tokens(newest)
-            self._take_out(newest)
-            newest.done = tokens
-            self._waiting.appendleft(newest)
+            self._put_back(next(reversed(self._running)))
             self.preempted += 1
 
     def _tokens(self, answer: _Answer) -> float:
@@ -172,6 +166,12 @@ class VirtualEngine:
         answer.base = answer.prompt_tokens + answer.done - self.step
         self._base += answer.base
         heapq.heappush(self._ends, (answer.end, id(answer), answer))
+
+    def _put_back(self, answer: _Answer) -> None:
+        """From what runs to the head of what waits."""
+        answer.done = self._tokens(answer)
+        self._take_out(answer)
+        self._waiting.appendleft(answer)
 
     def _take_out(self, answer: _Answer) -> None:
         if answer in self._running:

@@ -91,16 +91,21 @@ class Config(Section):
         """weights.canary_gap, with its default resolved: bf16 rounds log-probs by 0.01 nats and more."""
         return self.weights.canary_gap or (1e-3 if self._is_exact else 0.1)
 
+    def trains_on_older(self, *, is_ahead: bool) -> bool:
+        """Answers, or some of them, are older than the policy that trains on them: in a run that samples ahead, and in
+        one whose tails go on."""
+        return is_ahead or self.rollout.tail == "keep"
+
     def gap_bound(self, *, is_ahead: bool, has_experts: bool = False) -> float:
         """observe.gap_bound, with its default resolved; 0: none.
 
         Args:
-            is_ahead: answers are older than the policy that trains; some are with rollout.tail = "keep", too.
+            is_ahead: as in `trains_on_older`.
             has_experts: the model has, which engine and actor choose differently where rounding decides.
         """
         if self.observe.gap_bound is not None:
             return self.observe.gap_bound
-        if is_ahead or self.rollout.tail == "keep" or self.rollout.top_p < 1:
+        if self.trains_on_older(is_ahead=is_ahead) or self.rollout.top_p < 1:
             return 0.0
         if self._is_exact:
             return 1e-6
@@ -176,7 +181,7 @@ class Config(Section):
         """A stop after alarms that never come.
 
         Args:
-            is_ahead: as in `gap_bound`.
+            is_ahead: as in `trains_on_older`.
         """
         if not self.observe.gap_stop_after:
             return

@@ -27,7 +27,7 @@ class GapAlarm:
     def __init__(self, config: Config, report: Report, *, is_ahead: bool, has_experts: bool = False) -> None:
         self._config, self._report = config, report
         self._bound = config.gap_bound(is_ahead=is_ahead, has_experts=has_experts)
-        self._knows_all = not is_ahead and config.rollout.tail != "keep"
+        self._knows_all = not config.trains_on_older(is_ahead=is_ahead)
         self._in_a_row = 0
         self._last = ""
 
