@@ -17,6 +17,7 @@ from megatron_nft.plan.__main__ import main
 from megatron_nft.plan.buckets import largest_bucket_bytes
 from megatron_nft.plan.hardware import GIB, HardwareError, load_machine
 from megatron_nft.plan.planner import make_plan
+from megatron_nft.plan.report import render
 from megatron_nft.plan.suggestions import suggest
 from megatron_nft.plan.workload import Assumptions
 
@@ -43,6 +44,12 @@ def test_shipped_recipes_fit_their_nodes(recipe, model, planned):
     plan = planned(recipe=RECIPES / recipe, model=model)
     assert plan.fits, plan.problems
     assert plan.num_devices == 8 * (16 if model == "32b" else 4)
+
+
+def test_a_tail_that_is_not_waited_for_is_said(planned):
+    assert "does not wait" not in render(planned())
+    kept = render(planned("rollout.tail=keep"))
+    assert 'rollout.tail = "keep" does not wait for all of them, and is shorter' in kept
 
 
 @pytest.mark.parametrize("nodes", [4, 1])
