@@ -125,7 +125,8 @@ def _around(plan: Plan) -> list[str]:
     ]
     config = plan.config
     if config.rollout.tail != "wait":
-        lines[0] += f'; a step with rollout.tail = "{config.rollout.tail}" does not wait for all of them, and is shorter'
+        setting = f'rollout.tail = "{config.rollout.tail}"'
+        lines[0] += f"; a step with {setting} does not wait for all of them, and is shorter"
     if (evaluation := plan.evaluation) is not None:
         every = f"every {config.train.evaluate_every} steps" if config.train.evaluate_every else "at both ends"
         lines.append(
