@@ -12,7 +12,7 @@ class EvaluateConfig(Section):
     """Held-out accuracy: how many prompts and answers, how sampled."""
 
     max_prompts: int = Field(0, ge=0)
-    """Evaluate on the first so many held-out prompts. 0: all."""
+    """Evaluate on the first so many prompts of each held-out file. 0: all."""
     samples: int = Field(0, ge=0)
     """Sampled answers per prompt for avg@k. 0: greedy only, in a run."""
     samples_of: dict[str, Annotated[int, Field(ge=1)]] = Field({})
@@ -38,5 +38,5 @@ class EvaluateConfig(Section):
                 f"evaluate.temperature = 0 gives {most_samples} equal answers; set evaluate.samples = 1, or a "
                 "temperature above 0"
             )
-        if not self.greedy and not self.samples:
+        if not self.greedy and not self.samples and not self.samples_of:
             yield "evaluate.greedy = false and evaluate.samples = 0 leave nothing to measure; set one of them"

@@ -1,4 +1,5 @@
-"""Files of problems -> benchmarks: every problem once, none left out silently. Called by evaluate.py.
+"""Files of problems -> benchmarks: every problem once, none left out silently. Called by evaluate.py, and by run/ for
+data.held_out.
 
 A benchmark is a file, under the file's name. Published files often repeat every problem 32 times, for avg@32: such
 repeats are merged, since the number of samples is a setting here.

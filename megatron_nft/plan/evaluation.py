@@ -7,7 +7,7 @@ last it is alone.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 from megatron_nft.config import Config
@@ -46,13 +46,10 @@ def plan_evaluation(
     counts = {Path(file).name.partition(".")[0]: 0 for file in config.data.held_out}
     if not counts:
         return None
-    counts = {name: PROMPTS.get(name, DEFAULT_PROMPTS) for name in counts}
-    left, answers = config.evaluate.max_prompts or sum(counts.values()), 0
-    for name, count in counts.items():
-        counts[name] = min(count, left)
-        left -= counts[name]
-        samples = config.evaluate.samples_of.get(name, config.evaluate.samples)
-        answers += counts[name] * (samples + config.evaluate.greedy)
+    settings, answers = config.evaluate, 0
+    for name in counts:
+        counts[name] = min(PROMPTS.get(name, DEFAULT_PROMPTS), settings.max_prompts or inf)
+        answers += counts[name] * (settings.samples_of.get(name, settings.samples) + settings.greedy)
     prompts, engines = sum(counts.values()), config.rollout.engines
     alone = play_round(
         engine,

@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_nft.cluster.stream import EnginesEmpty, stream_answers
 from megatron_nft.config import Config, RecipeError
+from megatron_nft.data.benchmarks import Benchmark
 from megatron_nft.evaluation.accuracy import average_of, bootstrap_means, interval, wilson_interval
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
@@ -43,7 +44,7 @@ class HeldOutEvaluation:
         config: Config,
         engines: Any,
         judge: Judge,
-        prompts: Sequence[Prompt],
+        benchmarks: Sequence[Benchmark],
         report: Report,
         *,
         refill: Callable[[], Any],
@@ -54,7 +55,8 @@ class HeldOutEvaluation:
             refill: gives engines that were started again the actor's weights.
         """
         self._config, self._engines, self._judge, self._report = config, engines, judge, report
-        self._prompts, self._refill, self._in_background = prompts, refill, in_background
+        self._benchmarks, self._refill, self._in_background = benchmarks, refill, in_background
+        self._prompts = prompts_of(benchmarks)
         self._due: int | None = None  # step whose weights wait for an evaluation in the background
         self._answers: dict[int, RolloutGroup] | None = None  # to its requests, which the rollouts' source has
         self._running: _Background | None = None
@@ -70,7 +72,7 @@ class HeldOutEvaluation:
             result = evaluate(
                 self._engines,
                 self._judge,
-                self._prompts,
+                self._benchmarks,
                 self._config,
                 on_progress=progress.update,
                 refill=self._refill,
@@ -90,7 +92,7 @@ class HeldOutEvaluation:
             answers, self._answers = self._answers, None
             # Without `refill`: the actor has newer weights by now.
             self._running = _Background(
-                step, lambda: evaluate(self._engines, self._judge, self._prompts, self._config, answers=answers)
+                step, lambda: evaluate(self._engines, self._judge, self._benchmarks, self._config, answers=answers)
             )
 
     def finish(self, while_waiting: Callable[[], object] = lambda: None) -> None:
@@ -150,14 +152,14 @@ class _Background:
 def evaluate(
     engines: Any,
     judge: Judge,
-    prompts: Sequence[Prompt],
+    benchmarks: Sequence[Benchmark],
     config: Config,
     *,
     answers: Mapping[int, RolloutGroup] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     refill: Callable[[], Any] | None = None,
 ) -> HeldOut:
-    """Has `requests_to` the prompts answered; grades; averages.
+    """Has `requests_to` the benchmarks' prompts answered; grades; averages.
 
     Args:
         answers: to those requests, by their ids, where there are any already.
@@ -165,6 +167,7 @@ def evaluate(
     Raises:
         EnginesEmpty: engines died, and there is no `refill` to give them weights.
     """
+    prompts = prompts_of(benchmarks)
     requests = requests_to(prompts, config)
     if answers is None:
         answers = {}
@@ -179,7 +182,12 @@ def evaluate(
         sorted(groups, key=lambda group: places[group.prompt.prompt_id])
         for groups in (judged[:num_sampled], judged[num_sampled:])
     )
-    return _held_out(prompts, greedy, sampled, config.run.seed)
+    return _held_out(benchmarks, greedy, sampled, config.run.seed)
+
+
+def prompts_of(benchmarks: Sequence[Benchmark]) -> tuple[Prompt, ...]:
+    """All that are asked."""
+    return tuple(prompt for benchmark in benchmarks for prompt in benchmark.prompts)
 
 
 def requests_to(prompts: Sequence[Prompt], config: Config) -> list[Request]:
@@ -206,17 +214,44 @@ def requests_to(prompts: Sequence[Prompt], config: Config) -> list[Request]:
 
 
 def _held_out(
-    prompts: Sequence[Prompt], greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int
+    benchmarks: Sequence[Benchmark], greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int
 ) -> HeldOut:
     parts = {
-        name: [[group for group in groups if benchmark_of(group.prompt) == name] for groups in (greedy, sampled)]
-        for name in dict.fromkeys(map(benchmark_of, prompts))
+        benchmark.name: _Part(
+            greedy=[group for group in greedy if benchmark_of(group.prompt) == benchmark.name],
+            sampled=[group for group in sampled if benchmark_of(group.prompt) == benchmark.name],
+            num_too_long=benchmark.num_too_long,
+        )
+        for benchmark in benchmarks
     }
-    return HeldOut(
-        metrics=_metrics(greedy, sampled, seed) | _average(parts, seed),
-        samples=list(greedy or sampled),
-        benchmarks={name: _metrics(*its, seed) for name, its in parts.items()},
+    are_sampled = all(part.sampled for part in parts.values())  # else only some are, by evaluate.samples_of
+    whole = _Part(
+        greedy=greedy,
+        sampled=sampled if are_sampled else [],
+        num_too_long=sum(part.num_too_long for part in parts.values()),
     )
+    return HeldOut(
+        metrics=_metrics(whole, seed) | _average(parts, seed, are_sampled=are_sampled),
+        samples=list(greedy or sampled),
+        benchmarks={name: _metrics(part, seed) for name, part in parts.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Graded answers of a benchmark, or of all of them."""
+
+    greedy: Sequence[RolloutGroup]
+    sampled: Sequence[RolloutGroup]
+    num_too_long: int  # prompts that were not asked, and count as wrong
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.greedy or self.sampled) + self.num_too_long
+
+    def rates(self, groups: Sequence[RolloutGroup]) -> list[float]:
+        """Of right answers, by prompt."""
+        return [group.correct_rate for group in groups] + [0.0] * self.num_too_long
 
 
 def benchmark_of(prompt: Prompt) -> str:
@@ -224,15 +259,21 @@ def benchmark_of(prompt: Prompt) -> str:
     return prompt.prompt_id.rpartition("/")[0]
 
 
-def check_samples_of(config: Config, prompts: Sequence[Prompt]) -> None:
-    """Raises RecipeError if evaluate.samples_of names what none of the held-out prompts is of."""
-    names = list(dict.fromkeys(map(benchmark_of, prompts)))
-    for name in config.evaluate.samples_of:
+def check_samples_of(config: Config, benchmarks: Sequence[Benchmark]) -> None:
+    """Raises RecipeError if evaluate.samples_of names none of the benchmarks, or one would not be asked at all."""
+    names, settings = [benchmark.name for benchmark in benchmarks], config.evaluate
+    for name in settings.samples_of:
         if name not in names:
             raise RecipeError(
                 f"evaluate.samples_of names {name!r}, which is no benchmark here: "
                 f"{', '.join(names) or 'data.held_out is empty'}"
             )
+    unasked = [name for name in names if name not in settings.samples_of]
+    if unasked and not settings.samples and not settings.greedy:
+        raise RecipeError(
+            f"evaluate.greedy = false and evaluate.samples = 0 leave nothing to measure of {', '.join(unasked)}; set "
+            "one of them, or name it in evaluate.samples_of"
+        )
 
 
 def evaluation_sampling(config: Config, num_samples: int) -> Sampling:
@@ -246,18 +287,19 @@ def evaluation_sampling(config: Config, num_samples: int) -> Sampling:
     )
 
 
-def _metrics(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int) -> dict[str, float]:
+def _metrics(part: _Part, seed: int) -> dict[str, float]:
     """Accuracies with their 95% intervals, under their public names."""
-    metrics: dict[str, float] = {"eval/prompts": len(greedy or sampled)}
+    greedy, sampled, number = part.greedy, part.sampled, part.num_prompts
+    metrics: dict[str, float] = {"eval/prompts": number, "eval/prompts_too_long": part.num_too_long}
     if greedy:
         num_right = sum(sum(group.rights) for group in greedy)
-        low, high = wilson_interval(num_right, len(greedy))
-        metrics |= {"eval/greedy_accuracy": num_right / len(greedy)}
+        low, high = wilson_interval(num_right, number)
+        metrics |= {"eval/greedy_accuracy": num_right / number}
         metrics |= {"eval/greedy_accuracy_low": low, "eval/greedy_accuracy_high": high}
     cut = [rollout.truncated for group in greedy or sampled for rollout in group.rollouts]
     metrics["eval/truncated_fraction"] = sum(cut) / len(cut)
     if sampled:
-        rates = [group.correct_rate for group in sampled]
+        rates = part.rates(sampled)
         low, high = interval(bootstrap_means(rates, seed))
         if len(counts := {len(group.rollouts) for group in sampled}) == 1:
             metrics["eval/k"] = counts.pop()
@@ -266,10 +308,10 @@ def _metrics(greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], se
     return metrics
 
 
-def _average(benchmarks: dict[str, list[list[RolloutGroup]]], seed: int) -> dict[str, float]:
-    """The mean of several benchmarks, each weighing the same, of the sampled answers where there are any."""
-    if len(benchmarks) < 2:
+def _average(parts: Mapping[str, _Part], seed: int, *, are_sampled: bool) -> dict[str, float]:
+    """The mean of several benchmarks, each weighing the same: of the sampled answers, or else of the greedy ones."""
+    if len(parts) < 2:
         return {}
-    rates = {name: [g.correct_rate for g in sampled or greedy] for name, (greedy, sampled) in benchmarks.items()}
+    rates = {name: part.rates(part.sampled if are_sampled else part.greedy) for name, part in parts.items()}
     mean, low, high = average_of(rates, seed)
     return {"eval/average": mean, "eval/average_low": low, "eval/average_high": high}

@@ -13,13 +13,14 @@ from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.processes import Pending, new_attempt
 from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config
+from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.families.serving import check_served
 from megatron_nft.families.weight_files import check_weights
 from megatron_nft.rollout.vllm.arguments import check_arguments
 from megatron_nft.run.checkpoints import progress_to_resume
-from megatron_nft.run.held_out import check_samples_of
+from megatron_nft.run.held_out import check_samples_of, prompts_of
 from megatron_nft.types import Prompt
 from megatron_nft.verdict.check import check_own_graders, check_rewards, silent_prompts
 
@@ -31,7 +32,7 @@ class Data:
     hf: HFConfig
     prompts: PromptStream
     canary: Prompt  # the longest: there positions show most
-    held_out: tuple[Prompt, ...]
+    held_out: tuple[Benchmark, ...]
     token_text: Callable[[int], str]  # for people
 
 
@@ -57,14 +58,15 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
     prompts = PromptStream(train.prompts, config.run.seed)
     if (earlier := progress_to_resume(config)) is not None:
         prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
-    held_out = load_prompts(config.data.held_out, tokenizer, config.data).prompts if config.data.held_out else ()
+    held_out = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     check_samples_of(config, held_out)
-    held_out = tuple(held_out[: config.evaluate.max_prompts or None])
+    num_held_out, too_long = len(prompts_of(held_out)), sum(benchmark.num_too_long for benchmark in held_out)
     announce(
         f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
-        f"{train.num_without_answer} without an answer left out), {len(held_out)} held out"
+        f"{train.num_without_answer} without an answer left out), {num_held_out + too_long} held out"
+        + (f" ({too_long} of them too long: not asked, and wrong)" if too_long else "")
     )
-    for line in silent_prompts([*train.prompts, *held_out], config.verdict):
+    for line in silent_prompts([*train.prompts, *prompts_of(held_out)], config.verdict):
         announce(f"data: {line}")
     check_own_graders(config.verdict)  # imports them, in a process of its own
     check_rewards(config.verdict, {prompt.data_source for prompt in train.prompts})
@@ -76,7 +78,11 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
     check_arguments(config)
     canary = max(train.prompts, key=lambda prompt: len(prompt.token_ids_P))
     return Data(
-        hf=hf, prompts=prompts, canary=canary, held_out=held_out, token_text=lambda token: tokenizer.decode([token])
+        hf=hf,
+        prompts=prompts,
+        canary=canary,
+        held_out=tuple(held_out),
+        token_text=lambda token: tokenizer.decode([token]),
     )
 
 

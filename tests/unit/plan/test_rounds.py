@@ -106,7 +106,7 @@ def test_evaluation_beside_rollouts_costs_its_tokens_and_no_tail(planned):
     assert evaluation.answers == 32 * 100 + 500 + 674 + 272
     assert 0 < evaluation.beside_s < 0.6 * evaluation.alone_s
     greedy = planned("evaluate.greedy=true", "evaluate.max_prompts=10").evaluation
-    assert (greedy.prompts, greedy.answers) == (10, 330)
+    assert (greedy.prompts, greedy.answers) == (60, 3 * 10 * 33 + 3 * 10 * 2), "of each file"
     assert planned("data.held_out=[]", "evaluate.samples_of={}").evaluation is None
     waited_for = planned("evaluate.in_background=false").evaluation
     assert waited_for.beside_s == waited_for.alone_s

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from checkpoint_tools import hf_to_megatron
@@ -12,6 +14,7 @@ from megatron_nft.config import RecipeError, load_config
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.evaluate import evaluate_benchmarks
 from megatron_nft.families.family import ModelFolderError
+from megatron_nft.run.held_out import prompts_of
 from megatron_nft.run.parts import read_data
 
 RECIPE, MODEL = "launch/recipes/quickstart.toml", Path("tests/assets/quickstart/model")
@@ -27,20 +30,33 @@ def test_nothing_that_is_held_out_is_trained_on(tmp_path):
     drawn = data.prompts.take(len(train))
     assert sorted(p.prompt_id for p in drawn) == sorted(p.prompt_id for p in train), "an epoch: each once, no other"
     assert not {p.text for p in drawn} & {p.text for p in held_out}
-    assert [p.prompt_id for p in data.held_out] == [p.prompt_id for p in held_out][
-        : config.evaluate.max_prompts or None
-    ]
+    assert [p.prompt_id for p in prompts_of(data.held_out)] == [p.prompt_id for p in held_out]
     assert data.canary.prompt_id in {p.prompt_id for p in train}
     assert len(data.canary.token_ids_P) == max(len(p.token_ids_P) for p in train)
     assert said == [
-        f"data: {len(train)} training prompts (0 too long and 0 without an answer left out), {len(data.held_out)} "
-        "held out"
+        f"data: {len(train)} training prompts (0 too long and 0 without an answer left out), {len(held_out)} held out"
     ]
 
 
-def test_fewer_held_out_prompts_if_the_recipe_says_so(tmp_path):
-    config = load_config(RECIPE, [f"run.dir={tmp_path}", "evaluate.max_prompts=3"])
-    assert len(read_data(config, lambda line: None).held_out) == 3
+def test_held_out_files_are_read_as_an_evaluation_reads_them(tmp_path):
+    """The first so many of each file; repeats are one problem; one too long is counted, and said."""
+    table = pq.read_table("tests/assets/quickstart/held_out.parquet")
+    row = table.slice(0, 1).to_pylist()[0]
+    long = row | {"prompt": [{"role": "user", "content": "Zoe has 5 coins. " * 60}], "extra_info": {"index": 999}}
+    many = pa.Table.from_pylist(table.slice(20, 4).to_pylist() * 32)
+    pq.write_table(pa.Table.from_pylist([*table.slice(0, 7).to_pylist(), long]), tmp_path / "first.parquet")
+    pq.write_table(many, tmp_path / "repeated.parquet")
+    files = json.dumps([str(tmp_path / name) for name in ("first.parquet", "repeated.parquet")])
+    said = []
+
+    def held_out(*overrides):
+        config = load_config(RECIPE, [f"run.dir={tmp_path}", f"data.held_out={files}", *overrides])
+        return [(b.name, len(b.prompts), b.num_too_long) for b in read_data(config, said.append).held_out]
+
+    assert held_out() == [("first", 7, 1), ("repeated", 4, 0)]
+    assert "12 held out (1 of them too long: not asked, and wrong)" in said[0]
+    assert held_out("evaluate.max_prompts=3") == [("first", 3, 0), ("repeated", 3, 0)]
+    assert held_out("data.held_out=[]") == []
 
 
 @pytest.mark.parametrize("which", ["model.path", "model.reference"])

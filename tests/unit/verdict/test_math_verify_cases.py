@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from math_verify import ExprExtractionConfig, LatexExtractionConfig
+from math_verify.metric import math_metric
 
 from megatron_nft.config import VerdictConfig
 from megatron_nft.verdict.boxes import last_boxed
@@ -28,6 +30,16 @@ OTHERWISE_BOXED = {
     (r"$x \in [-2,7]$", r"$-2 \\le x \\le 7$"),
 }
 """Decided otherwise in a box than by math-verify."""
+OTHERWISE_WHOLE = {("1,22", "1.22"), (r"$1 - \frac{1}{\mathrm{e}}$", r"$1 + \frac{1}{\mathrm{e}}$")}
+"""Where the ground truth's box makes a difference to math-verify: the two "right" ones that no one would miss."""
+
+GOLDS = ("3, 5, 7", "1,-2", "1,2", r"\$36", r"\$18.90", r"\$32,\!348", "1,000", "1/2", r"50\%", "50%", "- 3", "5 ",
+         "x+1", r"\frac{1}{2}", r"\text{Evelyn}", "[1,2)", "(1,2)", r"90^\circ", "2e5", r"\boxed{7}", "$7$",
+         r"2\sqrt{2}")  # fmt: skip
+TEXTS = (r"so \boxed{%s}.", "The answer is $%s$.", "%s", r"\boxed{41} and then \boxed{%s}", r"\boxed{%s}, not 8",
+         "The final answer is $%s$. I hope it is correct. Check: 9")  # fmt: skip
+FOUND = ("7", "1", "-2", "3", "12", "36", "18.90", "32348", "0.5", "7, 5, 3", "-2, 1", "1000", "50", "90", "3,5")
+"""Answers, beside the ground truths themselves."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +66,22 @@ def outcomes(judge, source, pairs):
 def test_whole_texts(judge):
     assert len(CASES) == 225
     found = outcomes(judge, "text", [(case["answer"], case["gold"]) for case in CASES])
-    assert [case for case, right in zip(CASES, found, strict=True) if case["right"] != right] == []
+    otherwise = {(c["gold"], c["answer"]) for c, right in zip(CASES, found, strict=True) if c["right"] != right}
+    assert otherwise == OTHERWISE_WHOLE
+
+
+def test_whole_texts_are_graded_as_the_authors_grade(judge):
+    """As in verl's utils/reward_score/math_verify.py, after which the NFT authors' verifier.py is made."""
+    theirs = math_metric(
+        gold_extraction_target=(LatexExtractionConfig(),),
+        pred_extraction_target=(ExprExtractionConfig(), LatexExtractionConfig()),
+    )
+    pairs = [(text % answer, gold) for gold in GOLDS for text in TEXTS for answer in (gold, *FOUND[::3])]
+    pairs += [(rf"\boxed{{{answer}}}", gold) for gold in GOLDS for answer in FOUND]
+    right = [theirs([rf"\boxed{{{gold}}}"], [text])[0] > 0 for text, gold in pairs]
+    assert 100 < sum(right) < len(pairs) - 100
+    found = outcomes(judge, "text", pairs)
+    assert [pair for pair, one, other in zip(pairs, found, right, strict=True) if one != other] == []
 
 
 def test_formulas_in_a_box(judge):
