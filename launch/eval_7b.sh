@@ -7,5 +7,5 @@ set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,/^set/s/^# \?//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-MODEL=${MODEL:?set it to the HF folder of the model} MAX_PROMPT_TOKENS=512 MAX_ANSWER_TOKENS=3584 \
+MODEL=${MODEL:?set it to the HF folder of the model} TEMPERATURE=0.6 MAX_PROMPT_TOKENS=512 MAX_ANSWER_TOKENS=3584 \
     ENGINES=${ENGINES:-8} TP=${TP:-1} exec ./launch/eval.sh "$@"

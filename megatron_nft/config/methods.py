@@ -122,7 +122,8 @@ def readers_of(setting: str) -> tuple[str, ...]:
 
 def left_behind(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     """Which of a recipe's settings don't hold where the command line's mean another method than its own: what either
-    method stands for, and of one with another loss all that is a method's own. So -1 makes DAPO of an NFT recipe."""
+    method stands for, what the other doesn't read, and of one with another loss all that is a method's own. So -1 makes
+    DAPO of an NFT recipe."""
     before = method_named(recipe)
     after = given.get("name", before)
     if "name" not in given and given.get("neg_weight") == -1 and before not in CLIPPED:
@@ -131,4 +132,4 @@ def left_behind(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]
     if before == after or None in rows:
         return set()
     same_loss = rows[0].module == rows[1].module
-    return {"name", *rows[0].preset, *rows[1].preset, *(() if same_loss else ANY_PRESET)}
+    return {"name", *rows[0].preset, *rows[1].preset, *rows[1].unread, *(() if same_loss else ANY_PRESET)}

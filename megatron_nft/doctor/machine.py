@@ -29,6 +29,7 @@ class Machine:
     """One machine, and what the program expects of it."""
 
     site_packages: tuple[Path, ...]
+    import_path: tuple[Path, ...] = ()  # that Python looks in before those: PYTHONPATH, say
     requirements: tuple[Path, ...]  # files of pins
     environment: Mapping[str, str]
     python: tuple[int, int]
@@ -50,6 +51,7 @@ class Machine:
         found = [Path(p) for p in sys.path if p.endswith("-packages")]
         machine = cls(
             site_packages=tuple(dict.fromkeys([*found, *sorted(paths)])),
+            import_path=tuple(Path(p) for p in sys.path),  # "" is where we are
             requirements=(),
             environment=dict(os.environ),
             python=sys.version_info[:2],
@@ -79,7 +81,8 @@ class Machine:
 
     def package(self, name: str) -> Path | None:
         """The folder of an importable package."""
-        return next((folder / name for folder in self.site_packages if (folder / name).is_dir()), None)
+        folders = [*self.import_path, *self.site_packages]
+        return next((folder / name for folder in folders if (folder / name).is_dir()), None)
 
     def extension(self, name: str) -> bool:
         """Whether a compiled module of this name is installed."""

@@ -110,6 +110,9 @@ def check_apex(machine: Machine) -> Iterator[Finding]:
     """PyPI's `apex` is an unrelated project; Megatron-Core takes whatever goes by that name, and its optimizer where
     TransformerEngine's can't be imported: that is on every machine without a GPU, where apex's can't work."""
     folder = machine.package("apex")
+    away = "pip uninstall apex"
+    if folder is not None and "apex" not in machine.installed:
+        away = f"take {folder.resolve().parent} off PYTHONPATH, or the folder away"
     if folder is None and "apex" not in machine.installed:
         yield ok("apex", "not installed, and not needed (TransformerEngine's kernels come first)")
     elif folder is None or not all((folder / part).is_dir() for part in NVIDIA_APEX):
@@ -118,15 +121,15 @@ def check_apex(machine: Machine) -> Iterator[Finding]:
             "apex",
             f"{version} is not NVIDIA's",
             "PyPI's apex is an unrelated project, and Megatron-Core imports apex where it finds one",
-            "pip uninstall apex (Megatron-Core uses TransformerEngine's kernels)",
+            f"{away} (Megatron-Core uses TransformerEngine's kernels)",
         )
     elif machine.driver is None:
         reason = "Megatron-Core takes its fused optimizer where TransformerEngine doesn't import, and that needs a GPU"
-        yield fail("apex", "NVIDIA's, on a machine without a GPU", reason, "pip uninstall apex")
+        yield fail("apex", "NVIDIA's, on a machine without a GPU", reason, away)
     elif not machine.extension(APEX_KERNELS):
         finding = warn if "transformer-engine" in machine.installed else fail
         reason = "its fused optimizer refuses to work, should TransformerEngine's not be importable"
-        yield finding("apex", f"NVIDIA's, without {APEX_KERNELS}", reason, f"pip uninstall apex, or {BUILD_APEX}")
+        yield finding("apex", f"NVIDIA's, without {APEX_KERNELS}", reason, f"{away}, or {BUILD_APEX}")
     else:
         yield ok("apex", "NVIDIA's, with its CUDA extensions")
 

@@ -73,10 +73,11 @@ def notes(benchmarks: Sequence[BenchmarkScores]) -> list[str]:
     if 0 < len(missing) < len(COLUMNS):
         lines.append(f"no average: {', '.join(missing)} not evaluated")
     for benchmark in benchmarks:
-        if benchmark.column in published.WHOLE_TEXT and benchmark.mode not in ("", "whole_text"):
+        theirs = published.GRADED_BY.get(benchmark.column or "", benchmark.mode)
+        if benchmark.mode not in ("", theirs):
             lines.append(
-                f"{benchmark.name}: graded by {benchmark.mode!r}, the published {benchmark.column} by whole_text; "
-                "as theirs: verdict.modes (launch/eval_7b.sh has them)"
+                f"{benchmark.name}: graded by {benchmark.mode!r}, the published {benchmark.column} by {theirs!r}; "
+                "verdict.modes grades a data source as theirs"
             )
         if benchmark.metrics["eval/avg_at_k_low"] == benchmark.metrics["eval/avg_at_k_high"]:
             lines.append(f"{benchmark.name}: all prompts have the same accuracy; a bootstrap can't say how sure it is")

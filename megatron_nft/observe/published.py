@@ -13,8 +13,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Column -> what a file's or data source's name contains, in lower case and without marks."""
 
-WHOLE_TEXT = ("MATH500", "Olympiad", "Minerva")
-"""Columns whose answers the authors look for in the whole text, not in the last box."""
+GRADED_BY = dict.fromkeys(("MATH500", "Olympiad", "Minerva"), "whole_text") | dict.fromkeys(
+    ("AIME24", "AIME25", "AMC23"), "strict_boxed"
+)
+"""Column -> the mode of verdict/graders.py that grades as the authors do, by the data sources of their files."""
 
 ROWS: dict[str, tuple[float, float, float, float, float, float, float]] = {
     "7B base": (13.3, 69.0, 5.5, 45.8, 34.7, 21.3, 31.6),

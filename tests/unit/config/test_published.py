@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_nft.config import Config, load_config
+from megatron_nft.config import AlgorithmConfig, Config, RecipeError, load_config
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
 
 RECIPES = Path("launch/recipes")
@@ -49,20 +49,38 @@ def settings(config):
     return {f"{section}.{key}": value for section, keys in config.model_dump().items() for key, value in keys.items()}
 
 
+def drifted(config, method, size):
+    """The settings that are others than the table's."""
+    resolved = settings(config)
+    values = {name: expected(row, method, size) for name, row in PUBLISHED.items()}
+    values = {name: value for name, value in values.items() if value is not None}
+    values |= {name: None if row["value"] == "null" else row["value"] for name, row in OURS.items() if "value" in row}
+    return {name for name, value in values.items() if resolved[name] != value}
+
+
 @pytest.mark.parametrize(("method", "size"), RUNS)
 def test_every_setting_is_the_published_one_or_named_as_ours(method, size, published):
-    resolved = settings(published(method, size))
-    values = {name: expected(row, method, size) for name, row in PUBLISHED.items()}
-    assert {name: resolved[name] for name, value in values.items() if value is not None} == {
-        name: value for name, value in values.items() if value is not None
-    }
-    others = [name for name in resolved if name not in PUBLISHED]
+    config = published(method, size)
+    assert drifted(config, method, size) == set()
+    others = [name for name in settings(config) if name not in PUBLISHED]
     assert [name for name in others if not any(fnmatch(name, pattern) for pattern in OURS)] == []
     assert [pattern for pattern in OURS if not any(fnmatch(name, pattern) for name in others)] == []
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["train.steps=100", "lora.rank=32", 'rollout.tail="keep"', 'actor.precision="fp8-tensorwise"',
+     'actor.precision="fp32"', "verdict.thoughts=false", 'data.prompt_suffix=" Hi"', "optimizer.skip_nonfinite=true",
+     'rollout.vllm={quantization = "fp8"}', "algorithm.dual_clip=3.0", "algorithm.corrections={token_k1 = 0.2}"],
+)  # fmt: skip
+def test_a_recipe_that_drifts_is_noticed(setting, published):
+    method = "dapo" if "dual_clip" in setting else "nft"
+    assert drifted(published(method, "7b", setting), method, "7b") == {setting.partition("=")[0]}
+
+
 def test_every_published_value_says_where_it_is_from():
     assert len(PUBLISHED) > 40 and all(row["source"] and set(row) == {"value", "source"} for row in PUBLISHED.values())
+    assert all(row["why"] and set(row) <= {"value", "why"} for row in OURS.values())
 
 
 def test_the_published_run_in_numbers(published):
@@ -83,6 +101,29 @@ def test_neg_weight_of_minus_one_on_a_recipe_is_its_dapo(method, size, published
     assert published(method, size, "algorithm.neg_weight=-1.0").algorithm == dapo
     assert published(method, size, "algorithm.name=dapo").algorithm == dapo
     assert published(method, size, "algorithm.neg_weight=-1", "algorithm.clip_high=0.3").algorithm.clip_high == 0.3
+
+
+def test_what_another_method_does_not_read_is_left_behind_too(tmp_path):
+    """clamp_negative = 0.5 is a hint in the authors' 32B script; on the command line it is refused all the same."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[model]\npath = "{Path(MODEL).resolve()}"\n[data]\ntrain = ["a.jsonl"]\nmax_prompt_tokens = 64\n'
+        "[rollout]\nmax_answer_tokens = 64\n"
+        '[algorithm]\nname = "nft"\nclamp_negative = 0.5\nneg_weight_end = 0.5\nschedule_steps = 9\n'
+    )
+    plain = AlgorithmConfig(name="dapo", neg_weight=-1)
+    for change in ("neg_weight=-1", "name=dapo"):
+        assert load_config(recipe, [f"algorithm.{change}"]).algorithm == plain
+    assert load_config(recipe, ["algorithm.name=rft"]).algorithm.clamp_negative == 1.0
+    with pytest.raises(RecipeError, match=r"clamp_negative = 0\.5 is not read"):
+        load_config(recipe, ["algorithm.name=dapo", "algorithm.clamp_negative=0.5"])
+
+
+def test_every_recipe_of_ours_makes_the_authors_dapo_too():
+    """Their punishment's share of an answer at 32B, none at 7B and below."""
+    for path in sorted(RECIPES.glob("nft_qwen*.toml")):
+        algorithm = tomllib.loads(path.read_text())["algorithm"]
+        assert algorithm["overlong_share"] == (0 if "math" in path.name else 4096 / 14336), path.name
 
 
 def test_the_7b_run_on_one_node_is_the_published_one_but_for_its_layout():

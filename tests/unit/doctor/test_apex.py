@@ -1,5 +1,9 @@
 """NVIDIA's apex: where it breaks a run. (PyPI's: test_doctor.py.)"""
 
+import shutil
+from dataclasses import replace
+
+from megatron_nft.doctor.packages import check_apex
 from tests.unit.doctor.machines import complaints, install
 
 
@@ -13,6 +17,16 @@ def nvidias_apex(folder, *extensions):
 def test_nvidias_apex_breaks_a_run_on_a_cpu(machine, site):
     nvidias_apex(site)
     assert complaints(machine) == {"apex": "FAIL NVIDIA's, on a machine without a GPU"}
+
+
+def test_nvidias_apex_on_pythonpath_breaks_it_as_well(machine, tmp_path):
+    nvidias_apex(tmp_path / "checkout")
+    for metadata in (tmp_path / "checkout").glob("*.dist-info"):
+        shutil.rmtree(metadata)
+    there = replace(machine, import_path=(tmp_path / "checkout",))
+    assert complaints(there) == {"apex": "FAIL NVIDIA's, on a machine without a GPU"}
+    (finding,) = check_apex(there)
+    assert f"take {tmp_path / 'checkout'} off PYTHONPATH" in finding.remedy
 
 
 def test_nvidias_apex_on_gpus(gpus, site):

@@ -110,8 +110,11 @@ def test_the_text_says_what_is_missing():
         score("math500", "MATH500", PROMPTS, 0, 4, 1, "boxed"),
         score("aime24", "AIME24", PROMPTS, 0, 4, 1, "boxed"),
     ]
-    assert text_tables("hf", boxed).count("graded by") == 1
-    assert "math500: graded by 'boxed', the published MATH500 by whole_text" in text_tables("hf", boxed)
+    assert text_tables("hf", boxed).count("graded by") == 2
+    assert "math500: graded by 'boxed', the published MATH500 by 'whole_text'" in text_tables("hf", boxed)
+    assert "aime24: graded by 'boxed', the published AIME24 by 'strict_boxed'" in text_tables("hf", boxed)
+    theirs = [score("aime24", "AIME24", PROMPTS, 0, 4, 1, "strict_boxed")]
+    assert "graded by" not in text_tables("hf", theirs)
     assert "odd: 1 prompts beyond data.max_prompt_tokens count as wrong" in text
     assert re.search(r"^odd +3 +4 +25\.0 ", text, re.M)
 

@@ -41,7 +41,7 @@ def resolved(status, arguments):
 @pytest.mark.parametrize(
     ("size", "environment", "temperature", "tokens", "engines"),
     [
-        ("7b", {}, 0.6, (512, 3584), (8, 1)),
+        ("7b", {"TEMPERATURE": "1.0"}, 0.6, (512, 3584), (8, 1)),  # a shell's own is another's
         ("32b", {}, 0.6, (2048, 14336), (2, 4)),
         ("32b", {"PUBLISHED": "training"}, 0.6, (2048, 14336), (2, 4)),
         ("32b", {"PUBLISHED": "script"}, 1.0, (1024, 7168), (2, 4)),
