@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from megatron_nft.config.rollout import Tail
-from megatron_nft.plan.rounds import MARGIN, most_prompts
+from megatron_nft.plan.rounds import GROWTH, MARGIN, most_likely_share, most_prompts
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
@@ -127,22 +127,23 @@ class GroupQueue:
         """Prompts to ask for now.
 
         Raises:
-            NoMixedGroups: as many prompts as rollout.max_sampling_rounds allows have not brought enough mixed groups.
+            NoMixedGroups: as many prompts as rollout.max_sampling_rounds allows have not brought enough mixed groups,
+                or would not, as far as the share of mixed ones can tell.
         """
         if self._is_in_round:
             return 0
         room = self.capacity - len(self._ready)
         if room <= 0:
             return 0
-        left = self._num_allowed() - self._counts.graded
-        if left <= 0:
-            if len(self._ready) < self.groups_per_step:
-                raise NoMixedGroups(self._why_none())
-            return 0
+        left = max(self._num_allowed() - self._counts.graded, 0)
+        if len(self._ready) + left * most_likely_share(self._counts.mixed, self._counts.graded) < self.groups_per_step:
+            raise NoMixedGroups(self._why_none(left))
         margin = 0.0
         if self.max_staleness == 0 and self.share_of:  # their number is binomial, and the share an estimate
             variance = room * (1 - self.mixed_share)
             margin = MARGIN * sqrt(variance * (1 + room / (self.mixed_share * self.share_of)))
+        if self.share_of and len(self._ready) + left * self.mixed_share < 2 * self.groups_per_step:
+            left = min(left, GROWTH * self.share_of)  # they hardly would do: some, to know the share better
         return max(min(ceil((room + margin) / self.mixed_share), left) - len(self.under_way), 0)
 
     @property
@@ -157,7 +158,7 @@ class GroupQueue:
         """Prompts that a step may try."""
         return self.max_rounds * most_prompts(self.groups_per_step)
 
-    def _why_none(self) -> str:
+    def _why_none(self, left: int) -> str:
         """What the answers looked like."""
         groups = list(self._unreported.values())
         all_right = sum(group.correct_rate == 1 for group in groups)
@@ -167,7 +168,9 @@ class GroupQueue:
         unparsable = sum(verdict.kind == "unparsable" for verdict in verdicts) / max(len(verdicts), 1)
         return (
             f"step {self.num_taken + 1}: {len(self._ready)} of {self._counts.graded} groups had {self._needs}, "
-            f"train.groups_per_step = {self.groups_per_step} are needed (of {len(groups)} groups {all_right} "
+            f"train.groups_per_step = {self.groups_per_step} are needed"
+            + (f", and the {left} more that may be tried would not bring them" if left else "")
+            + f" (of {len(groups)} groups {all_right} "
             f"were all right; of their answers {truncated:.0%} were cut off, {unparsable:.0%} unparsable); use prompts "
             "of another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds = "
             f"{self.max_rounds}"

@@ -159,12 +159,16 @@ def test_no_step_waits_for_late_groups_alone():
     assert late == [4, 5, 6, 7], "all that is in time is ready"
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
-def test_sampling_ends_when_no_group_is_mixed(max_staleness):
-    queue, num_graded, patience = make_queue(max_staleness), 0, 3 * 88
+@pytest.mark.parametrize(
+    ("max_staleness", "patience", "left"),
+    [(0, 255, ", and the 9 more that may be tried would not bring them"), (1, 3 * 88, "")],
+)
+def test_sampling_ends_when_no_group_is_mixed(max_staleness, patience, left):
+    queue, num_graded = make_queue(max_staleness), 0
     says = (
-        "step 1: 0 of 264 groups had right and wrong answers, train.groups_per_step = 4 are needed (of 264 groups 264 "
-        "were all right; of their answers 0% were cut off, 0% unparsable); .* or raise rollout.max_sampling_rounds = 3"
+        f"step 1: 0 of {patience} groups had right and wrong answers, train.groups_per_step = 4 are needed{left} (of "
+        f"{patience} groups {patience} were all right; of their answers 0% were cut off, 0% unparsable); .* or raise "
+        "rollout.max_sampling_rounds = 3"
     )
     with pytest.raises(NoMixedGroups, match=says.replace("(", r"\(").replace(")", r"\)")):
         for _ in range(100):

@@ -5,6 +5,8 @@ from math import exp, lgamma, log
 import numpy as np
 import pytest
 
+from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.plan.rounds import most_likely_share
 from megatron_nft.rollout.api import Request
 from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
 
@@ -76,6 +78,41 @@ def test_a_run_with_few_groups_a_step_is_as_patient(groups_per_step):
     mean_log = [lgamma(tries + 1) - lgamma(k + 1) - lgamma(tries - k + 1) for k in range(groups_per_step)]
     chance = sum(exp(c + k * log(share) + (tries - k) * log(1 - share)) for k, c in enumerate(mean_log))
     assert chance < 2e-8
+
+
+def sampled_until_it_ends(share, groups_per_step, seed=0):
+    """Prompts of each round of a first step that ends the run, and what it says."""
+    queue, rng, asked = make_queue(0, groups_per_step, max_rounds=10), np.random.default_rng(seed), []
+    with pytest.raises(NoMixedGroups) as caught:
+        while queue.take(1) is None:
+            requests = ask(queue)
+            asked.append(len(requests))
+            for request, is_mixed in zip(requests, rng.random(len(requests)) < share, strict=True):
+                queue.grade(request.request_id, answered(request, 0, mixed=bool(is_mixed)))
+    return asked, str(caught.value)
+
+
+def test_a_share_that_is_hopeless_ends_a_run_long_before_its_limit():
+    """A round is at most four times what has been graded where by the share all that is left would hardly do."""
+    asked, said = sampled_until_it_ends(0.0, 512)
+    assert asked == [512, 2048], "of 24,510 that it might try"
+    assert "0 of 2560 groups had right and wrong answers" in said
+    assert "and the 21950 more that may be tried would not bring them (of 2560 groups" in said
+    asked, said = sampled_until_it_ends(0.005, 512)
+    assert asked[:2] == [512, 2048] and sum(asked) < 13_000 and "more that may be tried" in said
+    asked, said = sampled_until_it_ends(0.018, 512)
+    assert sum(asked) > 10_000, "near the limit only sampling tells"
+    for groups_per_step in (64, 128):
+        asked, said = sampled_until_it_ends(0.0, groups_per_step)
+        assert sum(asked) < 0.5 * make_queue(0, groups_per_step, max_rounds=10)._num_allowed(), asked
+
+
+def test_the_largest_share_that_fits():
+    assert most_likely_share(0, 0) == 1.0
+    assert most_likely_share(0, 2560) == pytest.approx(36 / 2596)
+    assert 0.5 < most_likely_share(50, 100) < 0.8 and most_likely_share(100, 100) == 1.0
+    seen = np.random.default_rng(0).binomial(512, 0.03, 100_000)
+    assert min(most_likely_share(int(m), 512) for m in set(seen)) > 0.03, "too low once in a billion"
 
 
 def after_a_first_step(tail, **more):
