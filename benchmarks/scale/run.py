@@ -21,16 +21,19 @@ from typing import Any
 from benchmarks.scale.cluster import NUM_PROMPTS, ray_with, scaled_recipe
 from benchmarks.scale.table import render
 from megatron_nft.cluster.placement import ray_cluster
-from megatron_nft.config import Config
+from megatron_nft.config import Config, RecipeError
 from megatron_nft.families.hf_config import read_hf_config
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
 from megatron_nft.plan.rollouts import steady_rollout_s
 from megatron_nft.plan.workload import Assumptions
+from megatron_nft.run.command_line import exit_status
 
 SIZES = (16, 128, 512, 2048)
 WEAK_GPUS = 128
 """At which --weak has the recipe's own batch and answers."""
+LONGEST = 14_336
+"""Answer that the recipe allows."""
 
 
 def simulate(config: Config, plan: Plan) -> dict[str, Any]:
@@ -78,22 +81,70 @@ def simulate(config: Config, plan: Plan) -> dict[str, Any]:
         }
 
 
-def size_of(gpus: int, folder: Path, weak: bool, prompts: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """One size, in this process."""
-    if weak:
-        factor = gpus / WEAK_GPUS
-        groups, longest = int(512 * factor), int(14_336 / factor)
-        overrides = [f"train.groups_per_step={groups}", f"rollout.max_answer_tokens={longest}", *overrides]
-    config = scaled_recipe(folder, gpus, overrides, prompts)
+def recipe_of(size: int, folder: Path, arguments: argparse.Namespace) -> Config:
+    """The recipe on so many GPUs, as the command line wants it.
+
+    Raises:
+        RecipeError: an override is none of a recipe, or doesn't fit the size.
+    """
+    weak = []
+    if arguments.weak:
+        factor = size / WEAK_GPUS
+        weak = [f"train.groups_per_step={int(512 * factor)}", f"rollout.max_answer_tokens={int(LONGEST / factor)}"]
+    settings = [*weak, f"train.steps={arguments.steps}", "checkpoint.every=1", *arguments.overrides]
+    return scaled_recipe(folder, size, settings, arguments.prompts)
+
+
+def size_of(size: int, file: Path, arguments: argparse.Namespace) -> bool:
+    """One size, in this process: its result into the file."""
+    config = recipe_of(size, file.parent, arguments)
     plan = make_plan(config, read_hf_config(config.model.path), load_machine("H100"), Assumptions())
-    return simulate(config, plan)
+    file.write_text(json.dumps(simulate(config, plan)))
+    return True
+
+
+def sizes_in(text: str) -> list[int]:
+    """For argparse: 16,128."""
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; give numbers of GPUs with commas between them: 16,128") from None
+    if wrong := [size for size in sizes if size < 16 or size % 16]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]}: a replica of the recipe has 16 ranks; give multiples of 16")
+    return sizes
+
+
+def trouble(arguments: argparse.Namespace) -> str | None:
+    """Why this can't be run, before anything starts."""
+    for name in ("steps", "prompts"):
+        if (number := getattr(arguments, name)) < 1:
+            return f"--{name} {number}; give at least 1"
+    if arguments.weak and (small := min(arguments.gpus)) < WEAK_GPUS:
+        return (
+            f"--weak on {small} GPUs: answers of up to {LONGEST * WEAK_GPUS // small:,} tokens don't fit its devices, "
+            f"and would be played for hours; give {WEAK_GPUS} GPUs or more, or no --weak"
+        )
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        return f"--json {arguments.json}: there is no folder {Path(arguments.json).parent}; make it, or name another"
+    try:
+        import grpc  # noqa: F401
+    except ImportError:
+        install = f"{sys.executable} -m pip install -r requirements-trackers.txt"
+        return f"Ray's object store is asked for its bytes by grpc, which is not installed; {install}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for size in arguments.gpus:
+                recipe_of(size, Path(folder), arguments)
+    except RecipeError as error:
+        return str(error)
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--gpus", default=",".join(map(str, SIZES)))
+    parser.add_argument("--gpus", type=sizes_in, default=SIZES, metavar="N,N", help="sizes; a table each")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--weak", action="store_true", help="groups grow with the GPUs, answers get shorter")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="rows of the training file")
@@ -101,23 +152,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="all that was counted, into a file")
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # this process: the result into a file
     arguments = parser.parse_intermixed_args(argv)
-    sizes = [int(size) for size in arguments.gpus.split(",")]
-    if wrong := [size for size in sizes if size < 16 or size % 16]:
-        parser.error(f"--gpus {wrong[0]}: a replica of the recipe has 16 ranks; give multiples of 16")
-    settings = [f"train.steps={arguments.steps}", "checkpoint.every=1", *arguments.overrides]
     if arguments.one:
-        folder = Path(arguments.one).parent
-        result = size_of(sizes[0], folder, arguments.weak, arguments.prompts, settings)
-        Path(arguments.one).write_text(json.dumps(result))
-        return 0
+        return exit_status(lambda: size_of(arguments.gpus[0], Path(arguments.one), arguments))
+    if (why := trouble(arguments)) is not None:
+        parser.error(why)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in sizes:
+        for size in arguments.gpus:
             file = Path(folder) / "result.json"
             command = [sys.executable, "-m", "benchmarks.scale.run", "--one", str(file), "--gpus", str(size)]
             command += ["--steps", str(arguments.steps), "--prompts", str(arguments.prompts)]
             command += ["--weak"] * arguments.weak + arguments.overrides
-            subprocess.run(command, check=True, stdout=sys.stderr)
+            if status := subprocess.run(command, stdout=sys.stderr).returncode:
+                print(f"error: the run on {size} GPUs ended with exit status {status}; see above", file=sys.stderr)
+                return 1
             results.append(json.loads(file.read_text()))
             if arguments.json:
                 Path(arguments.json).write_text(json.dumps(results, indent=1))

@@ -35,6 +35,7 @@ from megatron_nft.run.held_out import requests_to
 from megatron_nft.types import Prompt
 
 RECIPE = "launch/recipes/nft_qwen2.5_32b_16x8h100.toml"
+DEFAULT_STEPS = {"rounds": 1000, "steps": 8}
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.2)
 BENCHMARKS = {"aime24": 30, "aime25": 30, "amc23": 40, "math500": 500, "olympiad": 675, "minerva": 272}
 
@@ -253,16 +254,19 @@ def print_rounds(steps: int) -> None:
         )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rounds", "steps"))
     parser.add_argument("--steps", type=int)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    steps = DEFAULT_STEPS[arguments.what] if arguments.steps is None else arguments.steps
     if arguments.what == "rounds":
-        print_rounds(arguments.steps or 1000)
+        if steps < 1:
+            parser.error(f"--steps {steps}; give at least 1")
+        print_rounds(steps)
     else:
-        if (steps := arguments.steps or 8) < 5:
+        if steps < 5:
             parser.error(f"--steps {steps}: the first four are of an engine that knows no lengths; 5 or more")
         print_steps(steps)
 
