@@ -1,6 +1,7 @@
 """A benchmark's numbers by hand, the average over the paper's columns, and the tables."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,12 @@ def test_other_models_of_the_qwen_series_stand_beside_this_one():
     assert "Oat-7B-Zero (published)" in text_tables("hf", all_six())
     for model, (*columns, mean) in SERIES.items():
         assert None in columns or sum(columns) / 4 == pytest.approx(mean, abs=0.1), model
+
+
+def test_the_readme_has_every_published_row():
+    readme = Path("README.md").read_text()
+    for name, values in [*ROWS.items(), *SERIES.items()]:
+        assert f"| {name} | {' | '.join('' if v is None else f'{v:.1f}' for v in values)} |" in readme
 
 
 def test_published_averages_are_those_of_their_columns():
