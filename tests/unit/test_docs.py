@@ -48,7 +48,8 @@ def is_named(file: str) -> bool:
 
 def test_the_readme_is_a_map():
     text = Path("README.md").read_text()
-    assert len(text.splitlines()) <= MAX_README_LINES
+    tables = text[text.index("## Published results") : text.index("## Acknowledgement")]
+    assert len(text.splitlines()) - len(tables.splitlines()) <= MAX_README_LINES
     rooms = {p.parent.name for p in Path("megatron_nft").glob("*/__init__.py")}
     assert sorted(room for room in rooms if f"{room}/" not in text and f"`{room}`" not in text) == []
     assert text.index("source .venv/bin/activate") < text.index("python -m megatron_nft")
