@@ -68,7 +68,7 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     hf = read_hf_config(config.model.path)
     check_weights(config.model.path, hf)
     check_served(hf, config.model.path, max_tokens=config.max_sequence_tokens, device=config.cluster.device)
-    check_arguments(config)
+    check_arguments(config, starts_empty=False)
     tokenizer = load_tokenizer(config.model.path)
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     num_samples = samples_of(config, benchmarks)

@@ -63,10 +63,10 @@ class RolloutConfig(Section):
     """`megatron_nft.train_async`: what a weight sync means for answers under way. "keep": they go on with the new
     weights and the old KV cache; "recompute": and with a new one; "restart": they begin again from their prompt."""
     vllm: dict[str, Any] = Field(default_factory=dict)
-    """Any other of vLLM's engine arguments by name, such as {quantization = "fp8_per_channel"} or {speculative_config =
-    {method = "ngram", num_speculative_tokens = 3}}: handed on as they are, once vLLM's own class has taken them. What
-    the program sets itself is refused, and so is what would change the answers' distribution or the engine's code. See
-    megatron_nft/rollout/vllm/README.md."""
+    """Any other of vLLM's engine arguments by name, such as {quantization = "fp8_per_channel"} or, on a GPU,
+    {speculative_config = {method = "ngram", num_speculative_tokens = 3}}: handed on as they are, once vLLM's own class
+    has taken them. What the program sets itself is refused, and so is what would change the answers' distribution or
+    the engine's code. See megatron_nft/rollout/vllm/README.md."""
 
     def problems(self) -> Iterator[str]:
         """What its settings can't be together."""

@@ -23,6 +23,7 @@ _OLD_KEYS = (
 _SPECULATION = (
     "speculative_config = {method = ..., num_speculative_tokens = ...} says it, and is looked at before a start"
 )
+_SPLITS = "vLLM's CPU engine dies of an answer's seed when a prompt is split"
 _SYNTHETIC = ("rejection_sample_method", "synthetic_acceptance_rates", "synthetic_acceptance_length")
 
 OWN: Mapping[str, str] = {
@@ -118,10 +119,24 @@ UNFIT: Mapping[str, str] = {
 """Those that the program leaves at vLLM's defaults, and that no recipe may change: name -> why, and what to do."""
 OWN_ON_A_CPU = {
     "enforce_eager": "on a CPU nothing is compiled: it would take longer than the quickstart",
-    "enable_chunked_prefill": "vLLM's CPU engine dies of an answer's seed when a prompt is split",
+    "enable_chunked_prefill": _SPLITS,
     "enable_expert_parallel": "vLLM's CPU engine dies at its first token; rollout.tp cuts each expert",
 }
 """Those besides, where cluster.device is "cpu"."""
+UNFIT_ON_A_CPU: Mapping[str, str] = {
+    "speculative_config": (
+        "with guesses vLLM's CPU engine samples another text than the model's, and its log-probs are no numbers; "
+        "leave it out: it is for a GPU"
+    ),
+    "long_prefill_token_threshold": f"{_SPLITS}, and longer ones would be; leave it out",
+    "mamba_cache_mode": "it splits prompts, and is for Mamba layers, which no model here has; leave it out",
+    "max_num_scheduled_tokens": (
+        "no prompt is split, and one that is longer would wait for ever; set max_num_batched_tokens to bound a step"
+    ),
+}
+"""And those that the program leaves at vLLM's defaults: name -> why, and what to do."""
+WITHOUT_A_MODEL = ("ngram", "ngram_gpu", "suffix")
+"""Methods of `speculative_config` that guess from the text, and need no weights."""
 
 
 def refused(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -130,15 +145,8 @@ def refused(settings: Mapping[str, Any]) -> Iterator[str]:
     for name in settings.keys() & UNFIT.keys():
         yield f"rollout.vllm.{name} = {settings[name]!r} can't be given: {UNFIT[name]}"
     speculation = settings.get("speculative_config")
-    methods = speculation.items() if isinstance(speculation, Mapping) else ()
-    for key, value in methods:
-        if (key, value) == ("method", "custom_class"):
-            yield f"rollout.vllm.speculative_config.method = {value!r} can't be given: {_CODE}; choose vLLM's own"
-        if key.replace("-", "_") in _SYNTHETIC and value not in ("standard", "block", None):
-            yield (
-                f"rollout.vllm.speculative_config.{key} = {value!r} can't be given: guesses would be kept by a rate of "
-                'their own, not by the policy; set rejection_sample_method = "standard"'
-            )
+    if isinstance(speculation, Mapping):
+        yield from _refused_speculation(speculation)
     for name, value in settings.items():
         for key in value if isinstance(value, Mapping) else ():
             if (twin := str(key).replace("-", "_")) in UNFIT and twin.endswith(("_plugin", "_cls", "_processors")):
@@ -148,12 +156,53 @@ def refused(settings: Mapping[str, Any]) -> Iterator[str]:
 def refused_on_a_cpu(settings: Mapping[str, Any]) -> Iterator[str]:
     """Those besides, where cluster.device is "cpu"."""
     yield from _set_by_the_program(settings, OWN_ON_A_CPU)
+    for name in settings.keys() & UNFIT_ON_A_CPU.keys():
+        if settings[name] in (0, "none"):  # as by default
+            continue
+        yield f"rollout.vllm.{name} = {settings[name]!r} can't be given on a CPU: {UNFIT_ON_A_CPU[name]}"
+
+
+def refused_of_empty_engines(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Those besides, of engines that start without weights, as a training run's do."""
+    speculation = settings.get("speculative_config")
+    if isinstance(speculation, Mapping) and (method := speculation_method(speculation)) not in WITHOUT_A_MODEL:
+        yield (
+            f"rollout.vllm.speculative_config = {dict(speculation)!r} is not for training: {method!r} guesses by a "
+            "model of its own, engines that start empty fill it with made-up weights, and the actor sends none for it; "
+            f"set method to {', '.join(map(repr, WITHOUT_A_MODEL))}, or leave speculative_config out"
+        )
+
+
+def speculation_method(speculation: Mapping[str, Any]) -> str:
+    """`speculative_config`'s method, where it says none as vLLM takes it: by `model`, which may be a class's path."""
+    method, model = speculation.get("method"), speculation.get("model")
+    if method is not None or not isinstance(model, str):
+        return str(method or "draft_model")
+    if model in ("ngram", "[ngram]"):
+        return "ngram"
+    parts = model.split(".")
+    return "custom_class" if len(parts) > 1 and all(part.isidentifier() for part in parts) else "draft_model"
 
 
 def allowed(names: Iterable[str], device: str) -> list[str]:
     """Of vLLM's arguments those that a recipe may give."""
-    not_ours = {*OWN, *UNFIT, *(OWN_ON_A_CPU if device == "cpu" else ())}
+    not_ours = {*OWN, *UNFIT, *((*OWN_ON_A_CPU, *UNFIT_ON_A_CPU) if device == "cpu" else ())}
     return [name for name in names if name not in not_ours]
+
+
+def _refused_speculation(speculation: Mapping[str, Any]) -> Iterator[str]:
+    if speculation_method(speculation) == "custom_class":
+        said = "method" if "method" in speculation else "model"
+        yield (
+            f"rollout.vllm.speculative_config.{said} = {speculation[said]!r} can't be given: {_CODE}; choose vLLM's "
+            "own, and say which by method"
+        )
+    for key, value in speculation.items():
+        if key.replace("-", "_") in _SYNTHETIC and value not in ("standard", "block", None):
+            yield (
+                f"rollout.vllm.speculative_config.{key} = {value!r} can't be given: guesses would be kept by a rate of "
+                'their own, not by the policy; set rejection_sample_method = "standard"'
+            )
 
 
 def _set_by_the_program(settings: Mapping[str, Any], own: Mapping[str, str]) -> Iterator[str]:

@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from pydantic import ValidationError
-
 from megatron_nft.config import Config, LoraConfig, RecipeError, RolloutConfig, load_config
-from megatron_nft.config.vllm_settings import allowed
+from megatron_nft.config.vllm_settings import allowed, refused_of_empty_engines
 from megatron_nft.families.hf_config import ModelFolderError
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
 from megatron_nft.rollout.vllm.experts import experts_settings
+from megatron_nft.rollout.vllm.fields import check_types, words
 
 CHECK_TIMEOUT_S = 300.0
 MAX_LOGPROBS = 20
@@ -77,9 +76,12 @@ def engine_arguments(
     }
 
 
-def check_arguments(config: Config) -> None:
+def check_arguments(config: Config, *, starts_empty: bool = True) -> None:
     """Whether vLLM takes what `rollout.vllm` gives, as far as this machine can tell: without a GPU, of what is for one,
     names and types only. Nothing to do without such settings.
+
+    Args:
+        starts_empty: its engines read no weights, as a training run's, unless it syncs adapters alone.
 
     Raises:
         RecipeError: it doesn't.
@@ -91,7 +93,7 @@ def check_arguments(config: Config) -> None:
     try:
         checked = subprocess.run(
             command,
-            input=config.model_dump_json(),
+            input=json.dumps([starts_empty, config.model_dump_json()]),
             env=os.environ | environment,
             capture_output=True,
             text=True,
@@ -115,8 +117,12 @@ def no_argument(name: str, names: Sequence[str]) -> str:
     return f"rollout.vllm.{name} is no argument of this vLLM's engines{meant}"
 
 
-def why_not(config: Config) -> str | None:
-    """What vLLM has against the recipe's settings, in a line; None: nothing. In a process that may import vllm."""
+def why_not(config: Config, *, starts_empty: bool = True) -> str | None:
+    """What is against the recipe's settings, in a line; None: nothing. In a process that may import vllm.
+
+    Args:
+        starts_empty: as in `check_arguments`.
+    """
     import dataclasses
 
     from vllm.engine.arg_utils import EngineArgs
@@ -129,6 +135,10 @@ def why_not(config: Config) -> str | None:
             return no_argument(name, allowed(names, config.cluster.device))
     given = json.dumps(config.rollout.vllm)
     try:
+        check_types(config.rollout.vllm)
+        if starts_empty and not config.syncs_adapter:
+            for line in refused_of_empty_engines(config.rollout.vllm):
+                return line
         arguments = engine_arguments(
             str(config.model.hf_folder),
             config.rollout,
@@ -136,7 +146,7 @@ def why_not(config: Config) -> str | None:
             max_model_len=config.max_sequence_tokens,
             seed=config.run.seed,
             is_colocated=config.is_colocated,
-            starts_empty=True,
+            starts_empty=starts_empty,
             gives_experts=config.replays_engine,
             lora=config.lora if config.syncs_adapter else None,
         )
@@ -146,26 +156,19 @@ def why_not(config: Config) -> str | None:
             if (method := (config.rollout.vllm.get("speculative_config") or {}).get("method")) in PROPOSERS:
                 import_module(PROPOSERS[method])
     except Exception as error:
-        return f"rollout.vllm = {given}: vLLM refuses it: {_words(error)}"
+        return f"rollout.vllm = {given}: vLLM refuses it: {words(error)}"
     return None
 
 
-def _words(error: Exception) -> str:
-    """In one line; of pydantic's errors, what is wrong and where."""
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
-    found = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
-    return "; ".join(f"{place}: {reason}" if place else reason for place, reason in found)
-
-
 def main(argv: Sequence[str]) -> int:
-    """See the module. Without arguments: what `check_arguments` starts, with the recipe's JSON for its input."""
+    """See the module. Without arguments: what `check_arguments` starts, with its own as JSON for input."""
     try:
         wrong = None
         if argv:
             check_arguments(load_config(argv[0], argv[1:], trains=False))
         else:
-            wrong = why_not(Config.model_validate_json(sys.stdin.read()))
+            starts_empty, config = json.load(sys.stdin)
+            wrong = why_not(Config.model_validate_json(config), starts_empty=starts_empty)
     except (RecipeError, ModelFolderError) as error:
         wrong = str(error)
     if wrong is not None:

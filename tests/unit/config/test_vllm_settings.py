@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_nft.config import load_config, to_toml
-from megatron_nft.config.vllm_settings import allowed
+from megatron_nft.config.vllm_settings import allowed, refused_of_empty_engines, speculation_method
 from megatron_nft.rollout.vllm.arguments import no_argument
 from tests.unit.config.conftest import refusal
 
@@ -14,7 +14,7 @@ def test_others_of_vllms_arguments_are_handed_on_and_kept_in_the_recipe(recipe, 
         'rollout.vllm={quantization = "fp8_per_channel", speculative_config = {method = "ngram", '
         "num_speculative_tokens = 3}}"
     )
-    config = load_config(recipe, [override])
+    config = load_config(recipe, [override, "cluster.device=cuda"])
     assert config.rollout.vllm == given
     (tmp_path / "again.toml").write_text(to_toml(config))
     assert load_config(tmp_path / "again.toml").rollout.vllm == given
@@ -53,6 +53,10 @@ def test_others_of_vllms_arguments_are_handed_on_and_kept_in_the_recipe(recipe, 
             "method = 'custom_class' can't be given: it would put other code into the engine",
         ),
         (
+            '{speculative_config = {model = "os.path", num_speculative_tokens = 2}}',
+            "model = 'os.path' can't be given: it would put other code into the engine",
+        ),
+        (
             '{structured_outputs_config = {reasoning_parser_plugin = "x.py"}}',
             "structured_outputs_config.reasoning_parser",
         ),
@@ -71,21 +75,70 @@ def test_all_that_is_wrong_is_told(recipe):
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
-        ("enforce_eager", "on a CPU nothing is compiled"),
-        ("enable_expert_parallel", "vLLM's CPU engine dies at its first token"),
+        ("enforce_eager = true", "on a CPU nothing is compiled"),
+        ("enable_expert_parallel = true", "vLLM's CPU engine dies at its first token"),
+        ("enable_chunked_prefill = true", "dies of an answer's seed when a prompt is split"),
+        (
+            "long_prefill_token_threshold = 4",
+            "when a prompt is split, and longer ones would be",
+        ),
+        ("max_num_scheduled_tokens = 32", "would wait for ever; set max_num_batched_tokens to bound a step"),
+        ('mamba_cache_mode = "align"', "which no model here has"),
+        *(
+            (
+                f'speculative_config = {{method = "{method}", num_speculative_tokens = 3}}',
+                "its log-probs are no numbers",
+            )
+            for method in ("ngram", "suffix", "draft_model")
+        ),
     ],
 )
 def test_what_is_the_recipes_to_give_on_a_gpu_only(recipe, setting, why):
-    given = f"rollout.vllm={{{setting} = true}}"
+    given = f"rollout.vllm={{{setting}}}"
     assert why in refusal(recipe, given, "cluster.device=cpu")
-    assert load_config(recipe, [given, "cluster.device=cuda"]).rollout.vllm == {setting: True}
+    assert list(load_config(recipe, [given, "cluster.device=cuda"]).rollout.vllm) == [setting.split()[0]]
+
+
+def test_what_a_cpu_can_not_do_may_be_off_there(recipe):
+    off = '{long_prefill_token_threshold = 0, mamba_cache_mode = "none"}'
+    assert load_config(recipe, [f"rollout.vllm={off}", "cluster.device=cpu"]).rollout.vllm
+
+
+def test_engines_that_start_empty_guess_without_a_model():
+    """An actor sends none of a draft model's weights."""
+    for method in ("ngram", "ngram_gpu", "suffix"):
+        assert not list(refused_of_empty_engines({"speculative_config": {"method": method}}))
+    for method in (
+        "draft_model",
+        "eagle",
+        "eagle3",
+        "medusa",
+        "mlp_speculator",
+        "mtp",
+        "deepseek_mtp",
+        "dflash",
+        "dspark",
+    ):
+        (line,) = refused_of_empty_engines({"speculative_config": {"method": method, "model": "some/folder"}})
+        assert f"not for training: {method!r} guesses by a model of its own" in line
+        assert "set method to 'ngram', 'ngram_gpu', 'suffix', or leave speculative_config out" in line
+    assert list(refused_of_empty_engines({"speculative_config": {"model": "some/folder"}})), "vLLM takes a draft model"
+    assert not list(refused_of_empty_engines({"block_size": 32}))
+
+
+def test_a_method_that_is_not_said_is_what_vllm_makes_of_the_model():
+    assert speculation_method({"model": "ngram"}) == "ngram"
+    assert speculation_method({"model": "package.Guesser"}) == "custom_class"
+    assert speculation_method({"model": "folder/model-1.5"}) == "draft_model"
+    assert speculation_method({"method": "eagle", "model": "package.Guesser"}) == "eagle"
 
 
 def test_only_names_that_may_be_given_are_suggested():
-    names = ["enable_lora", "enable_prefix_caching", "quantization", "enforce_eager", "worker_cls"]
+    both, of_a_gpu_only = ["enable_prefix_caching", "quantization"], ["enforce_eager", "speculative_config"]
+    names = ["enable_lora", *both, *of_a_gpu_only, "worker_cls"]
     of_a_gpu = allowed(names, "cuda")
-    assert of_a_gpu == ["enable_prefix_caching", "quantization", "enforce_eager"]
-    assert allowed(names, "cpu") == of_a_gpu[:2]
+    assert of_a_gpu == [*both, *of_a_gpu_only]
+    assert allowed(names, "cpu") == both
     assert "enable_lora" in no_argument("enable_log_requests", names), "what the mend is for"
     assert no_argument("enable_log_requests", of_a_gpu) == (
         "rollout.vllm.enable_log_requests is no argument of this vLLM's engines"
