@@ -17,6 +17,7 @@ from megatron_nft.config import Config
 from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
+from megatron_nft.plan.report import plain
 from megatron_nft.plan.workload import Assumptions
 
 WITHIN = 0.25
@@ -97,10 +98,10 @@ def main() -> None:
             stages += f", its own {what} {own:.1f}" if own else ""
         if "step" not in row.unit:
             stages = ""
-        published = f"{low:.4g}" if low == high else f"{low:.4g}-{high:.4g}"
+        published = plain(low) if low == high else f"{plain(low)}-{plain(high)}"
         mark = f"{difference:+.0%}" + ("" if abs(difference) <= WITHIN else " (out)")
         if markdown:
-            print(f"| {row.name} | {published} {row.unit} | {planned:.3g} | {mark} | {stages} | {row.assumed} |")
+            print(f"| {row.name} | {published} {row.unit} | {plain(planned, 3)} | {mark} | {stages} | {row.assumed} |")
         else:
             print(f"{row.name:60} {published:>9} {row.unit:14} planned {planned:7.1f} {mark:12} {stages}")
     for line in NOT_PLANNED:

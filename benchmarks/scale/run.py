@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--gpus", type=sizes_in, default=SIZES, metavar="N,N", help="sizes; a table each")
+    parser.add_argument("--gpus", type=sizes_in, metavar="N,N", help="sizes, a table each: 16,128,512,2048")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--weak", action="store_true", help="groups grow with the GPUs, answers get shorter")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="rows of the training file")
@@ -152,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="all that was counted, into a file")
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # this process: the result into a file
     arguments = parser.parse_intermixed_args(argv)
+    arguments.gpus = arguments.gpus or [size for size in SIZES if size >= WEAK_GPUS or not arguments.weak]
     if arguments.one:
         return exit_status(lambda: size_of(arguments.gpus[0], Path(arguments.one), arguments))
     if (why := trouble(arguments)) is not None:

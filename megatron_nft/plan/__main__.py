@@ -20,16 +20,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from megatron_nft.config import RecipeError, add_overrides, load_config
+from megatron_nft.config import Config, RecipeError, add_overrides, load_config
 from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.plan.hardware import HardwareError, Machine, load_machine
 from megatron_nft.plan.planner import Plan, make_plan
 from megatron_nft.plan.report import render, render_clusters, render_suggestions
 from megatron_nft.plan.suggestions import Suggestion, fastest, suggest, suggest_clusters
 from megatron_nft.plan.workload import Assumptions
+
+MIN_MIXED_SHARE = 0.001
+"""Of less, rollout.max_sampling_rounds would have to be above 250."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.recipe, [*arguments.overrides, *model])
         hf = read_hf_config(config.model.path)
         machine = _machine(arguments.hardware, config.cluster.device)
-        plan = make_plan(config, hf, machine, _assumptions(arguments))
+        plan = make_plan(config, hf, machine, _assumptions(arguments, config))
         devices = _devices(arguments, plan)
         clusters = suggest_clusters(plan, devices) if devices else None
         if arguments.gpus is not None and (best := fastest(clusters or [])) is not None:
@@ -106,17 +110,27 @@ def _only_table(file: Path) -> str:
     return names[0]
 
 
-def _assumptions(arguments: argparse.Namespace) -> Assumptions:
-    if not 0 < arguments.mixed_share <= 1:
-        raise RecipeError(f"--mixed-share {arguments.mixed_share:g} is no share; give one above 0, at most 1")
-    for name in ("answer_tokens", "prompt_tokens"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise RecipeError(f"--{name.replace('_', '-')} {value:g}; give at least 1 token")
-    return Assumptions(
-        prompt_tokens=arguments.prompt_tokens,
-        answer_tokens=arguments.answer_tokens,
-        mixed_share=arguments.mixed_share,
-    )
+def _assumptions(arguments: argparse.Namespace, config: Config) -> Assumptions:
+    share = arguments.mixed_share
+    if not MIN_MIXED_SHARE <= share <= 1:
+        why = "less than any run gets its steps of" if 0 < share < MIN_MIXED_SHARE else "no share"
+        raise RecipeError(f"--mixed-share {share:g} is {why}; give one of {MIN_MIXED_SHARE:g} to 1")
+    for name, setting, most in (
+        ("answer_tokens", "rollout.max_answer_tokens", config.rollout.max_answer_tokens),
+        ("prompt_tokens", "data.max_prompt_tokens", config.data.max_prompt_tokens),
+    ):
+        value, flag = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if not isfinite(value):
+            raise RecipeError(f"{flag} {value:g} is no mean of tokens; give a number of 1 to {most:,}")
+        if value < 1:
+            raise RecipeError(f"{flag} {value:g}; give at least 1 token")
+        if value > most:
+            raise RecipeError(
+                f"{flag} {value:g} is more than {setting} = {most} allows; give a mean of {most} at most, or raise that"
+            )
+    return Assumptions(prompt_tokens=arguments.prompt_tokens, answer_tokens=arguments.answer_tokens, mixed_share=share)
 
 
 def _parser() -> argparse.ArgumentParser:

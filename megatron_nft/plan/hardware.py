@@ -6,6 +6,7 @@ name of a TOML key says so (gb, tb); GiB are 2^30.
 
 import tomllib
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _check(kind: type, table: dict[str, Any], name: str, given: set[str]) -> Non
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or value < 0
+            or not 0 <= value < inf
             or (not value and key != "fp8_tflops")
         ):
             raise HardwareError(f"hardware table [{name}]: {key} = {value!r}; it must be a number above 0")

@@ -1,6 +1,7 @@
 """A plan as tables for people."""
 
 from collections.abc import Sequence
+from math import floor, log10
 
 from megatron_nft.plan.hardware import GIB
 from megatron_nft.plan.planner import Plan
@@ -45,7 +46,7 @@ def render_suggestions(suggestions: Sequence[Suggestion]) -> str:
 def render_clusters(suggestions: Sequence[Suggestion], devices: int) -> str:
     """Engines and placements that fit."""
     if not suggestions:
-        return f"nothing fits on {devices} device{'s' * (devices > 1)}; use more of them, or shorter answers"
+        return f"nothing fits on {_count(devices, 'device')}; use more of them, or shorter answers"
     rows = [("placement", "actor", "recompute", "engines", "step s", "async step s", "overrides")]
     shown, ahead = list(suggestions[:MOST_SUGGESTIONS]), fastest_asynchronous(suggestions)
     if ahead is not None and ahead not in shown:
@@ -65,8 +66,25 @@ def render_clusters(suggestions: Sequence[Suggestion], devices: int) -> str:
             )
         )
     return "\n".join(
-        [f"engines and placement on {devices} devices, the shortest step first:", *_table(rows, "<<<<>><")]
+        [f"engines and placement on {_count(devices, 'device')}, the shortest step first:", *_table(rows, "<<<<>><")]
     )
+
+
+def plain(value: float, digits: int = 4) -> str:
+    """So many digits that count, or more before the point; thousands apart, and never as a power of ten."""
+    decimals = max(0, digits - 1 - floor(log10(abs(value)))) if value else 0
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
+
+
+def _count(number: int, what: str) -> str:
+    """1 step, 2 steps, 3 microbatches."""
+    several = "es" if what.endswith("ch") else "s"
+    return f"{number:,} {what}{several * (number != 1)}"
+
+
+def _every(steps: int) -> str:
+    return "every step" if steps == 1 else f"every {steps} steps"
 
 
 def _head(plan: Plan) -> list[str]:
@@ -74,14 +92,14 @@ def _head(plan: Plan) -> list[str]:
     elements = sum(rank.stage_elements for rank in plan.ranks) / 1e9
     split = "" if config.is_colocated else f" + {config.rollout.engines * config.rollout.tp} of engines"
     return [
-        f"{config.model.path}: {plan.hf.num_hidden_layers} layers, {elements:.2f} B parameters with padding | "
-        f"{plan.num_devices} x {plan.machine.name}, {config.cluster.placement}",
-        f"actor: {actor.world_size} ranks ({actor.layout}), {actor.precision}, recompute {actor.recompute}{split} | "
-        f"{config.rollout.engines} engines of tp {config.rollout.tp}, {plan.memory.places} answers each at a time "
-        f"(KV cache of {plan.engine.kv_tokens:,.0f} tokens)",
+        f"{config.model.path}: {_count(plan.hf.num_hidden_layers, 'layer')}, {elements:.2f} B parameters with padding "
+        f"| {plan.num_devices} x {plan.machine.name}, {config.cluster.placement}",
+        f"actor: {_count(actor.world_size, 'rank')} ({actor.layout}), {actor.precision}, recompute {actor.recompute}"
+        f"{split} | {_count(config.rollout.engines, 'engine')} of tp {config.rollout.tp}, {plan.memory.places} answers "
+        f"each at a time (KV cache of {plan.engine.kv_tokens:,.0f} tokens)",
         f"a step: {work.answers:,.0f} answers sampled in {work.rounds.mean:.2f} rounds, {work.trained:,.0f} trained on "
         f"(mixed share {work.mixed_share:g}), {work.prompt_tokens:,.0f} + {work.answer_tokens:,.0f} tokens "
-        f"in the mean, {work.updates} updates of {work.microbatches} microbatches a rank",
+        f"in the mean, {_count(work.updates, 'update')} of {_count(work.microbatches, 'microbatch')} a rank",
     ]
 
 
@@ -128,14 +146,14 @@ def _around(plan: Plan) -> list[str]:
         setting = f'rollout.tail = "{config.rollout.tail}"'
         lines[0] += f"; a step with {setting} does not wait for all of them, and is shorter"
     if (evaluation := plan.evaluation) is not None:
-        every = f"every {config.train.evaluate_every} steps" if config.train.evaluate_every else "at both ends"
+        every = _every(config.train.evaluate_every) if config.train.evaluate_every else "at both ends"
         lines.append(
-            f"evaluation {every}: {evaluation.answers:,} answers to {evaluation.prompts:,} prompts; beside a step "
-            f"{evaluation.beside_s:.0f} s more, alone {evaluation.alone_s:.0f} s"
+            f"evaluation {every}: {_count(evaluation.answers, 'answer')} to {_count(evaluation.prompts, 'prompt')}; "
+            f"beside a step {evaluation.beside_s:.0f} s more, alone {evaluation.alone_s:.0f} s"
         )
     if (saving := plan.saving) is not None:
         lines.append(
-            f"checkpoint every {config.checkpoint.every} steps: {saving.num_bytes / 1e9:,.4g} GB, copied in "
+            f"checkpoint {_every(config.checkpoint.every)}: {plain(saving.num_bytes / 1e9)} GB, copied in "
             f"{saving.copy_s:.1f} s, on the disk {saving.write_s:.0f} s later"
         )
     if (start := plan.start) is not None:
@@ -148,8 +166,8 @@ def _around(plan: Plan) -> list[str]:
             scale, unit = (3600, "h") if run.hours >= 1 else (60, "min")
             parts = ", ".join(f"{part} {seconds / scale:.1f}" for part, seconds in run.parts.items())
             devices = "core" if config.cluster.device == "cpu" else "GPU"
-            taken = f"{3600 * run.hours / scale:,.1f} {unit}, {run.device_hours:,.4g} {devices}-hours"
-            lines.append(f"{name} of {run.steps:,} steps: {taken} ({parts})")
+            taken = f"{3600 * run.hours / scale:,.1f} {unit}, {plain(run.device_hours)} {devices}-hours"
+            lines.append(f"{name} of {_count(run.steps, 'step')}: {taken} ({parts})")
     return lines
 
 

@@ -82,7 +82,9 @@ def plan_times(
 
 
 def _grading(config: Config, work: Workload, machine: Machine, rollout_s: float) -> float:
-    """After the last answer: its group, or what graders that are slower than the engines have left."""
+    """After the last answer: its group, or what graders that are slower than the engines have left.
+
+    The rate is of answers as they come: most of a group's are equal, and graded once."""
     rate, workers, group = machine.efficiency.verdicts_per_s, config.verdict.workers, config.rollout.group_size
     return max(group / (rate * min(workers, group)), work.answers / (rate * workers) - rollout_s)
 
