@@ -10,30 +10,21 @@ by train.py.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from megatron_nft.cluster.stream import EnginesEmpty, stream_answers
 from megatron_nft.config import Config, RecipeError
 from megatron_nft.data.benchmarks import Benchmark
-from megatron_nft.evaluation.accuracy import average_of, bootstrap_means, interval, wilson_interval
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
 from megatron_nft.rollout.api import Request, Sampling, requests_of
+from megatron_nft.run.held_out_accuracy import HeldOut, benchmark_of, held_out_of
 from megatron_nft.types import Prompt, RolloutGroup
 from megatron_nft.verdict.judge import Judge
 
 LOOK_S = 30.0
 """Between two looks at whoever an evaluation waits for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """What an evaluation gives."""
-
-    metrics: dict[str, float]
-    samples: list[RolloutGroup]  # the greedy answers, or else the sampled ones
-    benchmarks: dict[str, dict[str, float]]  # file's name -> its own metrics
 
 
 class HeldOutEvaluation:
@@ -182,7 +173,7 @@ def evaluate(
         sorted(groups, key=lambda group: places[group.prompt.prompt_id])
         for groups in (judged[:num_sampled], judged[num_sampled:])
     )
-    return _held_out(benchmarks, greedy, sampled, config.run.seed)
+    return held_out_of(benchmarks, greedy, sampled, config.run.seed)
 
 
 def prompts_of(benchmarks: Sequence[Benchmark]) -> tuple[Prompt, ...]:
@@ -213,52 +204,6 @@ def requests_to(prompts: Sequence[Prompt], config: Config) -> list[Request]:
     return [replace(request, request_id=-1 - place) for place, request in enumerate(requests)]
 
 
-def _held_out(
-    benchmarks: Sequence[Benchmark], greedy: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], seed: int
-) -> HeldOut:
-    parts = {
-        benchmark.name: _Part(
-            greedy=[group for group in greedy if benchmark_of(group.prompt) == benchmark.name],
-            sampled=[group for group in sampled if benchmark_of(group.prompt) == benchmark.name],
-            num_too_long=benchmark.num_too_long,
-        )
-        for benchmark in benchmarks
-    }
-    are_sampled = all(part.sampled for part in parts.values())  # else only some are, by evaluate.samples_of
-    whole = _Part(
-        greedy=greedy,
-        sampled=sampled if are_sampled else [],
-        num_too_long=sum(part.num_too_long for part in parts.values()),
-    )
-    return HeldOut(
-        metrics=_metrics(whole, seed) | _average(parts, seed, are_sampled=are_sampled),
-        samples=list(greedy or sampled),
-        benchmarks={name: _metrics(part, seed) for name, part in parts.items()},
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """Graded answers of a benchmark, or of all of them."""
-
-    greedy: Sequence[RolloutGroup]
-    sampled: Sequence[RolloutGroup]
-    num_too_long: int  # prompts that were not asked, and count as wrong
-
-    @property
-    def num_prompts(self) -> int:
-        return len(self.greedy or self.sampled) + self.num_too_long
-
-    def rates(self, groups: Sequence[RolloutGroup]) -> list[float]:
-        """Of right answers, by prompt."""
-        return [group.correct_rate for group in groups] + [0.0] * self.num_too_long
-
-
-def benchmark_of(prompt: Prompt) -> str:
-    """The name of its file, without the ending."""
-    return prompt.prompt_id.rpartition("/")[0]
-
-
 def check_samples_of(config: Config, benchmarks: Sequence[Benchmark]) -> None:
     """Raises RecipeError if evaluate.samples_of names none of the benchmarks, or one would not be asked at all."""
     names, settings = [benchmark.name for benchmark in benchmarks], config.evaluate
@@ -285,33 +230,3 @@ def evaluation_sampling(config: Config, num_samples: int) -> Sampling:
         max_answer_tokens=config.rollout.max_answer_tokens,
         seed=config.run.seed,
     )
-
-
-def _metrics(part: _Part, seed: int) -> dict[str, float]:
-    """Accuracies with their 95% intervals, under their public names."""
-    greedy, sampled, number = part.greedy, part.sampled, part.num_prompts
-    metrics: dict[str, float] = {"eval/prompts": number, "eval/prompts_too_long": part.num_too_long}
-    if greedy:
-        num_right = sum(sum(group.rights) for group in greedy)
-        low, high = wilson_interval(num_right, number)
-        metrics |= {"eval/greedy_accuracy": num_right / number}
-        metrics |= {"eval/greedy_accuracy_low": low, "eval/greedy_accuracy_high": high}
-    cut = [rollout.truncated for group in greedy or sampled for rollout in group.rollouts]
-    metrics["eval/truncated_fraction"] = sum(cut) / len(cut)
-    if sampled:
-        rates = part.rates(sampled)
-        low, high = interval(bootstrap_means(rates, seed))
-        if len(counts := {len(group.rollouts) for group in sampled}) == 1:
-            metrics["eval/k"] = counts.pop()
-        metrics["eval/avg_at_k"] = sum(rates) / len(rates)
-        metrics |= {"eval/avg_at_k_low": low, "eval/avg_at_k_high": high}
-    return metrics
-
-
-def _average(parts: Mapping[str, _Part], seed: int, *, are_sampled: bool) -> dict[str, float]:
-    """The mean of several benchmarks, each weighing the same: of the sampled answers, or else of the greedy ones."""
-    if len(parts) < 2:
-        return {}
-    rates = {name: part.rates(part.sampled if are_sampled else part.greedy) for name, part in parts.items()}
-    mean, low, high = average_of(rates, seed)
-    return {"eval/average": mean, "eval/average_low": low, "eval/average_high": high}
