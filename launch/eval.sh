@@ -6,8 +6,8 @@
 set -euo pipefail
 
 : "${MODEL:?set it to the HF folder of the model}" "${DATA:?set it to the folder of the six benchmark files}"
-: "${MAX_PROMPT_TOKENS:?}" "${MAX_ANSWER_TOKENS:?}" "${ENGINES:?}" "${TP:?}"
-PYTHON=${PYTHON:-.venv/bin/python} GRADING=${GRADING:-whole_text} TEMPERATURE=${TEMPERATURE:-0.6} SYSTEM_PROMPT=${SYSTEM_PROMPT:-}
+: "${TEMPERATURE:?}" "${MAX_PROMPT_TOKENS:?}" "${MAX_ANSWER_TOKENS:?}" "${ENGINES:?}" "${TP:?}"
+PYTHON=${PYTHON:-.venv/bin/python} GRADING=${GRADING:-whole_text} SYSTEM_PROMPT=${SYSTEM_PROMPT:-}
 if [[ $GRADING != whole_text && $GRADING != boxed ]]; then
     echo "error: GRADING=$GRADING: choose whole_text (as the authors grade) or boxed (the last box)" >&2
     exit 2

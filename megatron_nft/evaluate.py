@@ -73,10 +73,9 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     num_samples = samples_of(config, benchmarks)
     for benchmark in benchmarks:
-        merged = f" (the file has each {benchmark.repeats} times)" if benchmark.repeats > 1 else ""
         count = len(benchmark.prompts) + benchmark.num_too_long
         k = num_samples[benchmark.name]
-        _say(f"{benchmark.name}: {count} prompts{merged}, {k} answer{'s' if k > 1 else ''} each")
+        _say(f"{benchmark.name}: {count} prompts{benchmark.remarks}, {k} answer{'s' if k > 1 else ''} each")
     for line in silent_prompts([prompt for b in benchmarks for prompt in b.prompts], config.verdict):
         _say(f"data: {line}")
     settings = sampling_settings(config, out)

@@ -22,7 +22,7 @@ from benchmarks.scale.cluster import NUM_PROMPTS, ray_with, scaled_recipe
 from benchmarks.scale.table import render
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.config import Config, RecipeError
-from megatron_nft.families.hf_config import read_hf_config
+from megatron_nft.families.hf_config import ModelFolderError, read_hf_config
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
 from megatron_nft.plan.rollouts import steady_rollout_s
@@ -135,7 +135,7 @@ def trouble(arguments: argparse.Namespace) -> str | None:
         with tempfile.TemporaryDirectory() as folder:
             for size in arguments.gpus:
                 recipe_of(size, Path(folder), arguments)
-    except RecipeError as error:
+    except (RecipeError, ModelFolderError) as error:
         return str(error)
     return None
 

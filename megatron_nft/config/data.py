@@ -16,7 +16,8 @@ class DataConfig(Section):
     """Training prompts: parquet, jsonl or csv files, or names on the hub; megatron_nft/data/README.md says what is in
     them. A run needs some, `megatron_nft.evaluate` none."""
     held_out: list[PathText] = Field([])
-    """Held-out prompts for evaluation, same schema. Empty: no evaluation."""
+    """Held-out prompts for evaluation, same schema. A file is a benchmark under its name: no two may have the same, and
+    no two problems of a file the same extra_info.index. Empty: no evaluation."""
     prompt_format: Literal["chat", "plain"] = "chat"
     """"chat" applies the tokenizer's chat template; "plain" joins the messages' contents as they are."""
     date: str = "2024-07-26"

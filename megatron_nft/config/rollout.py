@@ -35,7 +35,8 @@ class RolloutConfig(Section):
     """Number format of the engine's weights."""
     max_sampling_rounds: int = Field(10, ge=1)
     """Before the run stops for want of mixed groups, a step tries so many times four prompts a group: with 10, sampling
-    ends where fewer than a fortieth of the groups are mixed; long before, where the share leaves no doubt."""
+    ends where fewer than a fortieth of the groups are mixed; long before, where the share of all that were
+    asked leaves no doubt."""
     tail: Tail = "wait"
     """`megatron_nft.train`: what becomes of a round's last answers once train.groups_per_step groups are mixed. "wait":
     the step waits for all of them, and what it trains on depends on no machine's speed. "drop": they are given up;

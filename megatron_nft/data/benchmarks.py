@@ -30,7 +30,16 @@ class Benchmark:
     data_source: str  # of its first problem
     prompts: tuple[Prompt, ...]
     num_too_long: int  # beyond data.max_prompt_tokens; not asked
+    num_without_answer: int  # with data.missing_answer = "skip": left out
     repeats: int  # how often the file has every problem
+
+    @property
+    def remarks(self) -> str:
+        """What isn't asked, or less often than it is there, in brackets; "" if nothing."""
+        remarks = [f"the file has each {self.repeats} times"] * (self.repeats > 1)
+        remarks += [f"{self.num_too_long} too long: not asked, and wrong"] * (self.num_too_long > 0)
+        remarks += [f"{self.num_without_answer} without an answer left out"] * (self.num_without_answer > 0)
+        return f" ({'; '.join(remarks)})" if remarks else ""
 
 
 def load_benchmarks(
@@ -44,19 +53,14 @@ def load_benchmarks(
     Raises:
         DataError: as `load_prompts` does; two files have the same name, or two problems of a file the same id.
     """
-    names = [stem_of(file) for file in files]
-    for name, count in Counter(names).items():
-        if count > 1:
-            same = ", ".join(file for file, its_name in zip(files, names, strict=True) if its_name == name)
-            raise DataError(f"{count} data files are called {name} ({same}), and results go by that name; rename one")
+    names = names_of(files)
     return [_load(file, name, tokenizer, config, max_prompts) for file, name in zip(files, names, strict=True)]
 
 
 def _load(
     file: str, name: str, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, max_prompts: int
 ) -> Benchmark:
-    problems, repeats = _merge_repeats(list(read_problems(file)))
-    _check_ids(file, problems)
+    problems, repeats = each_once(file, list(read_problems(file)))
     loaded = load_problems(problems[: max_prompts or None], file, name, tokenizer, config)
     if not loaded.prompts:
         raise DataError(
@@ -68,8 +72,26 @@ def _load(
         data_source=loaded.prompts[0].data_source,
         prompts=loaded.prompts,
         num_too_long=loaded.num_too_long,
+        num_without_answer=loaded.num_without_answer,
         repeats=repeats,
     )
+
+
+def names_of(files: Sequence[str]) -> list[str]:
+    """Under which their results go. Raises DataError if two have the same."""
+    names = [stem_of(file) for file in files]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = ", ".join(file for file, its_name in zip(files, names, strict=True) if its_name == name)
+            raise DataError(f"{count} data files are called {name} ({same}), and results go by that name; rename one")
+    return names
+
+
+def each_once(file: str, problems: Sequence[Problem]) -> tuple[list[Problem], int]:
+    """The problems, each once, and how often the file has each. Raises DataError if two that differ have one id."""
+    problems, repeats = _merge_repeats(problems)
+    _check_ids(file, problems)
+    return problems, repeats
 
 
 def _merge_repeats(problems: Sequence[Problem]) -> tuple[list[Problem], int]:

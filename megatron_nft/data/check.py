@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
+from megatron_nft.data.benchmarks import each_once, names_of
 from megatron_nft.data.errors import DataError
+from megatron_nft.data.files import stem_of
 from megatron_nft.data.prompts import no_answer
 from megatron_nft.data.rows import Problem, read_problems
 
@@ -64,20 +66,37 @@ class Lengths:
 
 
 def check_files(
-    files: Sequence[str], skips_missing: bool, budget_s: float = BUDGET_S, lengths: Lengths | None = None
+    files: Sequence[str],
+    skips_missing: bool,
+    budget_s: float = BUDGET_S,
+    lengths: Lengths | None = None,
+    held_out: Sequence[str] = (),
 ) -> list[FileReport]:
-    """Reads the rows of each, for an equal part of the time that is left."""
+    """Reads the rows of each, for an equal part of the time that is left. Of those that are held out names and ids are
+    looked at as well."""
     reports, until = [], time.process_time() + budget_s
     for place, file in enumerate(files):
         share = max(until - time.process_time(), 0.0) / (len(files) - place)
-        reports.append(_check_file(file, skips_missing, time.process_time() + share, lengths or Lengths(None, 0)))
+        namesakes = [name for name in held_out if name != file and stem_of(name) == stem_of(file)]
+        until_then = time.process_time() + share
+        reports.append(
+            _check_file(
+                file, skips_missing, until_then, lengths or Lengths(None, 0), namesakes if file in held_out else None
+            )
+        )
     return reports
 
 
-def _check_file(file: str, skips_missing: bool, until: float, lengths: Lengths) -> FileReport:
-    report, texts = FileReport(file), []
+def _check_file(
+    file: str, skips_missing: bool, until: float, lengths: Lengths, namesakes: Sequence[str] | None
+) -> FileReport:
+    """`namesakes`: files of its name that are held out, if it is."""
+    report, texts, problems = FileReport(file), [], []
     try:
+        if namesakes is not None:
+            names_of([file, *namesakes])
         for problem in read_problems(file):
+            problems += [problem] if namesakes is not None else []
             report.rows += 1
             report.example = report.example or _example(problem)
             report.sources[problem.data_source] = report.sources.get(problem.data_source, 0) + 1
@@ -91,6 +110,8 @@ def _check_file(file: str, skips_missing: bool, until: float, lengths: Lengths) 
                 break
         else:
             report.is_whole = True
+            if namesakes is not None:
+                each_once(file, problems)
         report.measured, report.too_long = lengths.too_long(texts)
         if report.is_whole and report.rows == report.without_answer:
             report.error = f"{file}: none of its {report.rows} rows has a ground truth"
@@ -114,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m megatron_nft.data.check", description="What a run would say of these data files."
     )
     parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--held-out", metavar="FILE", action="append", default=[], help="one of them that is held out")
     parser.add_argument("--skip-missing", action="store_true", help='as data.missing_answer = "skip"')
     parser.add_argument("--model", metavar="DIR", help="folder with a tokenizer.json, for lengths")
     parser.add_argument("--max-prompt-tokens", type=int, default=512, metavar="N", help="default: %(default)s")
@@ -121,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     lengths = Lengths(arguments.model, arguments.max_prompt_tokens)
     budget_s = BUDGET_S if arguments.json else float("inf")
-    reports = check_files(arguments.files, arguments.skip_missing, budget_s, lengths)
+    reports = check_files(arguments.files, arguments.skip_missing, budget_s, lengths, arguments.held_out)
     if arguments.json:
         print(json.dumps([asdict(report) for report in reports]))
     else:

@@ -32,6 +32,7 @@ class DataCheck:
         command = [sys.executable, "-m", "megatron_nft.data.check", "--json", f"--model={model}"]
         command += [f"--max-prompt-tokens={data.max_prompt_tokens}"]
         command += ["--skip-missing"] if data.missing_answer == "skip" else []
+        command += [f"--held-out={name}" for name in data.held_out]
         self._reader = None
         if self._files:
             self._reader = subprocess.Popen(

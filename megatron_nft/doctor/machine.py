@@ -29,7 +29,7 @@ class Machine:
     """One machine, and what the program expects of it."""
 
     site_packages: tuple[Path, ...]
-    import_path: tuple[Path, ...] = ()  # that Python looks in before those: PYTHONPATH, say
+    import_path: tuple[Path, ...] = ()  # all that Python looks in: PYTHONPATH, the folder that we are in
     requirements: tuple[Path, ...]  # files of pins
     environment: Mapping[str, str]
     python: tuple[int, int]
@@ -80,9 +80,11 @@ class Machine:
         return has_gpu_parts if has_gpu_parts != has_cpu_parts else self.driver is not None
 
     def package(self, name: str) -> Path | None:
-        """The folder of an importable package."""
-        folders = [*self.import_path, *self.site_packages]
-        return next((folder / name for folder in folders if (folder / name).is_dir()), None)
+        """The folder of an importable package. A clone beside us, whose package is a folder below, is none."""
+        found = [folder / name for folder in self.import_path if (folder / name / "__init__.py").is_file()]
+        return next(
+            (folder for folder in [*found, *(site / name for site in self.site_packages)] if folder.is_dir()), None
+        )
 
     def extension(self, name: str) -> bool:
         """Whether a compiled module of this name is installed."""

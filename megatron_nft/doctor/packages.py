@@ -111,8 +111,8 @@ def check_apex(machine: Machine) -> Iterator[Finding]:
     TransformerEngine's can't be imported: that is on every machine without a GPU, where apex's can't work."""
     folder = machine.package("apex")
     away = "pip uninstall apex"
-    if folder is not None and "apex" not in machine.installed:
-        away = f"take {folder.resolve().parent} off PYTHONPATH, or the folder away"
+    if folder is not None and folder.parent not in machine.site_packages:
+        away = f"take {folder.resolve()} away from where Python looks, such as PYTHONPATH"
     if folder is None and "apex" not in machine.installed:
         yield ok("apex", "not installed, and not needed (TransformerEngine's kernels come first)")
     elif folder is None or not all((folder / part).is_dir() for part in NVIDIA_APEX):

@@ -137,6 +137,8 @@ class GroupQueue:
             return 0
         left = max(self._num_allowed() - self._counts.graded, 0)
         if len(self._ready) + left * most_likely_share(self._counts.mixed, self._counts.graded) < self.groups_per_step:
+            if left and self.under_way:
+                return 0  # those that are graded are the short ones: it is judged once the others are, too
             raise NoMixedGroups(self._why_none(left))
         margin = 0.0
         if self.max_staleness == 0 and self.share_of:  # their number is binomial, and the share an estimate

@@ -198,7 +198,7 @@ def _of_both(given: Given, hf: HFConfig, prompt: int) -> Settings:
         settings["evaluate"] = {"samples": 4}
         settings["train"] = {"evaluate_every": 5}
         if not given.gpus:
-            settings["evaluate"] |= {"max_prompts": 128, "in_background": False}
+            settings["evaluate"] |= {"max_prompts": max(128 // len(given.held_out), 1), "in_background": False}
     return settings
 
 

@@ -13,7 +13,7 @@ from megatron_nft.types import StepReport
 Rows = list[list[str]]
 Scores = Mapping[str, Mapping[str, float]]  # benchmark -> its metrics
 ACCURACIES = ("eval/avg_at_k", "eval/greedy_accuracy")
-"""What stands in the paper's table: the first of these that was measured."""
+"""What stands in the paper's table: the first of these that was measured of every benchmark."""
 
 
 def benchmark_rows(evaluations: Sequence[StepReport]) -> Rows:
@@ -61,7 +61,8 @@ def _beside(evaluations: Sequence[StepReport], columns: Sequence[str], others: R
     ends = [evaluations[0], evaluations[-1]] if len(evaluations) > 1 else evaluations
     for evaluation in ends:
         ours = {column_of(name): its for name, its in reversed(evaluation.benchmarks.items())}
-        kind = next((name for name in ACCURACIES if _has(evaluation.benchmarks, name)), ACCURACIES[-1])
+        shown = [ours[column] for column in columns if column in ours]
+        kind = next((name for name in ACCURACIES if all(name in its for its in shown)), ACCURACIES[-1])
         values = [ours[column].get(kind) if column in ours else None for column in columns]
         mean = None if None in values else sum(values) / len(values)
         label = f"this run, step {evaluation.step}" + ("" if kind == ACCURACIES[0] else " (greedy)")

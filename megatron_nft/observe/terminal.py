@@ -112,7 +112,8 @@ def evaluation_parts(step: int, metrics: Mapping[str, float], first: Mapping[str
     if "eval/truncated_fraction" in metrics:
         parts.append(f"truncated {metrics['eval/truncated_fraction']:.3f}")
     if "eval/prompts" in metrics:
-        parts.append(f"{metrics['eval/prompts']:.0f} prompts")
+        too_long = f", {metrics['eval/prompts_too_long']:.0f} too long" if metrics.get("eval/prompts_too_long") else ""
+        parts.append(f"{metrics['eval/prompts']:.0f} prompts{too_long}")
     if "time/evaluate_s" in metrics:
         parts.append(f"{metrics['time/evaluate_s']:.1f}s")
     return parts

@@ -33,7 +33,7 @@ from megatron_nft.plan.suggestions import Suggestion, fastest, suggest, suggest_
 from megatron_nft.plan.workload import Assumptions
 
 MIN_MIXED_SHARE = 0.001
-"""Of less, rollout.max_sampling_rounds would have to be above 250."""
+"""Of less, a step would sample more than a thousand prompts for each that it trains on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

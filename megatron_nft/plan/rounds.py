@@ -20,7 +20,7 @@ FEW = 10
 GROWTH = 4
 """Where all that a step may still ask would hardly do by the share, a round is so many times what has been graded."""
 SURE = 6.0
-"""Standard deviations, one chance in a billion: beyond them sampling on is of no use."""
+"""Standard deviations of groups that are mixed by chance, once in a billion: beyond them sampling on is of no use."""
 
 
 @dataclass(frozen=True, kw_only=True)

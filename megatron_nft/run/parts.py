@@ -60,12 +60,14 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
         prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
     held_out = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     check_samples_of(config, held_out)
-    num_held_out, too_long = len(prompts_of(held_out)), sum(benchmark.num_too_long for benchmark in held_out)
+    num_held_out = sum(len(benchmark.prompts) + benchmark.num_too_long for benchmark in held_out)
     announce(
         f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
-        f"{train.num_without_answer} without an answer left out), {num_held_out + too_long} held out"
-        + (f" ({too_long} of them too long: not asked, and wrong)" if too_long else "")
+        f"{train.num_without_answer} without an answer left out), {num_held_out} held out"
     )
+    for benchmark in held_out:
+        if benchmark.remarks:
+            announce(f"data: {benchmark.name}: {len(benchmark.prompts)} prompts asked{benchmark.remarks}")
     for line in silent_prompts([*train.prompts, *prompts_of(held_out)], config.verdict):
         announce(f"data: {line}")
     check_own_graders(config.verdict)  # imports them, in a process of its own

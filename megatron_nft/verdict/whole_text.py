@@ -1,8 +1,8 @@
 r"""math-verify's own search for the answer in a whole text, \boxed{...} or not: its boxes, formulas and plain numbers.
 
 The mode "whole_text" of verdict/graders.py, for data whose prompts ask for no box, and for comparison with graders that
-work so: the verdicts are those of the NFT authors' verifier.py (after verl's utils/reward_score/math_verify.py). The
-caller holds the deadline and the memory limit.
+work so: it is called as in the NFT authors' verifier.py (after verl's utils/reward_score/math_verify.py); but plain
+arithmetic is read by its grammar of LaTeX, not by Python's eval. The caller holds the deadline and the memory limit.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ def whole_text(text: str) -> str | None:
 
 
 def judge_whole_text(answer: str, gold: str) -> Verdict:
-    r"""Compares what math-verify finds in the text with a ground truth, bare or marked as a formula: \$36; 3, 5, 7."""
+    r"""Compares what math-verify finds in the text with a ground truth, such as "3, 5, 7", "\$36" or "\frac12"."""
     return compare(answer, gold, _parse_text, _parse_gold)
 
 

@@ -78,6 +78,7 @@ def refusal(capsys, call, line):
         ("--prompts 0", "--prompts 0; give at least 1"),
         ("--gpus 16 train.stepz=1", "train.stepz: unknown key"),
         ("--gpus 16,128 rollout.engines=4 rollout.tp=3", "rollout.tp"),
+        ("--gpus 16 model.path=/nope", "/nope"),
         ("--json no/such/folder/x.json", "there is no folder no/such/folder"),
         ("--gpus 128,16 --weak --steps 1", "--weak on 16 GPUs: answers of up to 114,688 tokens"),
     ],

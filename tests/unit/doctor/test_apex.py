@@ -24,9 +24,11 @@ def test_nvidias_apex_on_pythonpath_breaks_it_as_well(machine, tmp_path):
     for metadata in (tmp_path / "checkout").glob("*.dist-info"):
         shutil.rmtree(metadata)
     there = replace(machine, import_path=(tmp_path / "checkout",))
+    assert complaints(there) == {}, "a folder without __init__.py is no package: a clone that lies beside us"
+    (tmp_path / "checkout/apex/__init__.py").touch()
     assert complaints(there) == {"apex": "FAIL NVIDIA's, on a machine without a GPU"}
     (finding,) = check_apex(there)
-    assert f"take {tmp_path / 'checkout'} off PYTHONPATH" in finding.remedy
+    assert f"take {tmp_path / 'checkout/apex'} away from where Python looks" in finding.remedy
 
 
 def test_nvidias_apex_on_gpus(gpus, site):

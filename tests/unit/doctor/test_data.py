@@ -41,6 +41,20 @@ def test_files_that_a_run_would_refuse(tmp_path):
     assert skipped.value.endswith("gold.jsonl: 2 rows, 1 without a ground truth")
 
 
+def test_held_out_files_are_looked_at_as_benchmarks(tmp_path):
+    """Results go by a file's name, and by a row's id; repeats of a whole file are one problem each."""
+    row = '{"prompt": "%s", "answer": "1", "extra_info": {"index": 7}}'
+    for name, questions in (("one/test", "ab"), ("two/test", "c"), ("same", "ddd")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(row % question for question in questions))
+    one, two, same = (str(tmp_path / f"{name}.jsonl") for name in ("one/test", "two/test", "same"))
+    train, *others = found(HELD_OUT, held_out=[one, two, same])
+    assert train.status == "ok" and "2 data files are called test" in others[0].reason
+    assert [finding.status for finding in others] == ["FAIL", "FAIL", "ok"]
+    assert "rows 0 and 1 (counted from 0) have one id" in found(two, held_out=[one])[1].reason
+    assert [finding.status for finding in found(one)] == ["ok"], "to train on"
+
+
 def test_prompts_that_are_too_long(tmp_path):
     rows = ['{"question": "%s", "answer": "1"}' % ("a b " * 50 * n) for n in (0, 1, 2)]
     (tmp_path / "a.jsonl").write_text("\n".join(row.replace('"question": ""', '"question": "a"') for row in rows))

@@ -107,6 +107,21 @@ def test_a_share_that_is_hopeless_ends_a_run_long_before_its_limit():
         assert sum(asked) < 0.5 * make_queue(0, groups_per_step, max_rounds=10)._num_allowed(), asked
 
 
+@pytest.mark.parametrize(("max_staleness", "tail"), [(1, "wait"), (0, "drop"), (0, "keep")])
+def test_groups_that_are_mixed_and_late_are_waited_for(max_staleness, tail):
+    """Wrong answers are long ones: what is graded first is not a sample of what is under way."""
+    queue = make_queue(max_staleness, 512, max_rounds=10, tail=tail)
+    while len(queue.under_way) < 2000:
+        grade(queue, ask(queue), 0, mixed=False) if not queue.share_of else ask(queue)
+    under_way = [*queue.under_way.values()]
+    early, late = under_way[:-511], under_way[-511:]
+    for start in range(0, len(early), 100):
+        grade(queue, early[start : start + 100], 0, mixed=False)
+        assert queue.num_missing() == 0 or max_staleness, "those under way may be mixed"
+    grade(queue, late, 0)
+    assert queue.num_ready == 511 and len(ask(queue)) > 0
+
+
 def test_the_largest_share_that_fits():
     assert most_likely_share(0, 0) == 1.0
     assert most_likely_share(0, 2560) == pytest.approx(36 / 2596)

@@ -103,3 +103,5 @@ def test_the_papers_table():
     assert paper_rows([evaluation(1, **whole)])[1] == [
         "this run, step 1", "0.0", "10.0", "20.0", "30.0", "40.0", "50.0", "25.0"
     ]  # fmt: skip
+    mixed = whole | {"aime24": scores(0.3)}  # greedy only
+    assert paper_rows([evaluation(1, **mixed)])[1][:3] == ["this run, step 1 (greedy)", "30.0", "0.0"], "one kind"

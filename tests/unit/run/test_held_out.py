@@ -23,7 +23,9 @@ PROMPTS = [
 
 def benchmark(name, num_too_long=0):
     prompts = tuple(prompt for prompt in PROMPTS if prompt.prompt_id.startswith(name))
-    return Benchmark(name=name, data_source="", prompts=prompts, num_too_long=num_too_long, repeats=1)
+    return Benchmark(
+        name=name, data_source="", prompts=prompts, num_too_long=num_too_long, num_without_answer=0, repeats=1
+    )
 
 
 BENCHMARKS = [benchmark("easy"), benchmark("hard")]

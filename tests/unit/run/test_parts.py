@@ -54,7 +54,10 @@ def test_held_out_files_are_read_as_an_evaluation_reads_them(tmp_path):
         return [(b.name, len(b.prompts), b.num_too_long) for b in read_data(config, said.append).held_out]
 
     assert held_out() == [("first", 7, 1), ("repeated", 4, 0)]
-    assert "12 held out (1 of them too long: not asked, and wrong)" in said[0]
+    assert said[0].endswith("12 held out") and said[1:3] == [
+        "data: first: 7 prompts asked (1 too long: not asked, and wrong)",
+        "data: repeated: 4 prompts asked (the file has each 32 times)",
+    ]
     assert held_out("evaluate.max_prompts=3") == [("first", 3, 0), ("repeated", 3, 0)]
     assert held_out("data.held_out=[]") == []
 

@@ -14,7 +14,6 @@ CASES = [
 
 WHOLE_TEXT = "whole_text is math-verify's own search, as it is: unfit for rewards, and refused for training"
 OTHERWISE = {
-    (r"$1 + \frac{1}{\mathrm{e}}$", r"$1 - \frac{1}{\mathrm{e}}$"): WHOLE_TEXT,
     ("I don't know. Problem 42", "42"): WHOLE_TEXT,
     ("41 or 42", "42"): WHOLE_TEXT,
     ("x + 1", "1"): WHOLE_TEXT,
