@@ -33,7 +33,7 @@ from megatron_nft.cluster.nodes import ClusterError
 from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.stream import stream_answers
 from megatron_nft.config import Config, RecipeError, to_toml
-from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
+from megatron_nft.data.benchmarks import Benchmark, load_benchmarks, prompts_of
 from megatron_nft.data.prompts import DataError, load_tokenizer
 from megatron_nft.evaluation.command_line import parse_arguments, read_settings
 from megatron_nft.evaluation.model_files import model_digest
@@ -73,10 +73,10 @@ def evaluate_benchmarks(config: Config, out: Path) -> list[BenchmarkScores]:
     benchmarks = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     num_samples = samples_of(config, benchmarks)
     for benchmark in benchmarks:
-        count = len(benchmark.prompts) + benchmark.num_too_long
         k = num_samples[benchmark.name]
-        _say(f"{benchmark.name}: {count} prompts{benchmark.remarks}, {k} answer{'s' if k > 1 else ''} each")
-    for line in silent_prompts([prompt for b in benchmarks for prompt in b.prompts], config.verdict):
+        prompts = f"{benchmark.num_prompts} prompts{benchmark.remarks}"
+        _say(f"{benchmark.name}: {prompts}, {k} answer{'s' if k > 1 else ''} each")
+    for line in silent_prompts(prompts_of(benchmarks), config.verdict):
         _say(f"data: {line}")
     settings = sampling_settings(config, out)
     with ExitStack() as parts:

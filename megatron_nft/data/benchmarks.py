@@ -34,6 +34,11 @@ class Benchmark:
     repeats: int  # how often the file has every problem
 
     @property
+    def num_prompts(self) -> int:
+        """Those that are too long included."""
+        return len(self.prompts) + self.num_too_long
+
+    @property
     def remarks(self) -> str:
         """What isn't asked, or less often than it is there, in brackets; "" if nothing."""
         remarks = [f"the file has each {self.repeats} times"] * (self.repeats > 1)
@@ -75,6 +80,11 @@ def _load(
         num_without_answer=loaded.num_without_answer,
         repeats=repeats,
     )
+
+
+def prompts_of(benchmarks: Sequence[Benchmark]) -> tuple[Prompt, ...]:
+    """All that are asked."""
+    return tuple(prompt for benchmark in benchmarks for prompt in benchmark.prompts)
 
 
 def names_of(files: Sequence[str]) -> list[str]:

@@ -77,26 +77,20 @@ def check_files(
     reports, until = [], time.process_time() + budget_s
     for place, file in enumerate(files):
         share = max(until - time.process_time(), 0.0) / (len(files) - place)
-        namesakes = [name for name in held_out if name != file and stem_of(name) == stem_of(file)]
         until_then = time.process_time() + share
-        reports.append(
-            _check_file(
-                file, skips_missing, until_then, lengths or Lengths(None, 0), namesakes if file in held_out else None
-            )
-        )
+        reports.append(_check_file(file, skips_missing, until_then, lengths or Lengths(None, 0), held_out))
     return reports
 
 
-def _check_file(
-    file: str, skips_missing: bool, until: float, lengths: Lengths, namesakes: Sequence[str] | None
-) -> FileReport:
-    """`namesakes`: files of its name that are held out, if it is."""
+def _check_file(file: str, skips_missing: bool, until: float, lengths: Lengths, held_out: Sequence[str]) -> FileReport:
     report, texts, problems = FileReport(file), [], []
+    is_held_out = file in held_out
     try:
-        if namesakes is not None:
-            names_of([file, *namesakes])
+        if is_held_out:
+            names_of([name for name in held_out if stem_of(name) == stem_of(file)])
         for problem in read_problems(file):
-            problems += [problem] if namesakes is not None else []
+            if is_held_out:
+                problems.append(problem)
             report.rows += 1
             report.example = report.example or _example(problem)
             report.sources[problem.data_source] = report.sources.get(problem.data_source, 0) + 1
@@ -110,7 +104,7 @@ def _check_file(
                 break
         else:
             report.is_whole = True
-            if namesakes is not None:
+            if is_held_out:
                 each_once(file, problems)
         report.measured, report.too_long = lengths.too_long(texts)
         if report.is_whole and report.rows == report.without_answer:

@@ -81,10 +81,9 @@ class Machine:
 
     def package(self, name: str) -> Path | None:
         """The folder of an importable package. A clone beside us, whose package is a folder below, is none."""
-        found = [folder / name for folder in self.import_path if (folder / name / "__init__.py").is_file()]
-        return next(
-            (folder for folder in [*found, *(site / name for site in self.site_packages)] if folder.is_dir()), None
-        )
+        packages = [folder / name for folder in self.import_path if (folder / name / "__init__.py").is_file()]
+        installed = [folder / name for folder in self.site_packages if (folder / name).is_dir()]
+        return next(iter(packages + installed), None)
 
     def extension(self, name: str) -> bool:
         """Whether a compiled module of this name is installed."""

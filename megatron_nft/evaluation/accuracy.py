@@ -48,10 +48,14 @@ def maj_at_k(answers: Sequence[str | None], rights: Sequence[bool]) -> float:
     return sum(winners) / len(winners) if winners else 0.0
 
 
-def wilson_interval(num_right: int, num_prompts: int) -> tuple[float, float]:
-    """95% interval of a share of prompts (Wilson's score interval): unlike a bootstrap's, it has a width at 0 and 1."""
-    share, z2_n = num_right / num_prompts, Z_95**2 / num_prompts
-    middle, half = share + z2_n / 2, Z_95 * (share * (1 - share) / num_prompts + z2_n / (4 * num_prompts)) ** 0.5
+def wilson_interval(num_right: int, num_prompts: int, z: float = Z_95) -> tuple[float, float]:
+    """Interval of a share of prompts (Wilson's score interval): unlike a bootstrap's, it has a width at 0 and 1.
+
+    Args:
+        z: standard deviations on either side; 95% by default.
+    """
+    share, z2_n = num_right / num_prompts, z**2 / num_prompts
+    middle, half = share + z2_n / 2, z * (share * (1 - share) / num_prompts + z2_n / (4 * num_prompts)) ** 0.5
     return max(0.0, (middle - half) / (1 + z2_n)), min(1.0, (middle + half) / (1 + z2_n))
 
 

@@ -25,9 +25,15 @@ from typing import Any
 import numpy as np
 
 from megatron_nft.config.rollout import Tail
-from megatron_nft.plan.rounds import GROWTH, MARGIN, most_likely_share, most_prompts
+from megatron_nft.evaluation.accuracy import wilson_interval
+from megatron_nft.plan.rounds import MARGIN, most_prompts
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
+
+GROWTH = 4
+"""Where all that a step may still ask would hardly do by the share, a round is so many times what has been graded."""
+SURE = 6.0
+"""Standard deviations of groups that are mixed by chance, once in a billion: beyond them sampling on is of no use."""
 
 
 class NoMixedGroups(RuntimeError):
@@ -136,7 +142,7 @@ class GroupQueue:
         if room <= 0:
             return 0
         left = max(self._num_allowed() - self._counts.graded, 0)
-        if len(self._ready) + left * most_likely_share(self._counts.mixed, self._counts.graded) < self.groups_per_step:
+        if len(self._ready) + left * largest_share(self._counts.mixed, self._counts.graded) < self.groups_per_step:
             if left and self.under_way:
                 return 0  # those that are graded are the short ones: it is judged once the others are, too
             raise NoMixedGroups(self._why_none(left))
@@ -167,12 +173,11 @@ class GroupQueue:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         truncated = sum(rollout.truncated for rollout in rollouts) / max(len(rollouts), 1)
         verdicts = [verdict for group in groups for verdict in group.verdicts]
+        in_vain = f", and the {left} more that may be tried would not bring them" if left else ""
         unparsable = sum(verdict.kind == "unparsable" for verdict in verdicts) / max(len(verdicts), 1)
         return (
             f"step {self.num_taken + 1}: {len(self._ready)} of {self._counts.graded} groups had {self._needs}, "
-            f"train.groups_per_step = {self.groups_per_step} are needed"
-            + (f", and the {left} more that may be tried would not bring them" if left else "")
-            + f" (of {len(groups)} groups {all_right} "
+            f"train.groups_per_step = {self.groups_per_step} are needed{in_vain} (of {len(groups)} groups {all_right} "
             f"were all right; of their answers {truncated:.0%} were cut off, {unparsable:.0%} unparsable); use prompts "
             "of another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds = "
             f"{self.max_rounds}"
@@ -304,6 +309,11 @@ class GroupQueue:
             del self._ready[key]
             self._counts.dropped += 1
         self._add(requests)
+
+
+def largest_share(mixed: int, graded: int) -> float:
+    """Of mixed groups that fits what has been graded; 1 where nothing has."""
+    return wilson_interval(mixed, graded, SURE)[1] if graded else 1.0
 
 
 def oldest_version(group: RolloutGroup) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_nft.config import DataConfig
-from megatron_nft.data.benchmarks import load_benchmarks
+from megatron_nft.data.benchmarks import load_benchmarks, prompts_of
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 
 ANY_LENGTH = 1 << 20
@@ -30,7 +30,7 @@ def measure(model: Path, data: Sequence[str], held_out: Sequence[str]) -> Prompt
     tokenizer, config = load_tokenizer(str(model)), DataConfig(max_prompt_tokens=ANY_LENGTH)
     prompts = load_prompts(data, tokenizer, config).prompts
     lengths = sorted(len(prompt.token_ids_P) for prompt in prompts)
-    others = [prompt for benchmark in load_benchmarks(held_out, tokenizer, config) for prompt in benchmark.prompts]
+    others = prompts_of(load_benchmarks(held_out, tokenizer, config))
     return Prompts(
         count=len(lengths), longest=lengths[-1], most=lengths[int(0.99 * (len(lengths) - 1))], held_out=len(others)
     )

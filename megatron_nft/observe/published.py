@@ -13,9 +13,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Column -> what a file's or data source's name contains, in lower case and without marks."""
 
-GRADED_BY = dict.fromkeys(("MATH500", "Olympiad", "Minerva"), "whole_text") | dict.fromkeys(
-    ("AIME24", "AIME25", "AMC23"), "strict_boxed"
-)
+GRADED_BY = {
+    "AIME24": "strict_boxed",
+    "MATH500": "whole_text",
+    "AIME25": "strict_boxed",
+    "AMC23": "strict_boxed",
+    "Olympiad": "whole_text",
+    "Minerva": "whole_text",
+}
 """Column -> the mode of verdict/graders.py that grades as the authors do, by the data sources of their files."""
 
 ROWS: dict[str, tuple[float, float, float, float, float, float, float]] = {

@@ -17,10 +17,6 @@ PROMPTS_PER_GROUP = 4
 sampling ends where fewer than a fortieth are mixed. DAPO's limit is ten rounds of 3 prompts a group."""
 FEW = 10
 """Groups beside that margin, so that chance ends a run with few groups a step no sooner than one with many."""
-GROWTH = 4
-"""Where all that a step may still ask would hardly do by the share, a round is so many times what has been graded."""
-SURE = 6.0
-"""Standard deviations of groups that are mixed by chance, once in a billion: beyond them sampling on is of no use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +69,3 @@ def asked_for(groups: int, mixed_share: float, share_of: int) -> int:
 def most_prompts(groups: int) -> int:
     """Prompts of a step for each of rollout.max_sampling_rounds; beyond them the run ends for want of mixed groups."""
     return ceil(PROMPTS_PER_GROUP * (groups + 4 * sqrt(groups) + FEW))
-
-
-def most_likely_share(mixed: int, graded: int) -> float:
-    """The largest share of mixed groups that fits what has been seen: the upper end of Wilson's score interval.
-
-    Args:
-        mixed, graded: groups. 0 graded: 1, nothing is known.
-    """
-    spread = SURE**2
-    middle = mixed + spread / 2
-    return (middle + SURE * sqrt(mixed * (1 - mixed / max(graded, 1)) + spread / 4)) / (graded + spread)

@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_nft.cluster.stream import EnginesEmpty, stream_answers
 from megatron_nft.config import Config, RecipeError
-from megatron_nft.data.benchmarks import Benchmark
+from megatron_nft.data.benchmarks import Benchmark, prompts_of
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
 from megatron_nft.rollout.api import Request, Sampling, requests_of
@@ -47,19 +47,18 @@ class HeldOutEvaluation:
         """
         self._config, self._engines, self._judge, self._report = config, engines, judge, report
         self._benchmarks, self._refill, self._in_background = benchmarks, refill, in_background
-        self._prompts = prompts_of(benchmarks)
         self._due: int | None = None  # step whose weights wait for an evaluation in the background
         self._answers: dict[int, RolloutGroup] | None = None  # to its requests, which the rollouts' source has
         self._running: _Background | None = None
 
     def evaluate(self, step: int) -> None:
         """At once; or, if it may be in the background, after the next step's rollouts, at `begin_due`."""
-        if not self._prompts:
+        if not self._benchmarks:
             return
         if self._in_background and step < self._config.train.steps:
             self._due = step
             return
-        with self._report.stage("evaluate", total=len(self._prompts), unit="prompts") as progress:
+        with self._report.stage("evaluate", total=len(prompts_of(self._benchmarks)), unit="prompts") as progress:
             result = evaluate(
                 self._engines,
                 self._judge,
@@ -73,7 +72,7 @@ class HeldOutEvaluation:
     def ask_due(self, source: GroupSource) -> None:
         """Before a step's rollouts: where the engines sleep after them, the evaluation that is due is asked beside."""
         if self._due is not None and self._config.is_colocated:
-            self._answers = source.ask_beside(requests_to(self._prompts, self._config))
+            self._answers = source.ask_beside(requests_to(prompts_of(self._benchmarks), self._config))
 
     def begin_due(self) -> None:
         """After a step's rollouts: starts the evaluation that is due, if one is, or what is left of it. Until `finish`,
@@ -174,11 +173,6 @@ def evaluate(
         for groups in (judged[:num_sampled], judged[num_sampled:])
     )
     return held_out_of(benchmarks, greedy, sampled, config.run.seed)
-
-
-def prompts_of(benchmarks: Sequence[Benchmark]) -> tuple[Prompt, ...]:
-    """All that are asked."""
-    return tuple(prompt for benchmark in benchmarks for prompt in benchmark.prompts)
 
 
 def requests_to(prompts: Sequence[Prompt], config: Config) -> list[Request]:

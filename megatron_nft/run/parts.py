@@ -13,14 +13,14 @@ from megatron_nft.cluster.placement import ray_cluster
 from megatron_nft.cluster.processes import Pending, new_attempt
 from megatron_nft.cluster.ranks import Actors
 from megatron_nft.config import Config
-from megatron_nft.data.benchmarks import Benchmark, load_benchmarks
+from megatron_nft.data.benchmarks import Benchmark, load_benchmarks, prompts_of
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.families.hf_config import HFConfig, read_hf_config
 from megatron_nft.families.serving import check_served
 from megatron_nft.families.weight_files import check_weights
 from megatron_nft.rollout.vllm.arguments import check_arguments
 from megatron_nft.run.checkpoints import progress_to_resume
-from megatron_nft.run.held_out import check_samples_of, prompts_of
+from megatron_nft.run.held_out import check_samples_of
 from megatron_nft.types import Prompt
 from megatron_nft.verdict.check import check_own_graders, check_rewards, silent_prompts
 
@@ -60,7 +60,7 @@ def read_data(config: Config, announce: Callable[[str], None]) -> Data:
         prompts.check(earlier.sampling["prompts"])  # refuses others before anything starts
     held_out = load_benchmarks(config.data.held_out, tokenizer, config.data, config.evaluate.max_prompts)
     check_samples_of(config, held_out)
-    num_held_out = sum(len(benchmark.prompts) + benchmark.num_too_long for benchmark in held_out)
+    num_held_out = sum(benchmark.num_prompts for benchmark in held_out)
     announce(
         f"data: {len(train.prompts)} training prompts ({train.num_too_long} too long and "
         f"{train.num_without_answer} without an answer left out), {num_held_out} held out"

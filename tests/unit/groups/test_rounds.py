@@ -5,8 +5,7 @@ from math import exp, lgamma, log
 import numpy as np
 import pytest
 
-from megatron_nft.groups.queue import NoMixedGroups
-from megatron_nft.plan.rounds import most_likely_share
+from megatron_nft.groups.queue import NoMixedGroups, largest_share
 from megatron_nft.rollout.api import Request
 from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
 
@@ -123,11 +122,11 @@ def test_groups_that_are_mixed_and_late_are_waited_for(max_staleness, tail):
 
 
 def test_the_largest_share_that_fits():
-    assert most_likely_share(0, 0) == 1.0
-    assert most_likely_share(0, 2560) == pytest.approx(36 / 2596)
-    assert 0.5 < most_likely_share(50, 100) < 0.8 and most_likely_share(100, 100) == 1.0
+    assert largest_share(0, 0) == 1.0
+    assert largest_share(0, 2560) == pytest.approx(36 / 2596)
+    assert 0.5 < largest_share(50, 100) < 0.8 and largest_share(100, 100) == 1.0
     seen = np.random.default_rng(0).binomial(512, 0.03, 100_000)
-    assert min(most_likely_share(int(m), 512) for m in set(seen)) > 0.03, "too low once in a billion"
+    assert min(largest_share(int(m), 512) for m in set(seen)) > 0.03, "too low once in a billion"
 
 
 def after_a_first_step(tail, **more):

@@ -11,10 +11,10 @@ import pytest
 
 from checkpoint_tools import hf_to_megatron
 from megatron_nft.config import RecipeError, load_config
+from megatron_nft.data.benchmarks import prompts_of
 from megatron_nft.data.prompts import load_prompts, load_tokenizer
 from megatron_nft.evaluate import evaluate_benchmarks
 from megatron_nft.families.family import ModelFolderError
-from megatron_nft.run.held_out import prompts_of
 from megatron_nft.run.parts import read_data
 
 RECIPE, MODEL = "launch/recipes/quickstart.toml", Path("tests/assets/quickstart/model")
