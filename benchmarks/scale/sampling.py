@@ -62,15 +62,19 @@ class Arrangement:
     places: str = "answers"  # that engines are given at a time; "groups": whole ones; "all": all at once
     margin: float = queue_module.MARGIN
     longest_first: bool = True
+    whole_rounds: bool = False  # a step waits for all that it has asked for
     evaluation: str = "beside"  # the rollouts, or "after" them, a tail for each number of samples
 
 
 ARRANGEMENTS = (
     Arrangement(name="dealt out, no margin, evaluation after", places="all", margin=0.0, longest_first=False,
-                evaluation="after"),
-    Arrangement(name="one queue by groups, evaluation after", places="groups", longest_first=False, evaluation="after"),
-    Arrangement(name="as it is now, first epoch"),
-    Arrangement(name="as it is now, lengths known", pool=2500),
+                evaluation="after", whole_rounds=True),
+    Arrangement(name="one queue by groups, evaluation after", places="groups", longest_first=False, evaluation="after",
+                whole_rounds=True),
+    Arrangement(name="whole rounds, first epoch", whole_rounds=True),
+    Arrangement(name="whole rounds, lengths known", pool=2500, whole_rounds=True),
+    Arrangement(name='tail = "wait", first epoch'),
+    Arrangement(name='tail = "wait", lengths known', pool=2500),
     Arrangement(name='tail = "drop", first epoch', tail="drop"),
     Arrangement(name='tail = "drop", lengths known', tail="drop", pool=2500),
     Arrangement(name='tail = "keep", first epoch', tail="keep"),
@@ -122,16 +126,17 @@ def _play(cluster: VirtualFleet, config: Config, a: Arrangement, steps: int, see
             for request_id, group in stream.poll(0.02):
                 missing -= request_id < 0
                 if request_id >= 0:
-                    expected.add(group)
                     queue.grade(request_id, group)
                     whole[request_id] = (cluster.now, group.is_mixed)
-            found = None if missing else queue.take(step)
+            waits = missing or (a.whole_rounds and queue.under_way)
+            found = None if waits else queue.take(step)
         taken, late = found
+        for group in taken.graded:
+            expected.add(group)
         stream.drop(late)
         while stream.has_work and not queue.carries:
             stream.poll(0.02)
         for request_id, group in stream.settle():
-            expected.add(group)
             queue.grade(request_id, group)
         if evaluates and a.evaluation == "after":
             for number in {request.sampling.group_size for request in requests_to(held_out(), config)}:

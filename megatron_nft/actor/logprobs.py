@@ -3,8 +3,9 @@
 A microbatch of 16,384 tokens with Qwen's vocabulary has 10 GB of fp32 logits, and a backward pass by autograd holds two
 or three times that. Here hidden states of the answer tokens go in, log-probs come out, and logits exist for a block of
 the vocabulary at a time, once in the forward and once more in the backward pass: a block's rows of the output layer are
-then read and their gradient written once, however many the tokens. The vocabulary is sharded over the tensor-parallel
-group, whose ranks exchange a few numbers a token. Called by actor/pipeline.py on the last stage.
+then read and their gradient written once, however many the tokens. Where one block is all, it is kept for the backward
+pass, which comes next on the last stage, and nothing is computed twice. The vocabulary is sharded over the
+tensor-parallel group, whose ranks exchange a few numbers a token. Called by actor/pipeline.py on the last stage.
 
 Shape suffixes: _O answer tokens, _L their labels, _H hidden, _V this rank's slice of the vocabulary, _B a block of it.
 """
@@ -85,7 +86,7 @@ class _LabelLogprobs(torch.autograd.Function):
         with_entropy: bool,
         group: dist.ProcessGroup,
     ) -> tuple[Tensor, Tensor]:
-        ctx.setting = (num_real, block, temperature)
+        ctx.setting, ctx.kept = (num_real, block, temperature), None
         highest_O = hidden_OH.new_full((len(hidden_OH),), torch.finfo(torch.float32).min, dtype=torch.float32)
         label_OL = torch.zeros_like(labels_OL, dtype=torch.float32)
         sum_O, moment_O = torch.zeros_like(highest_O).repeat(2, 1)  # moment: sum exp(x - M) (x - M)
@@ -97,6 +98,8 @@ class _LabelLogprobs(torch.autograd.Function):
             if with_entropy:
                 moment_O += x_OB.exp().mul_(x_OB).sum(-1)
             sum_O += x_OB.exp_().sum(-1)
+            if columns == slice(0, num_real) and ctx.needs_input_grad[0]:
+                ctx.kept = (columns, x_OB, highest_O)
         highest_of_all_O = highest_O.clone()
         dist.all_reduce(highest_of_all_O, op=dist.ReduceOp.MAX, group=group)
         sum_O, moment_O, highest_O = _rebased(sum_O, moment_O, highest_O, highest_of_all_O)
@@ -116,8 +119,8 @@ class _LabelLogprobs(torch.autograd.Function):
         grad_O = grad_OL.sum(1)
         grad_hidden_OH = torch.zeros_like(hidden_OH, dtype=torch.float32)
         grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None  # None: it is frozen
-        for columns, x_OB in _blocks(hidden_OH, weight_VH, *ctx.setting):
-            x_OB.sub_(highest_O[:, None]).exp_().mul_((-grad_O / sum_O)[:, None])
+        for columns, exp_OB, scale_O in _exponentials(ctx, hidden_OH, weight_VH, highest_O):
+            x_OB = exp_OB.mul_((-grad_O * scale_O / sum_O)[:, None])
             own_OL, column_OL = _own_labels(labels_OL, columns)
             x_OB.scatter_add_(1, column_OL, torch.where(own_OL, grad_OL, 0.0))
             grad_OB = x_OB.to(weight_VH.dtype)
@@ -145,6 +148,20 @@ def _blocks(
         else:
             x_OB.copy_(hidden_OH @ weight_VH[columns].T)
         yield columns, x_OB if temperature == 1.0 else x_OB.div_(temperature)
+
+
+def _exponentials(
+    ctx: Any, hidden_OH: Tensor, weight_VH: Tensor, highest_O: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
+    """Blocks of exp(x - M), for the backward pass to overwrite, as what the forward pass has kept or computed again:
+    (rows of the weight, exponentials [O, B], what is to be multiplied into them)."""
+    kept, ctx.kept = ctx.kept, None  # a second backward pass finds none
+    if kept:
+        columns, exp_OB, own_highest_O = kept
+        yield columns, exp_OB, (own_highest_O - highest_O).exp()
+        return
+    for columns, x_OB in _blocks(hidden_OH, weight_VH, *ctx.setting):
+        yield columns, x_OB.sub_(highest_O[:, None]).exp_(), 1.0
 
 
 def _own_labels(labels_OL: Tensor, columns: slice) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class ActorConfig(Section):
     """Token budget of a packed microbatch. A single longer sequence still gets a microbatch of its own."""
     logits_mib: int = Field(128, ge=1)
     """fp32 logits that a rank holds at a time: log-probs go through the vocabulary in blocks of this size, and the
-    backward pass computes their logits again."""
+    backward pass computes their logits again, unless one block is all."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation: trade time for memory."""
     moe_aux_loss_coeff: float = Field(0.0, ge=0)

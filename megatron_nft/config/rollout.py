@@ -39,8 +39,9 @@ class RolloutConfig(Section):
     asked leaves no doubt."""
     tail: Tail = "wait"
     """`megatron_nft.train`: what becomes of a round's last answers once train.groups_per_step groups are mixed. "wait":
-    the step waits for all of them, and what it trains on depends on no machine's speed. "drop": they are given up;
-    those are the longest, so that training comes to favour short answers and easy prompts: `rollout/groups_cut` and
+    a step takes the first of them in the order of their prompts, and waits as long as an earlier prompt has no answers
+    yet: what it trains on depends on no answer's length, and on no machine's speed. "drop": they are given up; those
+    are the longest, so that training comes to favour short answers and easy prompts: `rollout/groups_cut` and
     `rollout/cut_tokens_mean`, beside `rollout/answer_tokens_mean`, say how far. "keep": they go on over the sync, as
     `on_sync` says, and the next step may train on them, one weight sync old: nothing is given up, and
     `async/staleness_mean` says how old. With cluster.placement = "split" they go on while the actor trains, too; with

@@ -1,10 +1,11 @@
-"""How long a prompt's answers will be, as far as can be known: so long as they were last time, else as the prompt is.
+"""How long a prompt's answers will be, as far as can be known: so long as they were last time.
 
-Graded groups come in; source.py has the longest expected sampled first, so that no round ends with an answer that was
-begun late. Nothing but the order of a round's requests depends on it.
+The groups of every step come in; source.py has the longest expected sampled first, so that no round ends with an answer
+that was begun late. Nothing but the order of a round's requests depends on it.
 """
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from megatron_nft.types import Prompt, RolloutGroup
@@ -24,9 +25,10 @@ class ExpectedTokens:
         name = group.prompt.prompt_id
         self._known[name] = max(self._known.get(name, found), found)
 
-    def of(self, prompt: Prompt) -> int:
-        """Tokens of an answer to it."""
-        _, tokens = self._known.get(prompt.prompt_id, (0, len(prompt.token_ids_P)))
+    def of(self, prompt: Prompt) -> float:
+        """Tokens of an answer to it; infinite where none is known. (By a prompt's own length they would be in disorder,
+        and a step wait longer for those whose turn it is: benchmarks/scale/README.md.)"""
+        _, tokens = self._known.get(prompt.prompt_id, (0, inf))
         return tokens
 
     def state_dict(self) -> dict[str, Any]:

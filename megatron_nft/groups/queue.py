@@ -9,9 +9,11 @@ but never for those alone.
 
 With max_staleness = 0, a synchronous run, sampling goes in rounds: a round lasts as long as its longest answer, so that
 a second one of a few prompts costs nearly as much as the first, and the first asks for as many as will bring enough
-mixed groups in 98 of 100 steps. The tail of a round, once enough groups are mixed, goes as rollout.tail says: a round
-is whole before a step begins ("wait"), and what a step has no use for is dropped, since the next step's policy is
-another; or it is cut ("drop"), which favours short answers; or it goes on for the next step ("keep"), one sync old.
+mixed groups in 98 of 100 steps. The tail of a round, once enough groups are mixed, goes as rollout.tail says. "wait": a
+step takes the first mixed groups in the order in which prompts were asked for, and begins as soon as no earlier prompt
+is under way, so that which ones it takes depends on nothing else; those after them are dropped, since the next step's
+policy is another. "drop": it takes the first ones that get ready, which favours short answers. "keep": likewise, and
+what is under way goes on for the next step, one sync old.
 
 Called by source.py, under its lock.
 """
@@ -101,6 +103,7 @@ class GroupQueue:
         self.max_rounds, self.num_steps, self._teaches, self._needs = max_rounds, num_steps, teaches, needs
         self.version = self.num_taken = self.round = self._next_id = 0
         self.mixed_share, self.share_of = 1.0, 0  # the share, and how many graded groups say so; none yet
+        self._earlier = (self.mixed_share, self.share_of)  # as of the last step
         self.under_way: dict[int, Request] = {}
         self._versions: dict[int, int] = {}  # of requests under way: of the policy that samples the first token
         self._ready: dict[int, RolloutGroup] = {}
@@ -156,11 +159,16 @@ class GroupQueue:
 
     @property
     def _is_in_round(self) -> bool:
-        """Without staleness nothing is asked for while a round may do: all of it where a step waits for its tail."""
+        """Without staleness nothing is asked for while a round may do: nothing at all in it where groups go in turn."""
         if self.max_staleness or not self.under_way:
             return False
         may_do = len(self._ready) + len(self.under_way) >= self.groups_per_step
-        return self.tail == "wait" or (may_do and self._counts.asked > 0)
+        return self.takes_in_turn or (may_do and self._counts.asked > 0)
+
+    @property
+    def takes_in_turn(self) -> bool:
+        """A step takes groups in the order in which their prompts were asked for."""
+        return self.max_staleness == 0 and self.tail == "wait"
 
     def _num_allowed(self) -> int:
         """Prompts that a step may try."""
@@ -217,13 +225,16 @@ class GroupQueue:
         oldest_of_next = step - self._oldest_allowed
         late = [key for key, version in self._versions.items() if version < oldest_of_next]
         in_their_place = min(len(late), len(self.under_way) - len(late)) if step < self.num_steps else 0
-        is_whole = self.tail != "wait" or not self._is_in_round
-        if len(self._ready) < self.groups_per_step + in_their_place or not is_whole:
+        if len(self._ready) < self.groups_per_step + in_their_place:
             return None
         order = sorted(self._ready, key=lambda key: (oldest_version(self._ready[key]), key))
         chosen = order[: self.groups_per_step]
-        groups = tuple(self._ready[key] for key in chosen)
         surplus = len(order) - len(chosen)
+        if self.takes_in_turn:
+            if min(self.under_way, default=chosen[-1]) < chosen[-1]:
+                return None
+            order, surplus = chosen, self._forget_after(chosen[-1])
+        groups = tuple(self._ready[key] for key in chosen)
         too_old = [key for key in order if oldest_version(self._ready[key]) < oldest_of_next and key not in chosen]
         graded = tuple(self._unreported[key] for key in sorted(self._unreported))
         gone = {*chosen, *too_old}
@@ -235,7 +246,7 @@ class GroupQueue:
         counts, self._counts = self._counts, _Counts()
         self._unreported, self.num_taken = {}, step
         metrics = {"rollout/rounds": counts.rounds, "rollout/groups_surplus": surplus}
-        if self.max_staleness == 0 and self.tail != "wait":
+        if self.max_staleness == 0 and not self.takes_in_turn:
             metrics["rollout/groups_cut"] = len(late) + len(self.under_way)
         if self.carries:
             metrics |= staleness_metrics(groups, step) | {
@@ -245,6 +256,22 @@ class GroupQueue:
                 "async/groups_restarted": counts.restarted,
             }
         return Taken(groups=groups, graded=graded, metrics=metrics), late
+
+    def _forget_after(self, last: int) -> int:
+        """Of what was asked for after a step's last group nothing is told, nor is the share counted on it: how much of
+        it has been graded by now is chance. Earlier steps count, too, each half as much as the one after it: of few
+        groups all are mixed now and then, and the next round is not to be without a margin.
+
+        Returns:
+            How many prompts that are.
+        """
+        self._unreported = {key: group for key, group in self._unreported.items() if key <= last}
+        self._ready = {key: group for key, group in self._ready.items() if key <= last}
+        earlier_share, earlier_of = self._earlier
+        self.share_of = len(self._unreported) + earlier_of // 2
+        self.mixed_share = (len(self._ready) + earlier_share * (earlier_of // 2)) / self.share_of
+        self._earlier = (self.mixed_share, self.share_of)
+        return self._counts.asked - len(self._unreported)
 
     def trained(self) -> None:
         """The groups that were taken last have been trained on: a checkpoint holds them no more."""
@@ -299,6 +326,7 @@ class GroupQueue:
         self.num_taken, self._next_id = state["num_taken"], state["next_id"]
         self.version, self.round, self.mixed_share = state["version"], state["round"], state["mixed_share"]
         self.share_of = state.get("share_of", self.groups_per_step)
+        self._earlier = (self.mixed_share, self.share_of)
         self.under_way, self._versions, self._untrained, self._counts = {}, {}, [], _Counts()
         self._ready = {item.request_id: item.group for item in kept if item.is_ready}
         self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}

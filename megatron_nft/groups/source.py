@@ -3,7 +3,7 @@
     prompts --> requests on the engines --> answers --> verdicts --> GroupQueue --> take(step), by the trainer
                 (cluster/stream.py)                    (verdict/)   (queue.py)
 
-A run that may not be ahead (max_staleness = 0) asks for a round of prompts when a step begins, the longest expected
+A run that may not be ahead (max_staleness = 0) asks for a round of prompts when a step begins, the longest known
 first, and with it for what somebody else wants of the same weights (`ask_beside`); one that may goes on while the actor
 trains. Answers are graded as they come, beside the sampling. What the source knows between steps goes into the
 checkpoint, graded groups and requests under way with it. Used by train.py.
@@ -221,8 +221,11 @@ class GroupSource:
         while late and (self._late or self._has_work) and not self._queue.carries:
             self._raise_error()
             self._changed.wait(1.0)  # engines that are put to sleep next must have nothing under way
+        for group in taken.graded:
+            self._expected.add(group)
         lengths, self._stream.dropped_tokens = self._stream.dropped_tokens, []
-        more = {"rollout/cut_tokens_mean": sum(lengths) / len(lengths)} if lengths else {}
+        is_cut = lengths and not self._queue.takes_in_turn
+        more = {"rollout/cut_tokens_mean": sum(lengths) / len(lengths)} if is_cut else {}
         return replace(taken, metrics=taken.metrics | more | (self._idle() if self._is_ahead else {}))
 
     def _idle(self) -> dict[str, float]:
@@ -309,7 +312,8 @@ class GroupSource:
             self._changed.notify_all()
 
     def _submit(self, requests: Sequence[Request]) -> None:
-        """The longest expected first: what is begun late should end soon."""
+        """Prompts without known answers first, in their order; of the others the longest expected first: what is begun
+        late should end soon."""
         self._stream.submit(sorted(requests, key=lambda request: -self._expected.of(request.prompt)))
 
     def _sort_out(self, finished: Sequence[tuple[int, RolloutGroup]]) -> None:
@@ -318,7 +322,6 @@ class GroupSource:
             if self._beside.pop(request_id, None) is not None:
                 self._beside_answers[request_id] = group
             else:
-                self._expected.add(group)
                 self._ungraded.append((request_id, group))
 
     def _grade(self) -> None:

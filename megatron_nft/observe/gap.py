@@ -5,7 +5,7 @@ A scored TrainBatch comes in; metrics, or the likely cause of a gap, go out. Cal
 compares engine and actor. Shape suffixes: _N all answer tokens of a batch, _A those of an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -16,6 +16,8 @@ from megatron_nft.types import TrainBatch, TrainSequence
 
 MAX_LOG_RATIO = 10.0
 """Cap of log-ratios before exp, as in nft/loss.py."""
+BLOCK = 1 << 14
+"""Tokens."""
 CERTAIN = 0.02
 """A token less than this away from probability 1, in nats: two distributions that are near each other anywhere are
 within about as much here."""
@@ -48,32 +50,46 @@ def logprob_gap(batch: TrainBatch, importance_cap: float = 0.0) -> dict[str, flo
     With a cap, also the share of tokens at which the importance correction is cut (nft/corrections.py).
     """
     by_answer = [s.old_logprobs_A - s.engine_logprobs_A for s in batch.sequences]
-    gaps_N = np.concatenate(by_answer).astype(np.float64)
-    capped_N = gaps_N.clip(max=MAX_LOG_RATIO)
+    gaps_N = np.concatenate(by_answer)
     sizes_N = np.abs(gaps_N)
     metrics = {
-        "rollout/logprob_gap_mean": float(sizes_N.mean()),
+        "rollout/logprob_gap_mean": float(sizes_N.mean(dtype=np.float64)),
         "rollout/logprob_gap_p99": float(np.quantile(sizes_N, 0.99)),
         "rollout/logprob_gap_max": float(sizes_N.max()),
-        "rollout/gap_signed": float(gaps_N.mean()),
-        "rollout/gap_kl": float((np.expm1(capped_N) - capped_N).mean()),
+        "rollout/gap_signed": float(gaps_N.mean(dtype=np.float64)),
+        "rollout/gap_kl": sum(_divergence(block_N) for block_N in _blocks(gaps_N)) / len(gaps_N),
         "rollout/gap_ess_tokens": _effective(gaps_N),
         "rollout/gap_ess_answers": _effective(np.array([x.sum(dtype=np.float64) for x in by_answer])),
     }
-    positions_N = np.concatenate([np.arange(len(x)) for x in by_answer])
-    quarters_N = 4 * positions_N // max(map(len, by_answer))
-    for quarter in range(4):
-        if (here_N := quarters_N == quarter).any():
-            metrics[f"rollout/gap_quarter_{quarter + 1}"] = float(sizes_N[here_N].mean())
+    bounds = [-(-quarter * max(map(len, by_answer)) // 4) for quarter in range(5)]
+    for quarter, (start, end) in enumerate(pairwise(bounds)):
+        if sizes := [np.abs(x[start:end]) for x in by_answer if len(x) > start]:
+            total = sum(float(size.sum(dtype=np.float64)) for size in sizes)
+            metrics[f"rollout/gap_quarter_{quarter + 1}"] = total / max(sum(map(len, sizes)), 1)
     if importance_cap:
         metrics["rollout/importance_capped_fraction"] = float((gaps_N > np.log(importance_cap)).mean())
     return metrics
 
 
+def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """In float64, as many as a core has at hand: a large run's step has 35 million tokens, and its ranks wait."""
+    for start in range(0, len(values), BLOCK):
+        yield values[start : start + BLOCK].astype(np.float64)
+
+
+def _divergence(gaps: np.ndarray) -> float:
+    """The sum of e^d - d - 1."""
+    capped = gaps.clip(max=MAX_LOG_RATIO)
+    return float((np.expm1(capped) - capped).sum())
+
+
 def _effective(log_weights: np.ndarray) -> float:
     """Effective sample size, as a share."""
-    weights = np.exp(log_weights - log_weights.max())
-    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
+    largest, total, of_squares = float(log_weights.max()), 0.0, 0.0
+    for block in _blocks(log_weights):
+        weights = np.exp(block - largest)
+        total, of_squares = total + float(weights.sum()), of_squares + float((weights * weights).sum())
+    return total**2 / (len(log_weights) * of_squares)
 
 
 def diagnose(sequences: Sequence[TrainSequence]) -> Diagnosis:

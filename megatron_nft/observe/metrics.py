@@ -89,7 +89,12 @@ _ROWS: tuple[tuple[str, str, Reduction, str], ...] = (
     ("rollout/groups_mixed", "groups", "sum", "groups with right and wrong answers; only these are trained on"),
     ("rollout/groups_all_right", "groups", "sum", "groups without a wrong answer, dropped"),
     ("rollout/groups_all_wrong", "groups", "sum", "groups without a right answer, dropped"),
-    ("rollout/groups_surplus", "groups", "sum", "mixed groups beyond train.groups_per_step"),
+    (
+        "rollout/groups_surplus",
+        "groups",
+        "sum",
+        'mixed groups beyond train.groups_per_step; with rollout.tail = "wait", all asked for after the last of those',
+    ),
     (
         "rollout/groups_cut",
         "groups",

@@ -40,19 +40,19 @@ class Rounds:
 
 @cache
 def sampling_rounds(groups: int, mixed_share: float) -> Rounds:
-    """What a step does that knows the share of mixed groups from the step before.
+    """What a step does that knows the share of mixed groups from the steps before.
 
     Args:
         groups: mixed ones that are wanted.
     """
-    seen = [ceil(groups / mixed_share)]
-    # The estimate's own error depends on how many the last step has graded: steps of few groups go to and fro.
-    while (asked := asked_for(groups, mixed_share, seen[-1])) not in seen:
-        seen.append(asked)
-    first = max(asked, seen[-1])
+    share_of = 2 * ceil(groups / mixed_share)  # the prompts that were needed; each step counts half as much as the next
     again = 0.0 if mixed_share == 1 else NormalDist().cdf(-MARGIN)
     short = max(1, round(0.4 * sqrt(groups * (1 - mixed_share))))  # mean of what is missing, where something is
-    return Rounds(first=first, again=again, second=asked_for(short, mixed_share, first))
+    return Rounds(
+        first=asked_for(groups, mixed_share, share_of),
+        again=again,
+        second=asked_for(short, mixed_share, share_of),
+    )
 
 
 def asked_for(groups: int, mixed_share: float, share_of: int) -> int:

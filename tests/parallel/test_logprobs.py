@@ -74,7 +74,10 @@ def by_rank(rank, master, vocab_size, padded, dtype, block):
         logits_bytes=4 * TOKENS * block,
         with_entropy=True,
     )
-    logprobs.backward(upstream)
+    once = torch.autograd.grad(logprobs, (hidden, own), upstream, retain_graph=True)
+    logprobs.backward(upstream)  # a second time: with what it kept for the first one gone
+    for first, second in zip(once, (hidden.grad, own.grad), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 2e-2)
     dist.all_reduce(hidden.grad)  # as HiddenOutput's backward does
     alone, no_entropies = label_logprobs(
         hidden, own, labels, temperature=TEMPERATURE, vocab_size=vocab_size, group=dist.group.WORLD, logits_bytes=1
@@ -96,6 +99,9 @@ def by_rank(rank, master, vocab_size, padded, dtype, block):
         (301, 384, torch.float32, 60),  # the second rank's slice ends in padding
         (100, 256, torch.float32, 100),  # the second rank has nothing but padding
         (301, 384, torch.bfloat16, 60),
+        (301, 301, torch.float32, 301),  # one block, which is kept for the backward pass
+        (301, 384, torch.float32, 192),
+        (301, 384, torch.bfloat16, 192),
     ],
 )
 def test_values_and_gradients_equal_those_of_the_whole_vocabulary(vocab_size, padded, dtype, block):

@@ -31,6 +31,7 @@ class Engines:
         self.names = [f"engine {number}" for number in range(count)]
         self.given = {name: [] for name in self.names}  # a list of ids each call that brought any
         self.under_way = {name: {} for name in self.names}
+        self.seen = {}  # requests of all engines, by id
         self.may_end, self.tokens, self.version = may_end, tokens, 0
         self.wants_weights = self.is_empty = False
         self._handles = {name: SimpleNamespace(call=SimpleNamespace(remote=self._remote(name))) for name in self.names}
@@ -43,7 +44,9 @@ class Engines:
             lengths = [1 for key in dropped if mine.pop(key, None) for _ in range(2)]
             if requests:
                 self.given[name].append([request.request_id for request in requests])
-            mine |= {request.request_id: request for request in requests}
+            new = {request.request_id: request for request in requests}
+            mine |= new
+            self.seen |= new
             ended = [request for request in mine.values() if self.may_end(request)]
             for request in ended:
                 del mine[request.request_id]

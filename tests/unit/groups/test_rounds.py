@@ -10,7 +10,7 @@ from megatron_nft.rollout.api import Request
 from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
 
 
-def test_without_staleness_a_round_is_whole_before_anything_else():
+def test_without_staleness_a_round_is_whole_before_another_is_asked_for():
     queue = make_queue(0)
     first = ask(queue)
     assert len(first) == 4 and queue.num_missing() == 0
@@ -22,13 +22,13 @@ def test_without_staleness_a_round_is_whole_before_anything_else():
     assert len(second) == 3, "one is missing, and three of four were mixed: 1.3, and a margin"
     grade(queue, second[::-1], 0)  # in whatever order they get ready
     taken, late = queue.take(1)
-    assert (ids(taken.groups), ids(taken.graded), late) == ([0, 1, 3, 4], [*range(7)], [])
+    assert (ids(taken.groups), ids(taken.graded), late) == ([0, 1, 3, 4], [*range(5)], [])
     assert taken.metrics["rollout/rounds"] == 2 and taken.metrics["rollout/groups_surplus"] == 2
     assert not any(name.startswith("async/") for name in taken.metrics)
     queue.trained()
     assert queue.num_missing() == 0 and queue.num_ready == 0, "the next step's policy is another"
     queue.synced(1, set(), restarts=False)
-    assert queue.num_missing() == 7, "6 of 7 were mixed: 4.7, and a margin"
+    assert queue.num_missing() == 9, "of 5 that it came to four were mixed: 5, and a margin"
 
 
 def rounds_of(share, groups_per_step, steps=1000, seed=0):
@@ -52,7 +52,7 @@ def rounds_of(share, groups_per_step, steps=1000, seed=0):
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
 def test_a_step_of_a_synchronous_run_takes_one_round(share):
     """A second one would last its longest answer."""
-    rounds, prompts = rounds_of(share, 64, steps=100)
+    rounds, prompts = rounds_of(share, 64, steps=400)
     assert np.mean(rounds) <= 1.06 and prompts <= 1.4 * 64 / share
 
 
@@ -137,6 +137,7 @@ def after_a_first_step(tail, **more):
     assert queue.take(1) is not None
     queue.trained()
     queue.synced(1, set(), restarts=False)
+    queue.mixed_share, queue.share_of = 0.8, 5
     return queue, ask(queue)
 
 
@@ -154,14 +155,72 @@ def test_a_tail_that_is_cut_costs_a_step_no_answer_that_it_needs():
     assert queue.num_ready == 0 and queue.num_missing() == 0
 
 
-def test_a_tail_that_is_waited_for_is_whole_before_the_step():
+def test_a_step_that_takes_groups_in_turn_waits_for_those_whose_turn_it_is():
     queue, second = after_a_first_step("wait")
     grade(queue, second[4:], 1)
     assert queue.num_ready == 5 and queue.take(2) is None
+    grade(queue, second[1:4], 1)
+    assert queue.take(2) is None, "the first may be mixed"
+    grade(queue, second[:1], 1, mixed=False)
+    taken, late = queue.take(2)
+    first = second[0].request_id
+    assert ids(taken.groups) == [first + 1, first + 2, first + 3, first + 4] and late == []
+    assert ids(taken.graded) == [*range(first, first + 5)], "what of the others is graded by now is chance"
+    assert taken.metrics == {"rollout/rounds": 1, "rollout/groups_surplus": 4}
+    assert queue.num_ready == 0 and len(queue.kept()) == 5, "the step's own, until it has trained on them"
+
+
+def test_a_step_that_takes_groups_in_turn_begins_while_others_are_under_way():
+    queue, second = after_a_first_step("wait")
     grade(queue, second[:4], 1)
     taken, late = queue.take(2)
-    assert ids(taken.groups) == [5, 6, 7, 8] and len(taken.graded) == 9 and late == []
-    assert "rollout/groups_cut" not in taken.metrics
+    assert late == [request.request_id for request in second[4:]] and not queue.under_way
+    assert ids(taken.groups) == ids(taken.graded) and taken.metrics["rollout/groups_surplus"] == 5
+    queue.trained()
+    queue.grade(late[0], answered(second[4], 1))  # comes all the same
+    assert queue.num_ready == 0 and not queue.kept()
+
+
+def test_the_share_is_of_earlier_steps_too():
+    """All of the few groups of a step are mixed now and then: the next round has a margin all the same."""
+    queue, _ = after_a_first_step("wait")
+    queue._earlier = (0.6, 10)
+    grade(queue, [*queue.under_way.values()], 1)
+    assert queue.take(2) is not None
+    assert (queue.mixed_share, queue.share_of) == (pytest.approx((4 + 3) / 9), 9)
+    again = make_queue(0)
+    again.restore(queue.state_dict(), [], [])
+    for each in (queue, again):
+        each.trained()
+        each.synced(2, set(), restarts=False)
+        grade(each, ask(each), 2)
+        assert each.take(3) is not None
+        assert (each.mixed_share, each.share_of) == (pytest.approx((4 + 4 * 7 / 9) / 8), 8)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.15])
+def test_in_whichever_order_groups_get_ready_the_same_steps_are_taken(share):
+    """Groups, what is told of them, rounds, and how many prompts the next step asks for."""
+
+    def steps(seed):
+        queue, order, seen = make_queue(0, 8, max_rounds=10), np.random.default_rng(seed), []
+        for step in range(1, 13):
+            under_way = []
+            while (found := queue.take(step)) is None:
+                under_way += ask(queue) if queue.num_missing() else []
+                request = under_way.pop(int(order.integers(len(under_way))))
+                is_mixed = np.random.default_rng(request.request_id).random() < share
+                queue.grade(request.request_id, answered(request, step - 1, mixed=bool(is_mixed)))
+            taken, late = found
+            assert not queue.under_way and set(late) >= {request.request_id for request in under_way}
+            queue.trained()
+            queue.synced(step, set(), restarts=False)
+            seen.append((ids(taken.groups), ids(taken.graded), taken.metrics, queue.state_dict()))
+        return seen
+
+    first = steps(0)
+    assert all(steps(seed) == first for seed in range(1, 6))
+    assert any(metrics["rollout/groups_surplus"] for _, _, metrics, _ in first)
 
 
 def test_a_round_that_can_not_do_is_followed_before_it_is_whole():

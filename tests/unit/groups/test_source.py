@@ -62,30 +62,20 @@ def tokens_of(groups):
     return [len(group.prompt.token_ids_P) for group in groups]
 
 
-def test_the_longest_expected_go_first_and_the_batch_is_in_the_prompts_order():
-    engines = Engines()
-    order = []
-    engines.tokens = lambda request: order.append(len(request.prompt.token_ids_P)) or 4
-    with closing(source_of(engines)) as source:
-        taken = source.take(1, REPORT)
-    assert order == sorted(order, reverse=True) and len(set(order)) == GROUPS, "by the prompts' own length"
-    assert engines.given["engine 0"] == [sorted(range(GROUPS), key=lambda i: -tokens_of(taken.groups)[i])]
-
-
-def test_what_is_known_of_a_prompt_goes_before_its_own_length():
-    """In the second epoch, with the longest answers to the shortest prompts."""
-    order = []
-
-    def tokens(request):
-        order.append(len(request.prompt.token_ids_P))
-        return 100 - 10 * len(request.prompt.token_ids_P)
-
-    engines = Engines(tokens=tokens)
+def test_prompts_go_in_their_order_until_their_answers_are_known_and_then_the_longest_first():
+    """The batch is in the prompts' order in any case."""
+    engines = Engines(tokens=lambda request: 100 - 10 * len(request.prompt.token_ids_P))
     with closing(source_of(engines, lengths=(5, 6, 7, 8))) as source:
-        source.take(1, REPORT)
+        assert tokens_of(source.take(1, REPORT).groups) != [5, 6, 7, 8]
+        (first,) = engines.given["engine 0"]
         next_step(source, engines, 1)
-        source.take(2, REPORT)
-    assert order == [8, 7, 6, 5, 5, 6, 7, 8]
+        taken = source.take(2, REPORT)
+    assert first == [0, 1, 2, 3]
+    second = engines.given["engine 0"][1]
+    prompts = {request_id: request.prompt for request_id, request in engines.seen.items()}
+    lengths = [len(prompts[request_id].token_ids_P) for request_id in second]
+    assert lengths == sorted(lengths) and set(lengths) == {5, 6, 7, 8}, "the shortest prompts had the longest answers"
+    assert tokens_of(taken.groups) == [len(prompts[request_id].token_ids_P) for request_id in sorted(second)[:GROUPS]]
 
 
 def test_a_resumed_run_asks_in_the_same_order():
@@ -123,15 +113,15 @@ def test_whole_groups_are_graded_while_others_are_sampled():
         assert len(source.take(1, REPORT).groups) == GROUPS and looks[-1] == GROUPS - 1
 
 
-def held_back(source, engines):
-    """A step whose round is larger than it needs, and whose first two requests are not answered until the list that
-    is returned, of their ids, is empty."""
+def held_back(source, engines, numbers=(0, 1)):
+    """A step whose round is larger than it needs, and of which these requests, counted from its first, are not answered
+    until the list that is returned, of their ids, is empty."""
     wanted = []
     source.take(1, REPORT)
     source._queue.mixed_share, source._queue.share_of = 0.5, 100  # as if half of them had been mixed
     first = source._queue._next_id
     engines.may_end = lambda request: request.request_id not in wanted
-    wanted += [first, first + 1]
+    wanted += [first + number for number in numbers]
     next_step(source, engines, 1)
     return wanted
 
@@ -180,15 +170,33 @@ def test_answers_that_wait_for_a_verdict_stay_as_old_as_they_are():
         may_judge.set()
 
 
-def test_a_tail_that_is_waited_for_is_whole():
+def test_a_step_waits_for_the_groups_whose_turn_it_is():
     engines, judge = Engines(), Judge()
     with closing(source_of(engines, judge=judge)) as source:
         ids = held_back(source, engines)
+        first = ids[0]
         wait_until(lambda: source._queue.num_ready >= GROUPS)
         assert source._queue.take(2) is None
         ids.clear()
         taken = source.take(2, REPORT)
-    assert len(taken.graded) > GROUPS and "rollout/groups_cut" not in taken.metrics
+        assert all(engines.seen[first + i].prompt == group.prompt for i, group in enumerate(taken.groups))
+    assert len(taken.graded) == GROUPS and "rollout/groups_cut" not in taken.metrics
+
+
+def test_and_not_for_those_after_them():
+    """They are gone from the engines when the step begins, and what they would have said of lengths and shares is not
+    known, whether they are graded by then or not."""
+
+    def step(held):
+        engines, judge = Engines(tokens=lambda request: 4 + request.request_id), Judge()
+        with closing(source_of(engines, judge=judge)) as source:
+            held_back(source, engines, held)
+            taken = source.take(2, REPORT)
+            assert engines.under_way == {"engine 0": {}} and not source._stream.is_working
+            source.trained()
+            return [group.prompt.prompt_id for group in taken.graded], taken.metrics, source.state()[0]
+
+    assert step([8, 12]) == step([13]) == step([])
 
 
 def test_an_evaluation_beside_a_step_is_one_queue_with_it_and_the_step_waits_for_it():
