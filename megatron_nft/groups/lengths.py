@@ -27,7 +27,7 @@ class ExpectedTokens:
 
     def of(self, prompt: Prompt) -> float:
         """Tokens of an answer to it; infinite where none is known. (By a prompt's own length they would be in disorder,
-        and a step wait longer for those whose turn it is: benchmarks/scale/README.md.)"""
+        and a step wait longer for those whose turn it is: benchmarks/scale.)"""
         _, tokens = self._known.get(prompt.prompt_id, (0, inf))
         return tokens
 

@@ -24,10 +24,9 @@ from math import ceil, sqrt
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
-
 from megatron_nft.config.rollout import Tail
 from megatron_nft.evaluation.accuracy import wilson_interval
+from megatron_nft.groups.staleness import oldest_version, staleness_metrics
 from megatron_nft.plan.rounds import MARGIN, most_prompts
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
@@ -342,18 +341,3 @@ class GroupQueue:
 def largest_share(mixed: int, graded: int) -> float:
     """Of mixed groups that fits what has been graded; 1 where nothing has."""
     return wilson_interval(mixed, graded, SURE)[1] if graded else 1.0
-
-
-def oldest_version(group: RolloutGroup) -> int:
-    """Of the policy that sampled the group's oldest token."""
-    return min(rollout.policy_version for rollout in group.rollouts)
-
-
-def staleness_metrics(groups: Sequence[RolloutGroup], step: int) -> dict[str, float]:
-    """How far behind the policy that step `step` trains (step - 1) those were that sampled its answer tokens."""
-    staleness = np.concatenate([step - 1 - rollout.policy_versions_A for group in groups for rollout in group.rollouts])
-    return {
-        "async/staleness_mean": float(staleness.mean()),
-        "async/staleness_max": int(staleness.max()),
-        "async/groups_carried": sum(any(rollout.newer_versions for rollout in group.rollouts) for group in groups),
-    }

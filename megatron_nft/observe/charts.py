@@ -110,7 +110,7 @@ ANSWERS = (
     ),
     Chart(
         title="Groups beyond a step's own", unit="groups",
-        lines=(("mixed, not needed", "rollout/groups_surplus"), ("under way at the tail", "rollout/groups_cut")),
+        lines=(("not needed", "rollout/groups_surplus"), ("under way at the tail", "rollout/groups_cut")),
         good='A tenth or less. With rollout.tail = "drop" those under way are the longest, and are lost.', rest=FROM_0,
     ),
     Chart(

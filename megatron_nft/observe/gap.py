@@ -17,7 +17,7 @@ from megatron_nft.types import TrainBatch, TrainSequence
 MAX_LOG_RATIO = 10.0
 """Cap of log-ratios before exp, as in nft/loss.py."""
 BLOCK = 1 << 14
-"""Tokens."""
+"""Tokens at a time, so that a core's cache holds what is computed of them."""
 CERTAIN = 0.02
 """A token less than this away from probability 1, in nats: two distributions that are near each other anywhere are
 within about as much here."""

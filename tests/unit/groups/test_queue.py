@@ -3,7 +3,8 @@
 import pytest
 
 from megatron_nft.groups.file import load_groups, save_groups
-from megatron_nft.groups.queue import NoMixedGroups, staleness_metrics
+from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.groups.staleness import staleness_metrics
 from megatron_nft.rollout.api import Request
 from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
 
