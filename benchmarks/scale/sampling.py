@@ -26,6 +26,7 @@ from megatron_nft.config import Config, load_config
 from megatron_nft.groups import queue as queue_module
 from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import GroupQueue
+from megatron_nft.groups.share import MixedShare
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
 from megatron_nft.plan.rollouts import rollout_round
@@ -106,7 +107,7 @@ def play(arrangement: Arrangement, steps: int, seed: int = 1) -> dict[str, float
 def _play(cluster: VirtualFleet, config: Config, a: Arrangement, steps: int, seed: int) -> dict[str, float]:
     queue = GroupQueue(groups_per_step=config.train.groups_per_step, max_staleness=0, num_steps=steps + 1,
                        max_rounds=config.rollout.max_sampling_rounds, tail=a.tail)  # fmt: skip
-    queue.mixed_share, queue.share_of = a.share, round(config.train.groups_per_step / a.share)
+    queue.share = MixedShare.known(a.share, round(config.train.groups_per_step / a.share))
     kind = StreamByGroups if a.places == "groups" else RequestStream
     at_once = None if a.places == "all" else config.rollout.max_concurrent
     stream = kind(cluster, "rollouts", answers_at_once=at_once, timeout_s=1e9)

@@ -19,13 +19,14 @@ Called by source.py, under its lock.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, sqrt
 from operator import attrgetter
 from typing import Any
 
 from megatron_nft.config.rollout import Tail
 from megatron_nft.evaluation.accuracy import wilson_interval
+from megatron_nft.groups.share import MixedShare
 from megatron_nft.groups.staleness import oldest_version, staleness_metrics
 from megatron_nft.plan.rounds import MARGIN, most_prompts
 from megatron_nft.rollout.api import Request, Sampling, requests_of
@@ -83,6 +84,7 @@ class GroupQueue:
         version: of the policy that the engines hold.
         num_taken: steps that have got their groups.
         round: rounds of prompts asked for under this version; tells their seeds apart.
+        share: of mixed groups, as far as is known.
         under_way: requests that are not graded yet, by id.
     """
 
@@ -101,8 +103,7 @@ class GroupQueue:
         self._oldest_allowed = max(max_staleness, int(tail == "keep"))  # staleness of a group that is trained on
         self.max_rounds, self.num_steps, self._teaches, self._needs = max_rounds, num_steps, teaches, needs
         self.version = self.num_taken = self.round = self._next_id = 0
-        self.mixed_share, self.share_of = 1.0, 0  # the share, and how many graded groups say so; none yet
-        self._earlier = (self.mixed_share, self.share_of)  # as of the last step
+        self.share = MixedShare()
         self.under_way: dict[int, Request] = {}
         self._versions: dict[int, int] = {}  # of requests under way: of the policy that samples the first token
         self._ready: dict[int, RolloutGroup] = {}
@@ -149,12 +150,12 @@ class GroupQueue:
                 return 0  # those that are graded are the short ones: it is judged once the others are, too
             raise NoMixedGroups(self._why_none(left))
         margin = 0.0
-        if self.max_staleness == 0 and self.share_of:  # their number is binomial, and the share an estimate
-            variance = room * (1 - self.mixed_share)
-            margin = MARGIN * sqrt(variance * (1 + room / (self.mixed_share * self.share_of)))
-        if self.share_of and len(self._ready) + left * self.mixed_share < 2 * self.groups_per_step:
-            left = min(left, GROWTH * self.share_of)  # they hardly would do: some, to know the share better
-        return max(min(ceil((room + margin) / self.mixed_share), left) - len(self.under_way), 0)
+        share = self.share
+        if self.max_staleness == 0 and share.of:  # their number is binomial, and the share an estimate
+            margin = MARGIN * sqrt(room * (1 - share.value) * (1 + room / (share.value * share.of)))
+        if share.of and len(self._ready) + left * share.value < 2 * self.groups_per_step:
+            left = min(left, GROWTH * share.of)  # they hardly would do: some, to know the share better
+        return max(min(ceil((room + margin) / share.value), left) - len(self.under_way), 0)
 
     @property
     def _is_in_round(self) -> bool:
@@ -216,7 +217,7 @@ class GroupQueue:
             counts.mixed += 1
             self._ready[request_id] = group
         if counts.graded >= self.groups_per_step:  # fewer say little
-            self.mixed_share, self.share_of = max(counts.mixed, 1) / counts.graded, counts.graded
+            self.share.count(counts.mixed, counts.graded)
 
     def take(self, step: int) -> tuple[Taken, list[int]] | None:
         """The groups of a step, the oldest first, and the ids of requests under way that no later step can train on;
@@ -244,6 +245,7 @@ class GroupQueue:
             del self.under_way[key], self._versions[key]
         counts, self._counts = self._counts, _Counts()
         self._unreported, self.num_taken = {}, step
+        self.share.end_step()
         metrics = {"rollout/rounds": counts.rounds, "rollout/groups_surplus": surplus}
         if self.max_staleness == 0 and not self.takes_in_turn:
             metrics["rollout/groups_cut"] = len(late) + len(self.under_way)
@@ -258,18 +260,14 @@ class GroupQueue:
 
     def _forget_after(self, last: int) -> int:
         """Of what was asked for after a step's last group nothing is told, nor is the share counted on it: how much of
-        it has been graded by now is chance. Earlier steps count, too, each half as much as the one after it: of few
-        groups all are mixed now and then, and the next round is not to be without a margin.
+        it has been graded by now is chance.
 
         Returns:
             How many prompts that are.
         """
         self._unreported = {key: group for key, group in self._unreported.items() if key <= last}
         self._ready = {key: group for key, group in self._ready.items() if key <= last}
-        earlier_share, earlier_of = self._earlier
-        self.share_of = len(self._unreported) + earlier_of // 2
-        self.mixed_share = (len(self._ready) + earlier_share * (earlier_of // 2)) / self.share_of
-        self._earlier = (self.mixed_share, self.share_of)
+        self.share.count(len(self._ready), len(self._unreported))
         return self._counts.asked - len(self._unreported)
 
     def trained(self) -> None:
@@ -308,8 +306,7 @@ class GroupQueue:
             "next_id": self._next_id,
             "round": self.round,
             "version": self.version,
-            "mixed_share": self.mixed_share,
-            "share_of": self.share_of,
+            "share": asdict(self.share),
             "under_way": [
                 [request.request_id, request.prompt.prompt_id, request.seed_id, request.sampling.seed]
                 for request in self.under_way.values()
@@ -323,9 +320,11 @@ class GroupQueue:
             requests: those of the state's "under_way"; they begin again from their prompts.
         """
         self.num_taken, self._next_id = state["num_taken"], state["next_id"]
-        self.version, self.round, self.mixed_share = state["version"], state["round"], state["mixed_share"]
-        self.share_of = state.get("share_of", self.groups_per_step)
-        self._earlier = (self.mixed_share, self.share_of)
+        self.version, self.round = state["version"], state["round"]
+        if "share" in state:
+            self.share = MixedShare(**state["share"])
+        else:  # an older checkpoint
+            self.share = MixedShare.known(state["mixed_share"], state.get("share_of", self.groups_per_step))
         self.under_way, self._versions, self._untrained, self._counts = {}, {}, [], _Counts()
         self._ready = {item.request_id: item.group for item in kept if item.is_ready}
         self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}

@@ -99,7 +99,7 @@ class GroupSource:
             self._beside, self._beside_new, self._beside_answers = {}, [], {}
             self._expected.restore(state.get("expected_tokens", {}))
             empty = {"num_taken": step, "version": step, "round": 0, "next_id": 0, "under_way": []}
-            queue = state.get("queue", empty | {"mixed_share": state["mixed_share"]})
+            queue = state.get("queue") or empty | {"mixed_share": state["mixed_share"]}
             prompts = self.prompts
             requests = [
                 Request(request_id=key, prompt=prompts[name], seed_id=seed_id, sampling=self._sampling(seed))
@@ -237,8 +237,11 @@ class GroupSource:
         return {"async/engine_idle_s": max(unpaused_s - busy_s, 0.0)}
 
     def _kept(self) -> State:
-        state = {"prompts": self._prompts.state_dict(), "queue": self._queue.state_dict()}
-        state |= {"mixed_share": self._queue.mixed_share, "expected_tokens": self._expected.state_dict()}
+        state = {
+            "prompts": self._prompts.state_dict(),
+            "queue": self._queue.state_dict(),
+            "expected_tokens": self._expected.state_dict(),
+        }
         return state, tuple(self._queue.kept())
 
     def _sampling(self, seed: int) -> Sampling:

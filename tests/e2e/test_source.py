@@ -17,6 +17,7 @@ from megatron_nft.config import load_config
 from megatron_nft.data.prompts import PromptStream, load_prompts, load_tokenizer
 from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.groups.share import MixedShare
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.report import Report
 from megatron_nft.verdict.judge import Judge
@@ -231,7 +232,7 @@ def test_a_tail_that_is_cut_leaves_no_engine_with_work(cluster):
     with sampling(cluster, tail="drop", max_answer_tokens=64) as source:
         take(cluster, source, 1)
         sync(cluster, source, 1)
-        source._queue.mixed_share, source._queue.share_of = 0.3, 100  # asks for more than it needs
+        source._queue.share = MixedShare.known(0.3, 100)  # asks for more than it needs
         taken = take(cluster, source, 2)
         left = cluster.engines.call("advance", "rollouts", [], [], 0.0)
     assert taken.metrics["rollout/groups_cut"] > 0 and taken.metrics["rollout/cut_tokens_mean"] > 0

@@ -44,7 +44,7 @@ def test_what_is_under_way_counts_by_the_share_that_is_mixed():
     requests = ask(queue)
     grade(queue, requests[:4], 0)
     grade(queue, requests[4:], 0, mixed=False)
-    assert queue.mixed_share == 0.5 and len(ask(queue)) == 8 and queue.num_missing() == 0
+    assert queue.share.value == 0.5 and len(ask(queue)) == 8 and queue.num_missing() == 0
 
 
 def test_nothing_is_asked_for_beyond_the_last_step():

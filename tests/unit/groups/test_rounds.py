@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_nft.groups.queue import NoMixedGroups, largest_share
+from megatron_nft.groups.share import MixedShare
 from megatron_nft.rollout.api import Request
 from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
 
@@ -111,7 +112,7 @@ def test_groups_that_are_mixed_and_late_are_waited_for(max_staleness, tail):
     """Wrong answers are long ones: what is graded first is not a sample of what is under way."""
     queue = make_queue(max_staleness, 512, max_rounds=10, tail=tail)
     while len(queue.under_way) < 2000:
-        grade(queue, ask(queue), 0, mixed=False) if not queue.share_of else ask(queue)
+        grade(queue, ask(queue), 0, mixed=False) if not queue.share.of else ask(queue)
     under_way = [*queue.under_way.values()]
     early, late = under_way[:-511], under_way[-511:]
     for start in range(0, len(early), 100):
@@ -137,7 +138,7 @@ def after_a_first_step(tail, **more):
     assert queue.take(1) is not None
     queue.trained()
     queue.synced(1, set(), restarts=False)
-    queue.mixed_share, queue.share_of = 0.8, 5
+    queue.share = MixedShare(0.8, 5)  # as if no earlier step had been
     return queue, ask(queue)
 
 
@@ -184,10 +185,10 @@ def test_a_step_that_takes_groups_in_turn_begins_while_others_are_under_way():
 def test_the_share_is_of_earlier_steps_too():
     """All of the few groups of a step are mixed now and then: the next round has a margin all the same."""
     queue, _ = after_a_first_step("wait")
-    queue._earlier = (0.6, 10)
+    queue.share = MixedShare.known(0.6, 10)
     grade(queue, [*queue.under_way.values()], 1)
     assert queue.take(2) is not None
-    assert (queue.mixed_share, queue.share_of) == (pytest.approx((4 + 3) / 9), 9)
+    assert (queue.share.value, queue.share.of) == (pytest.approx((4 + 3) / 9), 9)
     again = make_queue(0)
     again.restore(queue.state_dict(), [], [])
     for each in (queue, again):
@@ -195,7 +196,44 @@ def test_the_share_is_of_earlier_steps_too():
         each.synced(2, set(), restarts=False)
         grade(each, ask(each), 2)
         assert each.take(3) is not None
-        assert (each.mixed_share, each.share_of) == (pytest.approx((4 + 4 * 7 / 9) / 8), 8)
+        assert (each.share.value, each.share.of) == (pytest.approx((4 + 4 * 7 / 9) / 8), 8)
+
+
+@pytest.mark.parametrize("tail", ["drop", "keep"])
+def test_a_step_that_was_all_mixed_by_chance_leaves_the_next_a_margin(tail):
+    queue, second = after_a_first_step(tail)
+    queue.share = MixedShare.known(0.5, 16)
+    grade(queue, second[:4], 1)
+    assert queue.take(2) is not None
+    queue.trained()
+    queue.synced(2, set(), restarts=False)
+    assert queue.share == MixedShare.known((4 + 8 * 0.5) / 12, 12) and queue.num_missing() > 4
+
+
+def test_the_share_goes_on_where_it_was_within_a_step():
+    queue = make_queue(1)
+    grade(queue, ask(queue)[:5], 0)
+    assert queue.take(1) is not None
+    queue.trained()
+    grade(queue, [*queue.under_way.values()], 0, mixed=False)
+    grade(queue, ask(queue)[:2], 0, mixed=False)
+    again = make_queue(1)
+    again.restore(queue.state_dict(), queue.kept(), [*queue.under_way.values()])
+    assert again.share == queue.share != MixedShare.known(queue.share.value, queue.share.of)
+    for each in (queue, again):
+        grade(each, [*each.under_way.values()], 0, mixed=False)
+    assert again.share == queue.share
+
+
+def test_a_checkpoint_of_before_knows_its_share():
+    """Its queue had these two values, or only the first."""
+    queue = make_queue(0)
+    state = queue.state_dict()
+    del state["share"]
+    queue.restore(state | {"mixed_share": 0.25, "share_of": 10}, [], [])
+    assert queue.share == MixedShare.known(0.25, 10)
+    queue.restore(state | {"mixed_share": 0.25}, [], [])
+    assert queue.share == MixedShare.known(0.25, 4)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.15])

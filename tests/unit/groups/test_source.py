@@ -14,6 +14,7 @@ import pytest
 
 from megatron_nft.config import load_config
 from megatron_nft.data.prompts import PromptStream
+from megatron_nft.groups.share import MixedShare
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.rollout.api import Sampling, requests_of
 from megatron_nft.run.held_out import requests_to
@@ -118,7 +119,7 @@ def held_back(source, engines, numbers=(0, 1)):
     until the list that is returned, of their ids, is empty."""
     wanted = []
     source.take(1, REPORT)
-    source._queue.mixed_share, source._queue.share_of = 0.5, 100  # as if half of them had been mixed
+    source._queue.share = MixedShare.known(0.5, 100)  # as if half of them had been mixed
     first = source._queue._next_id
     engines.may_end = lambda request: request.request_id not in wanted
     wanted += [first + number for number in numbers]
