@@ -83,8 +83,11 @@ def plan_memory(
     Args:
         ranks: `parameters_of_rank` of every pipeline rank.
     """
+    largest_buckets = [largest_bucket_bytes(config, hf, stage) for stage in range(config.actor.pp)]
     usages = [
-        u for pp_rank in range(config.actor.pp) for u in _actor(config, hf, work, engine, machine, ranks, pp_rank)
+        usage
+        for pp_rank in range(config.actor.pp)
+        for usage in _actor(config, hf, work, engine, machine, ranks, largest_buckets, pp_rank)
     ]
     on_cpu = config.cluster.device == "cpu"
     engine_parts = {
@@ -94,8 +97,7 @@ def plan_memory(
     }
     if not config.is_colocated:
         usages.append(Usage(phase="rollout", who="engine", parts=engine_parts, limit=machine.memory_bytes))
-        largest = max(largest_bucket_bytes(config, hf, stage) for stage in range(config.actor.pp))
-        receiving = {**engine_parts, "buckets": float(largest)}
+        receiving = {**engine_parts, "buckets": float(max(largest_buckets))}
         usages.append(Usage(phase="sync", who="engine", parts=receiving, limit=machine.memory_bytes))
     host = _host(config, hf, work, engine, machine, ranks, usages)
     problems = [*_device_problems(config, usages, machine)]
@@ -125,6 +127,7 @@ def _actor(
     engine: Engine,
     machine: Machine,
     ranks: list[RankParameters],
+    largest_buckets: list[int],
     pp_rank: int,
 ) -> list[Usage]:
     actor, mine, on_cpu = config.actor, ranks[pp_rank], config.cluster.device == "cpu"
@@ -167,8 +170,9 @@ def _actor(
     }
     scoring = {"activations": layer * slack, "logits": logits, "workspace": 0.0}
     on_device = not config.carrier_traits.is_in_host_memory
-    buckets = {"buckets": _bucket_bytes(config, hf, pp_rank) if on_device else 0.0}
-    gathering = {"buckets": buckets["buckets"] + (_gather_bytes(config, hf, pp_rank) if on_device else 0.0)}
+    buckets = {"buckets": _bucket_bytes(config, largest_buckets, pp_rank) if on_device else 0.0}
+    gathered = _gather_bytes(config, largest_buckets[pp_rank]) if on_device else 0.0
+    gathering = {"buckets": buckets["buckets"] + gathered}
     limit, who = machine.memory_bytes, f"actor stage {pp_rank}"
 
     def usage(phase: str, *parts: dict[str, float]) -> Usage:
@@ -201,16 +205,16 @@ def logits_bytes(config: Config, hf: HFConfig, answer_tokens: float) -> float:
     return block * copies + rows + answer_tokens * hf.hidden_size * (4 + element)
 
 
-def _bucket_bytes(config: Config, hf: HFConfig, pp_rank: int) -> float:
-    """The two buffers of an actor rank, for as long as it lives."""
-    stages = range(config.actor.pp) if config.carrier_traits.every_rank_sends else [pp_rank]
-    return float(BUCKETS_IN_USE * max(largest_bucket_bytes(config, hf, stage) for stage in stages))
+def _bucket_bytes(config: Config, largest_buckets: list[int], pp_rank: int) -> float:
+    """The two buffers of an actor rank, for as long as it lives: of its stage's largest bucket, or of any stage's."""
+    largest = max(largest_buckets) if config.carrier_traits.every_rank_sends else largest_buckets[pp_rank]
+    return float(BUCKETS_IN_USE * largest)
 
 
-def _gather_bytes(config: Config, hf: HFConfig, pp_rank: int) -> float:
+def _gather_bytes(config: Config, largest_bucket: int) -> float:
     """While a bucket is gathered: this rank's shards of it as one message, and the messages of all."""
     senders = max(config.actor.tp, config.actor.expert_tp * config.actor.ep)
-    return (1 + 1 / senders) * largest_bucket_bytes(config, hf, pp_rank) if senders > 1 else 0.0
+    return (1 + 1 / senders) * largest_bucket if senders > 1 else 0.0
 
 
 CPU_PROCESS_BYTES = int(0.6 * GIB)
