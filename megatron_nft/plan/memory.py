@@ -99,7 +99,7 @@ def plan_memory(
         usages.append(Usage(phase="rollout", who="engine", parts=engine_parts, limit=machine.memory_bytes))
         receiving = {**engine_parts, "buckets": float(max(largest_buckets))}
         usages.append(Usage(phase="sync", who="engine", parts=receiving, limit=machine.memory_bytes))
-    host = _host(config, hf, work, engine, machine, ranks, usages)
+    host = _host(config, hf, work, engine, machine, ranks, largest_buckets, usages)
     problems = [*_device_problems(config, usages, machine)]
     context = work.prompt_tokens + work.answer_tokens
     places = min(config.rollout.max_concurrent, int(engine.kv_tokens / context))
@@ -228,6 +228,7 @@ def _host(
     engine: Engine,
     machine: Machine,
     ranks: list[RankParameters],
+    largest_buckets: list[int],
     usages: list[Usage],
 ) -> dict[str, float]:
     """Bytes on the fullest node: as many actor ranks as it has devices, and engines' workers beside them."""
@@ -267,7 +268,7 @@ def _host(
     if on_host:
         parts["activations"] = on_host * actors_here
     if config.carrier_traits.is_in_host_memory:
-        parts["buckets"] = sum(_bucket_bytes(config, hf, s) for s in range(actor.pp))
+        parts["buckets"] = sum(_bucket_bytes(config, largest_buckets, stage) for stage in range(actor.pp))
     parts["Ray's object store"] = OBJECT_STORE_BYTES
     return parts
 
