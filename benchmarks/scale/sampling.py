@@ -1,7 +1,7 @@
 """The rollouts of the 32B recipe's step at 128 GPUs, in virtual time: how far they are from what its engines can do.
 
-    python -m benchmarks.scale.sampling rounds            # by the share of mixed groups: rounds and prompts a step
-    python -m benchmarks.scale.sampling steps [--steps 8] # seconds of a step, by how its sampling is arranged
+    python -m benchmarks.scale.sampling rounds [--groups 8]  # by the share of mixed groups: rounds and prompts a step
+    python -m benchmarks.scale.sampling steps [--steps 8]    # seconds of a step, by how its sampling is arranged
 
 Queue, stream, places and expected lengths are the run's own (groups/, cluster/); engines are played (virtual.py).
 Answers are lognormal, those to one prompt alike; the longest allowed cuts 4% of them. What a prompt's own length says
@@ -248,14 +248,18 @@ def print_steps(steps: int) -> None:
         )  # fmt: skip
 
 
-def print_rounds(steps: int) -> None:
-    """The queue alone: by share."""
+def print_rounds(steps: int, groups: int) -> None:
+    """The queue alone: by share.
+
+    Args:
+        groups: mixed ones a step.
+    """
     from tests.unit.groups.test_rounds import rounds_of
 
     for share in SHARES:
-        rounds, prompts = rounds_of(share, 512, steps)
+        rounds, prompts = rounds_of(share, groups, steps)
         print(
-            f"| {share} | {np.mean(rounds):.3f} | {max(rounds)} | {prompts:.0f} | {prompts * share / 512 - 1:+.1%} |",
+            f"| {share} | {np.mean(rounds):.3f} | {max(rounds)} | {prompts:.0f} | {prompts * share / groups - 1:+.1%} |",
             flush=True,
         )
 
@@ -265,12 +269,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("rounds", "steps"))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--groups", type=int, default=512, help="of rounds: mixed groups a step")
     arguments = parser.parse_args(argv)
     steps = DEFAULT_STEPS[arguments.what] if arguments.steps is None else arguments.steps
     if arguments.what == "rounds":
-        if steps < 1:
-            parser.error(f"--steps {steps}; give at least 1")
-        print_rounds(steps)
+        if steps < 1 or arguments.groups < 1:
+            parser.error(f"--steps {steps} --groups {arguments.groups}; give at least 1 of each")
+        print_rounds(steps, arguments.groups)
     else:
         if steps < 5:
             parser.error(f"--steps {steps}: the first four are of an engine that knows no lengths; 5 or more")

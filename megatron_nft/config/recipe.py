@@ -187,27 +187,33 @@ def changes_in_words(changes: Sequence[str]) -> str:
 
 
 def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    given: dict[str, dict[str, Any]] = {}
-    for override in overrides:
-        section, key, value = _parse_override(override)
-        given.setdefault(section, {})[key] = value
+    given = [_parse_override(override) for override in overrides]
     if isinstance(algorithm := tree.get("algorithm"), dict):
-        for key in left_behind(algorithm, given.get("algorithm", {})):
+        for key in left_behind(algorithm, {keys[0]: value for s, keys, value in given if s == "algorithm"}):
             algorithm.pop(key, None)
-    for section, values in given.items():
-        if isinstance(tree.setdefault(section, {}), dict):  # else it is refused as no section
-            tree[section].update(values)
+    for section, (*tables, key), value in given:
+        place = tree.setdefault(section, {})
+        for depth, table in enumerate(tables, 1) if isinstance(place, dict) else ():
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                name = ".".join((section, *tables[:depth]))
+                raise RecipeError(f"override {name}.{key}: {name} = {place!r} in the recipe, which is no table")
+        if isinstance(place, dict):  # else it is refused as no section
+            place[key] = value
 
 
-def _parse_override(override: str) -> tuple[str, str, Any]:
+def _parse_override(override: str) -> tuple[str, list[str], Any]:
+    """Section, key (several: of a table within it), value."""
     path, equals, text = override.partition("=")
-    section, dot, key = path.strip().partition(".")
-    if not (equals and dot and section and key):
-        raise RecipeError(f"override {override!r} is not of the form section.key=value, e.g. actor.tp=2")
+    section, *keys = path.strip().split(".")
+    if not (equals and section and keys and all(keys)):
+        raise RecipeError(
+            f"override {override!r} is not of the form section.key=value, e.g. actor.tp=2, evaluate.samples_of.aime24=8"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word: run.name=test
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"override {override[:60]!r} ... can't be read: {error}") from None
-    return section, key, value
+    return section, keys, value

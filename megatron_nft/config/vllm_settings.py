@@ -5,6 +5,7 @@ Names only: what vLLM makes of the others is found out by its own class, in a pr
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 _MODEL = "set model.path, which actor and engines share"
@@ -128,6 +129,7 @@ UNFIT_ON_A_CPU: Mapping[str, str] = {
         "with guesses vLLM's CPU engine samples another text than the model's, and its log-probs are no numbers; "
         "leave it out: it is for a GPU"
     ),
+    "kv_cache_dtype": "only some processors can, and none has been tried; leave it out: it is for a GPU",
     "long_prefill_token_threshold": f"{_SPLITS}, and longer ones would be; leave it out",
     "mamba_cache_mode": "it splits prompts, and is for Mamba layers, which no model here has; leave it out",
     "max_num_scheduled_tokens": (
@@ -148,6 +150,8 @@ def refused(settings: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(speculation, Mapping):
         yield from _refused_speculation(speculation)
     for name, value in settings.items():
+        if not _is_finite(value):
+            yield f"rollout.vllm.{name} = {value!r}: vLLM takes finite numbers only; give one, or leave it out"
         for key in value if isinstance(value, Mapping) else ():
             if (twin := str(key).replace("-", "_")) in UNFIT and twin.endswith(("_plugin", "_cls", "_processors")):
                 yield f"rollout.vllm.{name}.{key} = {value[key]!r} can't be given: {UNFIT[twin]}"
@@ -157,7 +161,7 @@ def refused_on_a_cpu(settings: Mapping[str, Any]) -> Iterator[str]:
     """Those besides, where cluster.device is "cpu"."""
     yield from _set_by_the_program(settings, OWN_ON_A_CPU)
     for name in settings.keys() & UNFIT_ON_A_CPU.keys():
-        if settings[name] in (0, "none"):  # as by default
+        if settings[name] in (0, "none", "auto"):  # as by default
             continue
         yield f"rollout.vllm.{name} = {settings[name]!r} can't be given on a CPU: {UNFIT_ON_A_CPU[name]}"
 
@@ -188,6 +192,15 @@ def allowed(names: Iterable[str], device: str) -> list[str]:
     """Of vLLM's arguments those that a recipe may give."""
     not_ours = {*OWN, *UNFIT, *((*OWN_ON_A_CPU, *UNFIT_ON_A_CPU) if device == "cpu" else ())}
     return [name for name in names if name not in not_ours]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers are, of a value as TOML has it."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or isfinite(value)
 
 
 def _refused_speculation(speculation: Mapping[str, Any]) -> Iterator[str]:

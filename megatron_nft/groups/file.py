@@ -4,11 +4,13 @@ Prompts are kept by their id: whoever reads the file has them. Called by run/che
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megatron_nft.cluster.elsewhere import lend
 from megatron_nft.groups.queue import Kept
 from megatron_nft.observe.batches import column_arrays, read_columns
 from megatron_nft.observe.experts_file import add_experts, read_experts
@@ -108,6 +110,18 @@ def load_groups(path: Path, prompts: Mapping[str, Prompt]) -> list[Kept]:
             strict=True,
         )
     ]
+
+
+def fitting(item: Kept, replays_engine: bool) -> Kept:
+    """A group of a checkpoint, whose run may have had another actor.routing_replay: one without the experts that are to
+    be replayed is not trained on, and another is sampled in its place."""
+    rollouts = item.group.rollouts
+    if not replays_engine:
+        without = tuple(replace(rollout, experts_R=None) for rollout in rollouts)
+        return replace(item, group=replace(item.group, rollouts=without))
+    if any(rollout.experts_R is None for rollout in rollouts):
+        return replace(item, is_ready=False)
+    return replace(item, group=lend(item.group))
 
 
 def _texts(name: str, texts: Sequence[str]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from operator import attrgetter
 from typing import Any
 
 from megatron_nft.config.rollout import Tail
-from megatron_nft.evaluation.accuracy import wilson_interval
-from megatron_nft.groups.share import MixedShare
+from megatron_nft.groups.outcome import outcome, remedy
+from megatron_nft.groups.share import MixedShare, largest_share
 from megatron_nft.groups.staleness import oldest_version, staleness_metrics
 from megatron_nft.plan.rounds import MARGIN, most_prompts
 from megatron_nft.rollout.api import Request, Sampling, requests_of
@@ -34,8 +34,6 @@ from megatron_nft.types import Prompt, RolloutGroup
 
 GROWTH = 4
 """Where all that a step may still ask would hardly do by the share, a round is so many times what has been graded."""
-SURE = 6.0
-"""Standard deviations of groups that are mixed by chance, once in a billion: beyond them sampling on is of no use."""
 
 
 class NoMixedGroups(RuntimeError):
@@ -117,6 +115,16 @@ class GroupQueue:
         return len(self._ready)
 
     @property
+    def untold(self) -> list[RolloutGroup]:
+        """Graded since the last `take`, in the order of their prompts."""
+        return [self._unreported[key] for key in sorted(self._unreported)]
+
+    @property
+    def is_short(self) -> bool:
+        """Nothing is under way, and too few groups are ready."""
+        return not self.under_way and len(self._ready) < self.groups_per_step
+
+    @property
     def carries(self) -> bool:
         """What is ready or under way at a weight sync is of use to later steps."""
         return self._oldest_allowed > 0
@@ -175,20 +183,12 @@ class GroupQueue:
         return self.max_rounds * most_prompts(self.groups_per_step)
 
     def _why_none(self, left: int) -> str:
-        """What the answers looked like."""
-        groups = list(self._unreported.values())
-        all_right = sum(group.correct_rate == 1 for group in groups)
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        truncated = sum(rollout.truncated for rollout in rollouts) / max(len(rollouts), 1)
-        verdicts = [verdict for group in groups for verdict in group.verdicts]
+        """And what the answers looked like."""
         in_vain = f", and the {left} more that may be tried would not bring them" if left else ""
-        unparsable = sum(verdict.kind == "unparsable" for verdict in verdicts) / max(len(verdicts), 1)
         return (
             f"step {self.num_taken + 1}: {len(self._ready)} of {self._counts.graded} groups had {self._needs}, "
-            f"train.groups_per_step = {self.groups_per_step} are needed{in_vain} (of {len(groups)} groups {all_right} "
-            f"were all right; of their answers {truncated:.0%} were cut off, {unparsable:.0%} unparsable); use prompts "
-            "of another difficulty, a larger rollout.group_size, or raise rollout.max_sampling_rounds = "
-            f"{self.max_rounds}"
+            f"train.groups_per_step = {self.groups_per_step} are needed{in_vain} ({outcome(self.untold)}); "
+            f"{remedy(self.untold)}, or raise rollout.max_sampling_rounds = {self.max_rounds}"
         )
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Request]:
@@ -236,7 +236,7 @@ class GroupQueue:
             order, surplus = chosen, self._forget_after(chosen[-1])
         groups = tuple(self._ready[key] for key in chosen)
         too_old = [key for key in order if oldest_version(self._ready[key]) < oldest_of_next and key not in chosen]
-        graded = tuple(self._unreported[key] for key in sorted(self._unreported))
+        graded = tuple(self.untold)
         gone = {*chosen, *too_old}
         self._untrained = [kept for kept in self.kept() if kept.request_id in gone or not kept.is_reported]
         for key in gone:
@@ -267,7 +267,7 @@ class GroupQueue:
         """
         self._unreported = {key: group for key, group in self._unreported.items() if key <= last}
         self._ready = {key: group for key, group in self._ready.items() if key <= last}
-        self.share.count(len(self._ready), len(self._unreported))
+        self.share.count(sum(map(self._teaches, self._unreported.values())), len(self._unreported))
         return self._counts.asked - len(self._unreported)
 
     def trained(self) -> None:
@@ -329,14 +329,11 @@ class GroupQueue:
         self._ready = {item.request_id: item.group for item in kept if item.is_ready}
         self._unreported = {item.request_id: item.group for item in kept if not item.is_reported}
         self._counts.graded = len(self._unreported)
+        if self.takes_in_turn and (self._unreported or requests):  # of a run that was ahead, or kept a tail
+            self._counts.rounds, self._counts.asked = 1, len(self._unreported) + len(requests)
         self._counts.mixed = sum(map(self._teaches, self._unreported.values()))
         oldest = self.num_taken - self._oldest_allowed  # for the next step; the saved run may have allowed older ones
         for key in [key for key, group in self._ready.items() if oldest_version(group) < oldest]:
             del self._ready[key]
             self._counts.dropped += 1
         self._add(requests)
-
-
-def largest_share(mixed: int, graded: int) -> float:
-    """Of mixed groups that fits what has been graded; 1 where nothing has."""
-    return wilson_interval(mixed, graded, SURE)[1] if graded else 1.0

@@ -38,7 +38,11 @@ class ReadableAnswers:
 
     def __init__(self, config: VerdictConfig, groups_per_step: int) -> None:
         self._config, self._groups_per_look = config, groups_per_step
-        self._num_groups = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Has seen nothing."""
+        self._num_groups = self._num_in_turn = 0
         self._seen: dict[str, _Seen] = {}
 
     def add(self, groups: Sequence[RolloutGroup]) -> list[str]:
@@ -67,6 +71,18 @@ class ReadableAnswers:
         if lines and self._config.if_unparsable == "stop":
             raise UnreadableAnswers("\n".join(lines))
         return lines
+
+    def add_in_turn(self, groups: Sequence[RolloutGroup], *, are_all: bool = False) -> list[str]:
+        """As `add`, where steps take groups in the order of their prompts: what is found depends neither on those that
+        a step drops, nor on which came first.
+
+        Args:
+            groups: of a step, all that are graded so far and are to be told of, in that order; a part has been taken.
+            are_all: the next ones are another step's.
+        """
+        new = groups[self._num_in_turn :]
+        self._num_in_turn = 0 if are_all else len(groups)
+        return self.add(new)
 
     def _count(self, group: RolloutGroup) -> None:
         its = self._seen.setdefault(group.prompt.data_source, _Seen())

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Self
 
+from megatron_nft.evaluation.accuracy import wilson_interval
+
+SURE = 6.0
+"""Standard deviations of groups that are mixed by chance, once in a billion: beyond them sampling on is of no use."""
+
 
 @dataclass
 class MixedShare:
@@ -35,3 +40,8 @@ class MixedShare:
     def end_step(self) -> None:
         """What is counted from now on is another step's."""
         self.earlier_value, self.earlier_of = self.value, self.of
+
+
+def largest_share(mixed: int, graded: int) -> float:
+    """Of mixed groups that fits what has been graded; 1 where nothing has."""
+    return wilson_interval(mixed, graded, SURE)[1] if graded else 1.0

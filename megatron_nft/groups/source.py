@@ -17,11 +17,11 @@ from functools import partial
 from threading import Condition, Thread
 from typing import Any
 
-from megatron_nft.cluster.elsewhere import lend
 from megatron_nft.cluster.fleet import Fleet
 from megatron_nft.cluster.stream import RequestStream, at_once
 from megatron_nft.config import Config
 from megatron_nft.data.prompts import PromptStream
+from megatron_nft.groups.file import fitting
 from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import GroupQueue, Kept, Taken
 from megatron_nft.groups.readable import ReadableAnswers
@@ -96,6 +96,7 @@ class GroupSource:
             self._stream.drop_all()
             self._stream.dropped_tokens = []
             self._ungraded, self._grading, self._late = [], None, []
+            self._readable.forget()
             self._beside, self._beside_new, self._beside_answers = {}, [], {}
             self._expected.restore(state.get("expected_tokens", {}))
             empty = {"num_taken": step, "version": step, "round": 0, "next_id": 0, "under_way": []}
@@ -105,7 +106,7 @@ class GroupSource:
                 Request(request_id=key, prompt=prompts[name], seed_id=seed_id, sampling=self._sampling(seed))
                 for key, name, seed_id, seed in queue["under_way"]
             ]
-            self._queue.restore(queue, [self._fitting(item) for item in kept], requests)
+            self._queue.restore(queue, [fitting(item, self._config.replays_engine) for item in kept], requests)
             self._submit(requests)
             self._at_rest = self._kept()
 
@@ -138,9 +139,12 @@ class GroupSource:
             with report.stage(stage, unit="groups") as progress, self._changed:
                 while self._stage() == stage:
                     self._raise_error()
+                    found = None if self._beside else self._queue.take(step)
+                    if found is not None and self._queue.takes_in_turn:
+                        self._warnings += self._readable.add_in_turn(found[0].graded, are_all=True)
                     while self._warnings:
                         report.announce(f"warning: {self._warnings.pop(0)}")
-                    if not self._beside and (found := self._queue.take(step)) is not None:
+                    if found is not None:
                         return self._hand_over(*found)
                     if self._fleet.wants_weights:
                         return None
@@ -256,17 +260,6 @@ class GroupSource:
             top_logprobs=rollout.top_logprobs,
         )
 
-    def _fitting(self, item: Kept) -> Kept:
-        """A group of a checkpoint, whose run may have had another actor.routing_replay: one without the experts that
-        are to be replayed is not trained on, and another is sampled in its place."""
-        rollouts = item.group.rollouts
-        if not self._config.replays_engine:
-            without = tuple(replace(rollout, experts_R=None) for rollout in rollouts)
-            return replace(item, group=replace(item.group, rollouts=without))
-        if any(rollout.experts_R is None for rollout in rollouts):
-            return replace(item, is_ready=False)
-        return replace(item, group=lend(item.group))
-
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
@@ -301,12 +294,14 @@ class GroupSource:
             elif not self._stream.is_working:
                 self._paused = True
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._closing or not self._pausing)
+                self._changed.wait_for(lambda: self._closing or not self._paused)  # even if it is to pause again
         return True
 
     def _ask(self) -> None:
         self._stream.submit(self._beside_new)  # in one go with the round: side by side on the engines, in every run
         self._beside_new = []
+        if self._queue.takes_in_turn and self._queue.is_short:
+            self._warnings += self._readable.add_in_turn(self._queue.untold)
         if count := self._queue.num_missing():
             seed = sampling_seed(self._config.run.seed, self._queue.version + 1, self._queue.round)
             self._submit(self._queue.begin(self._prompts.take(count), self._sampling(seed)))
@@ -334,7 +329,8 @@ class GroupSource:
             self._grading = None
             judged = future.result()
             check_scores(judged, self._config.algorithm)
-            self._warnings += self._readable.add(judged)
+            if not self._queue.takes_in_turn:
+                self._warnings += self._readable.add(judged)
             for request_id, group in zip(request_ids, judged, strict=True):
                 self._queue.grade(request_id, group)
             self._changed.notify_all()

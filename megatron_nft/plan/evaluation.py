@@ -2,8 +2,7 @@
 
 Answers of all benchmarks, greedy and sampled, go into one queue. In a run on shared devices that is the queue of the
 next step's rollouts, whose engines hold the same weights: the evaluation has no tail of its own, only the time of its
-tokens. Where engines have devices of their own it may run while the actor trains. Before the first step and after the
-last it is alone.
+tokens. Where engines have devices of their own it may run while the actor trains. After the last step it is alone.
 """
 
 from dataclasses import dataclass

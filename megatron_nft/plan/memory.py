@@ -195,13 +195,15 @@ def _actor(
 def logits_bytes(config: Config, hf: HFConfig, answer_tokens: float) -> float:
     """actor/logprobs.py: a block of fp32 logits, its product and gradient, gradients of hidden states and rows.
 
+    In fp32 the block is both; the entropy needs its exponentials beside it.
+
     Args:
         answer_tokens: of a microbatch on this rank.
     """
     block = config.actor.logits_mib << 20
     element = weight_element_bytes(config)
     rows = hf.vocab_size / config.actor.tp * hf.hidden_size * element
-    copies = 1 if element == 4 else 2  # fp32 logits and, in bf16, the product and the gradient: half each
+    copies = 1 + config.observe.entropy if element == 4 else 2  # in bf16, of product and gradient, half each
     return block * copies + rows + answer_tokens * hf.hidden_size * (4 + element)
 
 

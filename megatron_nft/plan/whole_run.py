@@ -41,10 +41,8 @@ def plan_whole_run(
     steps, train = config.train.steps, config.train
     parts = {"start": start.seconds if start else 0.0, "steps": steps * step_s}
     if evaluation is not None:
-        between = (steps - 1) // train.evaluate_every if train.evaluate_every else 0
-        parts["evaluations"] = (
-            between * evaluation.beside_s + 2 * evaluation.alone_s
-        )  # before the first, after the last
+        beside = 1 + ((steps - 1) // train.evaluate_every if train.evaluate_every else 0)
+        parts["evaluations"] = beside * evaluation.beside_s + evaluation.alone_s  # alone after the last step
     if saving is not None:
         times = -(-steps // config.checkpoint.every)
         parts["checkpoints"] = times * saving.seconds + (0.0 if saving.waits else saving.write_s)  # the last is awaited

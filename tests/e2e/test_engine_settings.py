@@ -22,6 +22,12 @@ REFUSED = [
     (['{block_size = "many"}'], "vLLM refuses it: block_size: Input should be a valid integer"),
     (['{quantization = "fp8_per_channel"}'], "torch.float32 is not supported for quantization method fp8_per_channel"),
     (['{max_num_batched_tokens = 100}'], "max_num_batched_tokens (100) is smaller than max_model_len (192)"),
+    (["{block_size = 33}"], "block_size: 33 tokens; vLLM's attention on a CPU takes multiples of 32"),
+    (["{block_size = 0}"], "block_size: 0 tokens; give 1 or more, or leave it out"),
+    (["{block_size = -32}", CUDA], "block_size: -32 tokens; give 1 or more, or leave it out"),
+    (["{num_gpu_blocks_override = 6}"], "6 blocks of 32 tokens; a sequence may have 192, so give 7 or more, or leave"),
+    (["{num_gpu_blocks_override = -1, block_size = 64}"], "-1 blocks of 64 tokens; a sequence may have 192, so give 4"),
+    (["{num_gpu_blocks_override = 0}", CUDA], "0 blocks of 16 tokens; a sequence may have 192, so give 13 or more"),
     (["{disable_cascade_attn = 3}"], "disable_cascade_attn: Input should be a valid boolean"),  # not even read
     (['{block_size = "many"}', CUDA], "block_size: Input should be a valid integer"),
     (["{block_size = true}", CUDA], "block_size: Input should be a valid integer"),
@@ -45,6 +51,7 @@ REFUSED = [
 TAKEN = [
     ['{quantization = "fp8_per_channel"}', BF16],
     ["{block_size = 64}"],
+    ["{num_gpu_blocks_override = 7}"],
     ["{long_prefill_token_threshold_adaptive = true, max_num_batched_tokens = 512, watermark = 0}"],
     ["{enforce_eager = false}", CUDA],
     ['{speculative_config = {method = "ngram", num-speculative-tokens = 3}, long_prefill_token_threshold = 64}', CUDA],

@@ -20,6 +20,7 @@ from typing import Any
 from megatron_nft.config import Config, LoraConfig, RecipeError, RolloutConfig, load_config
 from megatron_nft.config.vllm_settings import allowed, refused_of_empty_engines
 from megatron_nft.families.hf_config import ModelFolderError
+from megatron_nft.rollout.vllm.cache import cache_problem
 from megatron_nft.rollout.vllm.environment import cpu_settings, engine_environment, model_settings
 from megatron_nft.rollout.vllm.experts import experts_settings
 from megatron_nft.rollout.vllm.fields import check_types, words
@@ -150,6 +151,8 @@ def why_not(config: Config, *, starts_empty: bool = True) -> str | None:
             gives_experts=config.replays_engine,
             lora=config.lora if config.syncs_adapter else None,
         )
+        if (problem := cache_problem(arguments, config.cluster.device)) is not None:
+            return f"rollout.vllm = {given}: {problem}"
         made = EngineArgs(**arguments)
         if current_platform.is_cpu() if config.cluster.device == "cpu" else current_platform.is_cuda():
             made.create_engine_config(UsageContext.LLM_CLASS)

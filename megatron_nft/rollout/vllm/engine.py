@@ -96,8 +96,9 @@ class VllmEngine:
             )
             self._llm = LLM(**arguments)
         except Exception as error:
+            suspect = f"; rollout.vllm = {config.vllm}: does it start without?" if config.vllm else ""
             raise EngineError(
-                f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}"
+                f"vLLM does not start on {model_path} with max_model_len {max_model_len}: {error}{suspect}"
             ) from error
         self._experts = experts_of_answers(self._llm, device, gives_experts)
         self._tokenizer = load_tokenizer(model_path)  # vLLM's own may be of another class: data/tokenizer.py

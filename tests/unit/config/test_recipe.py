@@ -77,6 +77,23 @@ def test_malformed_files_and_overrides(recipe, tmp_path):
     assert "model: missing; the recipe must set it" in refusal(recipe)
 
 
+def test_an_override_may_name_a_key_of_a_table(recipe):
+    """It is set beside the recipe's others; the table as a whole replaces them."""
+    recipe.write_text(recipe.read_text() + "[evaluate]\nsamples_of = {math500 = 1, aime24 = 4}\n")
+    config = load_config(
+        recipe, ["evaluate.samples_of.aime24=8", "rollout.vllm.compilation_config.mode=3", "rollout.vllm.watermark=0"]
+    )
+    assert config.evaluate.samples_of == {"math500": 1, "aime24": 8}
+    assert config.rollout.vllm == {"compilation_config": {"mode": 3}, "watermark": 0}
+    given = ["evaluate.samples_of.aime24=8", "evaluate.samples_of={amc23 = 2}", "evaluate.samples_of.minerva=3"]
+    assert load_config(recipe, given).evaluate.samples_of == {"amc23": 2, "minerva": 3}
+    assert "rollout.vlm: unknown key" in refusal(recipe, "rollout.vlm.watermark=0")
+    assert "actor.tp" in refusal(recipe, "actor.tp.size=2")
+    recipe.write_text(recipe.read_text() + "[actor]\ntp = 1\n")
+    assert refusal(recipe, "actor.tp.size=2") == "override actor.tp.size: actor.tp = 1 in the recipe, which is no table"
+    assert "not of the form section.key=value" in refusal(recipe, "rollout.vllm.=3")
+
+
 @pytest.mark.parametrize("setting", ["rollout.temperature", "optimizer.learning_rate", "algorithm.neg_weight"])
 @pytest.mark.parametrize("value", ["inf", "nan"])
 def test_numbers_are_finite(recipe, setting, value):

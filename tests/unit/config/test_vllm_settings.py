@@ -34,6 +34,8 @@ def test_others_of_vllms_arguments_are_handed_on_and_kept_in_the_recipe(recipe, 
             '{generation_config = "vllm"}',
             "rollout.vllm.generation_config = 'vllm' can't be given: it would change what",
         ),
+        ("{block_size = inf}", "rollout.vllm.block_size = inf: vLLM takes finite numbers only; give one, or leave it"),
+        ("{quantization_config = {scales = [1.0, nan]}}", "= {'scales': [1.0, nan]}: vLLM takes finite numbers only"),
         ('{worker_cls = "my.Worker"}', "its worker takes the actor's weights in"),
         ('{scheduler_cls = "my.Scheduler"}', "it would put other code into the engine; scheduling_policy is"),
         ('{logits_processors = ["my.Processor"]}', "it would change the distribution that is sampled; set rollout.t"),
@@ -84,6 +86,7 @@ def test_all_that_is_wrong_is_told(recipe):
         ),
         ("max_num_scheduled_tokens = 32", "would wait for ever; set max_num_batched_tokens to bound a step"),
         ('mamba_cache_mode = "align"', "which no model here has"),
+        ('kv_cache_dtype = "fp8"', "only some processors can, and none has been tried"),
         *(
             (
                 f'speculative_config = {{method = "{method}", num_speculative_tokens = 3}}',
@@ -100,7 +103,7 @@ def test_what_is_the_recipes_to_give_on_a_gpu_only(recipe, setting, why):
 
 
 def test_what_a_cpu_can_not_do_may_be_off_there(recipe):
-    off = '{long_prefill_token_threshold = 0, mamba_cache_mode = "none"}'
+    off = '{long_prefill_token_threshold = 0, mamba_cache_mode = "none", kv_cache_dtype = "auto"}'
     assert load_config(recipe, [f"rollout.vllm={off}", "cluster.device=cpu"]).rollout.vllm
 
 

@@ -1,13 +1,15 @@
 """Synchronous runs: how many prompts a round asks for, when a step begins, what becomes of a round's last answers."""
 
+from dataclasses import replace
 from math import exp, lgamma, log
 
 import numpy as np
 import pytest
 
-from megatron_nft.groups.queue import NoMixedGroups, largest_share
-from megatron_nft.groups.share import MixedShare
+from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.groups.share import MixedShare, largest_share
 from megatron_nft.rollout.api import Request
+from megatron_nft.types import Verdict
 from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
 
 
@@ -223,6 +225,38 @@ def test_the_share_goes_on_where_it_was_within_a_step():
     for each in (queue, again):
         grade(each, [*each.under_way.values()], 0, mixed=False)
     assert again.share == queue.share
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_run_that_was_ahead_goes_on_as_one_that_waits(mixed):
+    """What it had under way and graded counts as asked for; groups that are too old now still tell of the share."""
+    ahead = make_queue(1)
+    first = ask(ahead)
+    grade(ahead, first[:3], 0, mixed=mixed)
+    ahead.synced(1, {request.request_id for request in first[3:]}, restarts=False)
+    state = ahead.state_dict() | {"num_taken": 1}
+    queue = make_queue(0)
+    queue.restore(state, ahead.kept(), first[3:])
+    queue.synced(1, set(), restarts=True)
+    while (found := queue.take(2)) is None:
+        ask(queue) if queue.num_missing() else None
+        grade(queue, [*queue.under_way.values()], 1)
+    taken, _ = found
+    told, asked = len(taken.graded), queue._next_id
+    assert taken.metrics["rollout/rounds"] >= 1 and taken.metrics["rollout/groups_surplus"] == asked - told
+    assert queue.share.value == pytest.approx((4 + 3 * mixed) / told if told > 4 else 1)
+
+
+def test_groups_without_a_verdict_are_told_apart_from_hard_ones():
+    queue = make_queue(0, 8)
+    with pytest.raises(NoMixedGroups) as caught:
+        while True:
+            for request in ask(queue):
+                group = answered(request, 0)
+                queue.grade(request.request_id, replace(group, verdicts=(Verdict(kind="timeout"),) * 2))
+    assert "0% unparsable, 100% without a verdict (timeouts, errors)); see first to the graders (" in str(caught.value)
+    _, said = sampled_until_it_ends(0.0, 8)
+    assert "0% unparsable); use prompts of another difficulty, a larger" in said
 
 
 def test_a_checkpoint_of_before_knows_its_share():

@@ -7,17 +7,21 @@ Real engines: tests/e2e/test_source.py.
 import json
 import time
 from contextlib import closing, nullcontext
-from threading import Event
+from dataclasses import replace
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
 
 from megatron_nft.config import load_config
 from megatron_nft.data.prompts import PromptStream
+from megatron_nft.groups.queue import NoMixedGroups
+from megatron_nft.groups.readable import UnreadableAnswers
 from megatron_nft.groups.share import MixedShare
 from megatron_nft.groups.source import GroupSource
 from megatron_nft.rollout.api import Sampling, requests_of
 from megatron_nft.run.held_out import requests_to
+from megatron_nft.types import Verdict
 from tests.unit.groups.engines import Engines, Judge, prompts_of, without_ray
 
 GROUPS, PATIENCE_S = 4, 20.0
@@ -99,6 +103,70 @@ def test_a_resumed_run_asks_in_the_same_order():
         source.resume(1)
         source.take(2, REPORT)
     assert again.given["engine 0"] == engines.given["engine 0"][1:]
+
+
+def test_a_source_that_is_paused_as_soon_as_it_has_been_resumed_comes_to_rest():
+    """A step whose groups are there already takes them between the two, before the thread has looked."""
+    with closing(new_source(Engines(may_end=lambda request: False))) as source:
+
+        def to_and_fro():
+            for _ in range(200):
+                source.resume(0)
+                source.pause()
+
+        trainer = Thread(target=to_and_fro, daemon=True)
+        trainer.start()
+        trainer.join(PATIENCE_S)
+        assert not trainer.is_alive()
+
+
+def readable_run(unreadable, *overrides):
+    """What is said of a step whose judge can't read the answers to these prompts, and what it ends with."""
+    judge, said = Judge(), []
+    judge.judge = lambda groups: [
+        replace(group, verdicts=(Verdict(kind="unparsable", detail="no box"),) * len(group.rollouts))
+        if int(group.prompt.prompt_id[2:]) in unreadable
+        else Judge.judge(judge, [group])[0]
+        for group in groups
+    ]
+    report = SimpleNamespace(stage=REPORT.stage, announce=said.append)
+    settings = ("rollout.max_sampling_rounds=3", *overrides)
+    with closing(new_source(Engines(), *settings, lengths=range(5, 25), judge=judge)) as source:
+        source.resume(0)
+        try:
+            source.take(1, report)
+        except NoMixedGroups as error:
+            return said, error
+        return said, None
+
+
+def test_answers_that_no_mode_reads_end_a_run_after_its_first_round():
+    said, error = readable_run(range(20))
+    assert isinstance(error, UnreadableAnswers) and not said
+    assert str(error).startswith("8 of 8 answers of 'toy' are unparsable"), "no second round was asked for"
+    said, error = readable_run(range(20), 'verdict.if_unparsable="warn"')
+    assert said[0].startswith("warning: 8 of 8 answers of 'toy' are unparsable") and "unparsable" in str(error)
+
+
+def test_what_is_read_depends_neither_on_the_order_of_answers_nor_on_those_that_are_dropped():
+    """Of a step's round only what is asked for after its own groups can't be read, and comes first."""
+    engines, judge, said, begun = Engines(), Judge(), [], []
+
+    def may_be_read(group):
+        number = next(key for key in reversed(engines.seen) if engines.seen[key].prompt == group.prompt)
+        return not begun or number < begun[0] + GROUPS
+
+    judge.judge = lambda groups: [
+        group if may_be_read(group) else replace(group, verdicts=(Verdict(kind="unparsable"),) * 2)
+        for group in Judge.judge(judge, groups)
+    ]
+    report = SimpleNamespace(stage=REPORT.stage, announce=said.append)
+    with closing(source_of(engines, lengths=range(5, 45), judge=judge)) as source:
+        begun.append(GROUPS)
+        ids = held_back(source, engines, range(GROUPS))
+        wait_until(lambda: source._queue.untold and len(source._queue.under_way) == GROUPS)
+        ids.clear()
+        assert len(source.take(2, report).graded) == GROUPS and not said
 
 
 def test_whole_groups_are_graded_while_others_are_sampled():

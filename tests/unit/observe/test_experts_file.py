@@ -1,14 +1,12 @@
 """Answers' experts in the files of checkpoints and batches: as they were, wherever they were; lost ones known to be."""
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from megatron_nft.groups.file import load_groups, save_groups
+from megatron_nft.groups.file import fitting, load_groups, save_groups
 from megatron_nft.groups.queue import Kept
-from megatron_nft.groups.source import GroupSource
 from megatron_nft.observe.batches import load_batch, save_batch
 from megatron_nft.types import Elsewhere, MicroBatch, Prompt, Rollout, RolloutGroup, TrainBatch, TrainSequence, Verdict
 
@@ -88,13 +86,10 @@ def test_models_are_not_mixed(tmp_path):
 def test_a_group_from_a_run_with_another_setting():
     """One without the experts that are to be replayed is sampled again; they are left out where none are."""
     with_experts, without = kept(group((4, Far(rows(4)))), group((4, None)))
-    source = object.__new__(GroupSource)
-    source._config = SimpleNamespace(replays_engine=True)
-    assert source._fitting(with_experts) == with_experts
-    assert source._fitting(without) == replace(without, is_ready=False)
-    source._config = SimpleNamespace(replays_engine=False)
-    assert [r.experts_R for r in source._fitting(with_experts).group.rollouts] == [None]
-    assert source._fitting(with_experts).is_ready and source._fitting(without).is_ready
+    assert fitting(with_experts, True) == with_experts
+    assert fitting(without, True) == replace(without, is_ready=False)
+    assert [r.experts_R for r in fitting(with_experts, False).group.rollouts] == [None]
+    assert fitting(with_experts, False).is_ready and fitting(without, False).is_ready
 
 
 def test_more_rows_than_tokens_are_refused():

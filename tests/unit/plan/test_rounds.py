@@ -139,7 +139,7 @@ def test_a_whole_run_is_the_sum_of_its_parts(planned):
     plan = planned("train.steps=100", "train.evaluate_every=30", "checkpoint.every=40")
     parts = plan.whole_run.parts
     assert parts["steps"] == pytest.approx(100 * plan.seconds)
-    assert parts["evaluations"] == pytest.approx(3 * plan.evaluation.beside_s + 2 * plan.evaluation.alone_s)
+    assert parts["evaluations"] == pytest.approx(4 * plan.evaluation.beside_s + plan.evaluation.alone_s)
     assert parts["checkpoints"] == pytest.approx(3 * plan.saving.copy_s + plan.saving.write_s)
     assert plan.whole_run.device_hours == pytest.approx(128 * sum(parts.values()) / 3600)
     assert plan.asynchronous_run is None
