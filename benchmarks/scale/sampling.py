@@ -259,7 +259,8 @@ def print_rounds(steps: int, groups: int) -> None:
     for share in SHARES:
         rounds, prompts = rounds_of(share, groups, steps)
         print(
-            f"| {share} | {np.mean(rounds):.3f} | {max(rounds)} | {prompts:.0f} | {prompts * share / groups - 1:+.1%} |",
+            f"| {share} | {np.mean(rounds):.3f} | {max(rounds)} | {prompts:.0f} "
+            f"| {prompts * share / groups - 1:+.1%} |",
             flush=True,
         )
 

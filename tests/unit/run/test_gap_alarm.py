@@ -82,7 +82,7 @@ def test_a_mixtures_bound_is_its_own(alarm):
 
 @pytest.mark.parametrize("setting", ['{quantization = "fp8"}', '{kv_cache_dtype = "fp8_e5m2"}'])
 def test_a_quantized_engine_is_not_exact_whatever_else_is(setting):
-    config = load_config("launch/recipes/quickstart.toml", [f"rollout.vllm={setting}"])
+    config = load_config("launch/recipes/quickstart.toml", [f"rollout.vllm={setting}", "cluster.device=cuda"])
     assert config.gap_bound(is_ahead=False) == 1e-2 and config.canary_gap == 0.1
 
 
