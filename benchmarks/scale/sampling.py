@@ -274,8 +274,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     steps = DEFAULT_STEPS[arguments.what] if arguments.steps is None else arguments.steps
     if arguments.what == "rounds":
-        if steps < 1 or arguments.groups < 1:
-            parser.error(f"--steps {steps} --groups {arguments.groups}; give at least 1 of each")
+        for name, number in (("--steps", steps), ("--groups", arguments.groups)):
+            if number < 1:
+                parser.error(f"{name} {number}; give at least 1")
         print_rounds(steps, arguments.groups)
     else:
         if steps < 5:
