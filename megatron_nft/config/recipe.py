@@ -205,7 +205,7 @@ def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 def _parse_override(override: str) -> tuple[str, list[str], Any]:
     """Section, key (several: of a table within it), value."""
     path, equals, text = override.partition("=")
-    section, *keys = path.strip().split(".")
+    section, *keys = _keys(path.strip())
     if not (equals and section and keys and all(keys)):
         raise RecipeError(
             f"override {override!r} is not of the form section.key=value, e.g. actor.tp=2, evaluate.samples_of.aime24=8"
@@ -217,3 +217,18 @@ def _parse_override(override: str) -> tuple[str, list[str], Any]:
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"override {override[:60]!r} ... can't be read: {error}") from None
     return section, keys, value
+
+
+def _keys(path: str) -> list[str]:
+    """Of section.table.key; a key with a dot of its own goes in quotes, as in TOML."""
+    try:
+        tree = tomllib.loads(f"{path} = 0") if '"' in path or "'" in path else None
+    except tomllib.TOMLDecodeError:
+        return [""]
+    if tree is None:
+        return path.split(".")
+    keys = []
+    while isinstance(tree, dict):
+        ((key, tree),) = tree.items()
+        keys.append(key)
+    return keys

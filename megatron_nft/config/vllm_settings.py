@@ -129,7 +129,7 @@ UNFIT_ON_A_CPU: Mapping[str, str] = {
         "with guesses vLLM's CPU engine samples another text than the model's, and its log-probs are no numbers; "
         "leave it out: it is for a GPU"
     ),
-    "kv_cache_dtype": "only some processors can, and none has been tried; leave it out: it is for a GPU",
+    "kv_cache_dtype": "8-bit ones take some processors only, and none has been tried; leave it out: it is for a GPU",
     "long_prefill_token_threshold": f"{_SPLITS}, and longer ones would be; leave it out",
     "mamba_cache_mode": "it splits prompts, and is for Mamba layers, which no model here has; leave it out",
     "max_num_scheduled_tokens": (

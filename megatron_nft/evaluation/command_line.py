@@ -107,7 +107,8 @@ def _without_actor(config: Config) -> Config:
 
 def _is_setting(text: str) -> bool:
     name, equals, _ = text.partition("=")
-    return bool(equals) and "." in name and "/" not in name
+    section, dot, _ = name.partition(".")
+    return bool(equals and dot) and ("/" not in name or section in Config.model_fields)
 
 
 def _samples_of_flag(pairs: Sequence[str]) -> list[str]:

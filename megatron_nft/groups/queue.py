@@ -19,7 +19,7 @@ Called by source.py, under its lock.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, sqrt
 from operator import attrgetter
 from typing import Any
@@ -33,7 +33,7 @@ from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
 GROWTH = 4
-"""Where all that a step may still ask would hardly do by the share, a round is so many times what has been graded."""
+"""Where all that a step may still ask would hardly do by the share, a round is so many times what that counts."""
 
 
 class NoMixedGroups(RuntimeError):
@@ -101,7 +101,7 @@ class GroupQueue:
         self._oldest_allowed = max(max_staleness, int(tail == "keep"))  # staleness of a group that is trained on
         self.max_rounds, self.num_steps, self._teaches, self._needs = max_rounds, num_steps, teaches, needs
         self.version = self.num_taken = self.round = self._next_id = 0
-        self.share = MixedShare()
+        self.share = self._share_before = MixedShare()
         self.under_way: dict[int, Request] = {}
         self._versions: dict[int, int] = {}  # of requests under way: of the policy that samples the first token
         self._ready: dict[int, RolloutGroup] = {}
@@ -245,6 +245,7 @@ class GroupQueue:
             del self.under_way[key], self._versions[key]
         counts, self._counts = self._counts, _Counts()
         self._unreported, self.num_taken = {}, step
+        self._share_before = replace(self.share)
         self.share.end_step()
         metrics = {"rollout/rounds": counts.rounds, "rollout/groups_surplus": surplus}
         if self.max_staleness == 0 and not self.takes_in_turn:
@@ -306,7 +307,7 @@ class GroupQueue:
             "next_id": self._next_id,
             "round": self.round,
             "version": self.version,
-            "share": asdict(self.share),
+            "share": asdict(self._share_before if self._untrained else self.share),  # that step will be taken again
             "under_way": [
                 [request.request_id, request.prompt.prompt_id, request.seed_id, request.sampling.seed]
                 for request in self.under_way.values()

@@ -31,9 +31,9 @@ class MixedShare:
 
     def count(self, mixed: int, graded: int) -> None:
         """So many of this step's groups are mixed, of those that are graded so far. Earlier steps count, too, each half
-        as much as the one after it: of few groups all are mixed now and then, and the next round is not to be without a
-        margin."""
-        earlier = self.earlier_of // 2
+        as much as the one after it, and together at most twice as much as this one: of few groups all are mixed now and
+        then, and the next round is not to be without a margin."""
+        earlier = min(self.earlier_of // 2, 2 * graded)
         self.of = graded + earlier
         self.value = max(mixed + self.earlier_value * earlier, 1) / self.of
 

@@ -138,12 +138,12 @@ class GroupSource:
             stage = self._stage()
             with report.stage(stage, unit="groups") as progress, self._changed:
                 while self._stage() == stage:
-                    self._raise_error()
-                    found = None if self._beside else self._queue.take(step)
+                    found = None if self._beside or self._error else self._queue.take(step)
                     if found is not None and self._queue.takes_in_turn:
                         self._warnings += self._readable.add_in_turn(found[0].graded, are_all=True)
                     while self._warnings:
                         report.announce(f"warning: {self._warnings.pop(0)}")
+                    self._raise_error()
                     if found is not None:
                         return self._hand_over(*found)
                     if self._fleet.wants_weights:

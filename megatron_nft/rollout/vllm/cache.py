@@ -10,20 +10,21 @@ def cache_problem(arguments: dict[str, Any], device: str) -> str | None:
     Args:
         arguments: vLLM's EngineArgs.
     """
-    from vllm.config import CacheConfig
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
     size, blocks = arguments.get("block_size"), arguments.get("num_gpu_blocks_override")
     if size is not None and size < 1:
         return f"block_size: {size} tokens; give 1 or more, or leave it out"
-    if size is not None and device == "cpu" and not CPUAttentionBackend.supports_block_size(size):
-        bases = [getattr(each, "base", each) for each in CPUAttentionBackend.get_supported_kernel_block_sizes()]
-        return f"block_size: {size} tokens; vLLM's attention on a CPU takes multiples of {', '.join(map(str, bases))}"
-    longest, size = arguments["max_model_len"], size or CacheConfig.DEFAULT_BLOCK_SIZE
-    needed = ceil(longest / size) + 1  # vLLM keeps one for itself
-    if blocks is not None and blocks < needed:
+    if size is not None and device == "cpu":
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        if not CPUAttentionBackend.supports_block_size(size):
+            sizes = [getattr(each, "base", each) for each in CPUAttentionBackend.get_supported_kernel_block_sizes()]
+            return f"block_size: {size} tokens; vLLM's CPU attention takes multiples of {', '.join(map(str, sizes))}"
+    longest, workers = arguments["max_model_len"], arguments.get("decode_context_parallel_size") or 1
+    needed = 1 if size is None else ceil(ceil(longest / size) / workers)  # without a size: as vLLM chooses on a GPU
+    if blocks is not None and blocks < needed + 1:  # vLLM keeps one for itself
+        of = "" if size is None else f" of {size} tokens"
         return (
-            f"num_gpu_blocks_override: {blocks} blocks of {size} tokens; a sequence may have {longest}, so give "
-            f"{needed} or more, or leave it out"
+            f"num_gpu_blocks_override: {blocks} blocks{of}; a sequence may have {longest}, so give {needed + 1} or "
+            "more, or leave it out"
         )
     return None

@@ -87,6 +87,10 @@ def test_an_override_may_name_a_key_of_a_table(recipe):
     assert config.rollout.vllm == {"compilation_config": {"mode": 3}, "watermark": 0}
     given = ["evaluate.samples_of.aime24=8", "evaluate.samples_of={amc23 = 2}", "evaluate.samples_of.minerva=3"]
     assert load_config(recipe, given).evaluate.samples_of == {"amc23": 2, "minerva": 3}
+    given = ['verdict.modes."a.b"="boxed"', "verdict.modes.lighteval/MATH=boxed"]
+    assert load_config(recipe, given).verdict.modes == {"a.b": "boxed", "lighteval/MATH": "boxed"}
+    for wrong in ('verdict.modes."a.b=3', "verdict.'modes=3", '"verdict"=3'):
+        assert "not of the form section.key=value" in refusal(recipe, wrong)
     assert "rollout.vlm: unknown key" in refusal(recipe, "rollout.vlm.watermark=0")
     assert "actor.tp" in refusal(recipe, "actor.tp.size=2")
     recipe.write_text(recipe.read_text() + "[actor]\ntp = 1\n")

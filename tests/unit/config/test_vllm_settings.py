@@ -86,7 +86,7 @@ def test_all_that_is_wrong_is_told(recipe):
         ),
         ("max_num_scheduled_tokens = 32", "would wait for ever; set max_num_batched_tokens to bound a step"),
         ('mamba_cache_mode = "align"', "which no model here has"),
-        ('kv_cache_dtype = "fp8"', "only some processors can, and none has been tried"),
+        ('kv_cache_dtype = "fp8"', "8-bit ones take some processors only, and none has been tried"),
         *(
             (
                 f'speculative_config = {{method = "{method}", num_speculative_tokens = 3}}',

@@ -3,6 +3,7 @@
 import numpy as np
 
 from megatron_nft.groups.queue import GroupQueue
+from megatron_nft.groups.share import MixedShare
 from megatron_nft.rollout.api import Sampling
 from megatron_nft.types import Prompt, Rollout, RolloutGroup, Verdict
 
@@ -54,3 +55,15 @@ def grade(queue, requests, version, **keywords):
 
 def ids(groups):
     return [int(group.prompt.prompt_id.removeprefix("p/")) for group in groups]
+
+
+def after_a_first_step(tail, **more):
+    """A queue whose first round was as large as a step, and whose second has just been asked for."""
+    queue = make_queue(0, tail=tail, **more)
+    grade(queue, [*ask(queue)], 0)
+    grade(queue, queue.begin([make_prompt(4)], SAMPLING), 0, mixed=False)
+    assert queue.take(1) is not None
+    queue.trained()
+    queue.synced(1, set(), restarts=False)
+    queue.share = MixedShare(0.8, 5)  # as if no earlier step had been
+    return queue, ask(queue)

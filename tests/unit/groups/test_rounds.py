@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from megatron_nft.groups.queue import NoMixedGroups
-from megatron_nft.groups.share import MixedShare, largest_share
 from megatron_nft.rollout.api import Request
 from megatron_nft.types import Verdict
-from tests.unit.groups.queues import SAMPLING, answered, ask, grade, ids, make_prompt, make_queue
+from tests.unit.groups.queues import SAMPLING, after_a_first_step, answered, ask, grade, ids, make_prompt, make_queue
 
 
 def test_without_staleness_a_round_is_whole_before_another_is_asked_for():
@@ -124,26 +123,6 @@ def test_groups_that_are_mixed_and_late_are_waited_for(max_staleness, tail):
     assert queue.num_ready == 511 and len(ask(queue)) > 0
 
 
-def test_the_largest_share_that_fits():
-    assert largest_share(0, 0) == 1.0
-    assert largest_share(0, 2560) == pytest.approx(36 / 2596)
-    assert 0.5 < largest_share(50, 100) < 0.8 and largest_share(100, 100) == 1.0
-    seen = np.random.default_rng(0).binomial(512, 0.03, 100_000)
-    assert min(largest_share(int(m), 512) for m in set(seen)) > 0.03, "too low once in a billion"
-
-
-def after_a_first_step(tail, **more):
-    """A queue whose first round was as large as a step, and whose second has just been asked for."""
-    queue = make_queue(0, tail=tail, **more)
-    grade(queue, [*ask(queue)], 0)
-    grade(queue, queue.begin([make_prompt(4)], SAMPLING), 0, mixed=False)
-    assert queue.take(1) is not None
-    queue.trained()
-    queue.synced(1, set(), restarts=False)
-    queue.share = MixedShare(0.8, 5)  # as if no earlier step had been
-    return queue, ask(queue)
-
-
 def test_a_tail_that_is_cut_costs_a_step_no_answer_that_it_needs():
     queue, second = after_a_first_step("drop")
     assert len(second) == 9, "4 of 5 were mixed: 5, and a margin"
@@ -184,49 +163,6 @@ def test_a_step_that_takes_groups_in_turn_begins_while_others_are_under_way():
     assert queue.num_ready == 0 and not queue.kept()
 
 
-def test_the_share_is_of_earlier_steps_too():
-    """All of the few groups of a step are mixed now and then: the next round has a margin all the same."""
-    queue, _ = after_a_first_step("wait")
-    queue.share = MixedShare.known(0.6, 10)
-    grade(queue, [*queue.under_way.values()], 1)
-    assert queue.take(2) is not None
-    assert (queue.share.value, queue.share.of) == (pytest.approx((4 + 3) / 9), 9)
-    again = make_queue(0)
-    again.restore(queue.state_dict(), [], [])
-    for each in (queue, again):
-        each.trained()
-        each.synced(2, set(), restarts=False)
-        grade(each, ask(each), 2)
-        assert each.take(3) is not None
-        assert (each.share.value, each.share.of) == (pytest.approx((4 + 4 * 7 / 9) / 8), 8)
-
-
-@pytest.mark.parametrize("tail", ["drop", "keep"])
-def test_a_step_that_was_all_mixed_by_chance_leaves_the_next_a_margin(tail):
-    queue, second = after_a_first_step(tail)
-    queue.share = MixedShare.known(0.5, 16)
-    grade(queue, second[:4], 1)
-    assert queue.take(2) is not None
-    queue.trained()
-    queue.synced(2, set(), restarts=False)
-    assert queue.share == MixedShare.known((4 + 8 * 0.5) / 12, 12) and queue.num_missing() > 4
-
-
-def test_the_share_goes_on_where_it_was_within_a_step():
-    queue = make_queue(1)
-    grade(queue, ask(queue)[:5], 0)
-    assert queue.take(1) is not None
-    queue.trained()
-    grade(queue, [*queue.under_way.values()], 0, mixed=False)
-    grade(queue, ask(queue)[:2], 0, mixed=False)
-    again = make_queue(1)
-    again.restore(queue.state_dict(), queue.kept(), [*queue.under_way.values()])
-    assert again.share == queue.share != MixedShare.known(queue.share.value, queue.share.of)
-    for each in (queue, again):
-        grade(each, [*each.under_way.values()], 0, mixed=False)
-    assert again.share == queue.share
-
-
 @pytest.mark.parametrize("mixed", [True, False])
 def test_a_run_that_was_ahead_goes_on_as_one_that_waits(mixed):
     """What it had under way and graded counts as asked for; groups that are too old now still tell of the share."""
@@ -257,17 +193,6 @@ def test_groups_without_a_verdict_are_told_apart_from_hard_ones():
     assert "0% unparsable, 100% without a verdict (timeouts, errors)); see first to the graders (" in str(caught.value)
     _, said = sampled_until_it_ends(0.0, 8)
     assert "0% unparsable); use prompts of another difficulty, a larger" in said
-
-
-def test_a_checkpoint_of_before_knows_its_share():
-    """Its queue had these two values, or only the first."""
-    queue = make_queue(0)
-    state = queue.state_dict()
-    del state["share"]
-    queue.restore(state | {"mixed_share": 0.25, "share_of": 10}, [], [])
-    assert queue.share == MixedShare.known(0.25, 10)
-    queue.restore(state | {"mixed_share": 0.25}, [], [])
-    assert queue.share == MixedShare.known(0.25, 4)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.15])
