@@ -64,7 +64,7 @@ class Arrangement:
     margin: float = queue_module.MARGIN
     longest_first: bool = True
     whole_rounds: bool = False  # a step waits for all that it has asked for
-    evaluation: str = "beside"  # the rollouts, or "after" them, a tail for each number of samples
+    evaluation: str = "beside"  # the rollouts, or "after" them, a tail for each number of samples, or "none"
 
 
 ARRANGEMENTS = (
@@ -76,6 +76,8 @@ ARRANGEMENTS = (
     Arrangement(name="whole rounds, lengths known", pool=2500, whole_rounds=True),
     Arrangement(name='tail = "wait", first epoch'),
     Arrangement(name='tail = "wait", lengths known', pool=2500),
+    Arrangement(name='tail = "wait", first epoch, no evaluation', evaluation="none"),
+    Arrangement(name='tail = "wait", lengths known, no evaluation', pool=2500, evaluation="none"),
     Arrangement(name='tail = "drop", first epoch', tail="drop"),
     Arrangement(name='tail = "drop", lengths known', tail="drop", pool=2500),
     Arrangement(name='tail = "keep", first epoch', tail="keep"),
@@ -113,7 +115,7 @@ def _play(cluster: VirtualFleet, config: Config, a: Arrangement, steps: int, see
     stream = kind(cluster, "rollouts", answers_at_once=at_once, timeout_s=1e9)
     expected, prompts, seen = ExpectedTokens(), prompts_of(a.pool, seed), []
     for step in range(1, steps + 1):
-        begun, evaluates = cluster.now, step % config.train.evaluate_every == 0
+        begun, evaluates = cluster.now, a.evaluation != "none" and step % config.train.evaluate_every == 0
         beside = requests_to(held_out(), config) if evaluates and a.evaluation == "beside" else []
         stream.submit(beside)
         found, missing, asked, whole = None, len(beside), 0, {}
