@@ -23,10 +23,10 @@ from benchmarks.planner.rows import COMMON, MODELS
 from benchmarks.scale.virtual import Answers, VirtualEngine, VirtualFleet, zeros
 from megatron_nft.cluster.stream import RequestStream, stream_answers
 from megatron_nft.config import Config, load_config
-from megatron_nft.groups import queue as queue_module
 from megatron_nft.groups.lengths import ExpectedTokens
 from megatron_nft.groups.queue import GroupQueue
 from megatron_nft.groups.share import MixedShare
+from megatron_nft.plan import rounds as rounds_module
 from megatron_nft.plan.hardware import load_machine
 from megatron_nft.plan.planner import Plan, make_plan
 from megatron_nft.plan.rollouts import rollout_round
@@ -61,7 +61,7 @@ class Arrangement:
     pool: int = 10**6  # prompts, after which they come again
     tail: str = "wait"
     places: str = "answers"  # that engines are given at a time; "groups": whole ones; "all": all at once
-    margin: float = queue_module.MARGIN
+    margin: float = rounds_module.MARGIN
     longest_first: bool = True
     whole_rounds: bool = False  # a step waits for all that it has asked for
     evaluation: str = "beside"  # the rollouts, or "after" them, a tail for each number of samples, or "none"
@@ -102,7 +102,7 @@ def play(arrangement: Arrangement, steps: int, seed: int = 1) -> dict[str, float
     they come again."""
     plan = recipe_plan()
     cluster = VirtualFleet(plan, Answers(plan.config, arrangement.share), plan.config.rollout.engines)
-    with cluster.clock(), mock.patch.object(queue_module, "MARGIN", arrangement.margin):
+    with cluster.clock(), mock.patch.object(rounds_module, "MARGIN", arrangement.margin):
         return _play(cluster, plan.config, arrangement, steps, seed)
 
 

@@ -193,13 +193,14 @@ def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             algorithm.pop(key, None)
     for section, (*tables, key), value in given:
         place = tree.setdefault(section, {})
-        for depth, table in enumerate(tables, 1) if isinstance(place, dict) else ():
+        if not isinstance(place, dict):
+            continue  # it is refused as no section
+        for depth, table in enumerate(tables, 1):
             place = place.setdefault(table, {})
             if not isinstance(place, dict):
                 name = ".".join((section, *tables[:depth]))
                 raise RecipeError(f"override {name}.{key}: {name} = {place!r} in the recipe, which is no table")
-        if isinstance(place, dict):  # else it is refused as no section
-            place[key] = value
+        place[key] = value
 
 
 def _parse_override(override: str) -> tuple[str, list[str], Any]:
@@ -221,12 +222,12 @@ def _parse_override(override: str) -> tuple[str, list[str], Any]:
 
 def _keys(path: str) -> list[str]:
     """Of section.table.key; a key with a dot of its own goes in quotes, as in TOML."""
+    if not {'"', "'"} & set(path):
+        return path.split(".")
     try:
-        tree = tomllib.loads(f"{path} = 0") if '"' in path or "'" in path else None
+        tree = tomllib.loads(f"{path} = 0")
     except tomllib.TOMLDecodeError:
         return [""]
-    if tree is None:
-        return path.split(".")
     keys = []
     while isinstance(tree, dict):
         ((key, tree),) = tree.items()

@@ -19,8 +19,8 @@ Called by source.py, under its lock.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
-from math import ceil, sqrt
+from dataclasses import asdict, dataclass
+from math import ceil
 from operator import attrgetter
 from typing import Any
 
@@ -28,7 +28,7 @@ from megatron_nft.config.rollout import Tail
 from megatron_nft.groups.outcome import outcome, remedy
 from megatron_nft.groups.share import MixedShare, largest_share
 from megatron_nft.groups.staleness import oldest_version, staleness_metrics
-from megatron_nft.plan.rounds import MARGIN, most_prompts
+from megatron_nft.plan.rounds import asked_for, most_prompts
 from megatron_nft.rollout.api import Request, Sampling, requests_of
 from megatron_nft.types import Prompt, RolloutGroup
 
@@ -157,13 +157,12 @@ class GroupQueue:
             if left and self.under_way:
                 return 0  # those that are graded are the short ones: it is judged once the others are, too
             raise NoMixedGroups(self._why_none(left))
-        margin = 0.0
         share = self.share
-        if self.max_staleness == 0 and share.of:  # their number is binomial, and the share an estimate
-            margin = MARGIN * sqrt(room * (1 - share.value) * (1 + room / (share.value * share.of)))
+        in_rounds = self.max_staleness == 0 and share.of
+        wanted = asked_for(room, share.value, share.of) if in_rounds else ceil(room / share.value)
         if share.of and len(self._ready) + left * share.value < 2 * self.groups_per_step:
             left = min(left, GROWTH * share.of)  # they hardly would do: some, to know the share better
-        return max(min(ceil((room + margin) / share.value), left) - len(self.under_way), 0)
+        return max(min(wanted, left) - len(self.under_way), 0)
 
     @property
     def _is_in_round(self) -> bool:
@@ -245,8 +244,7 @@ class GroupQueue:
             del self.under_way[key], self._versions[key]
         counts, self._counts = self._counts, _Counts()
         self._unreported, self.num_taken = {}, step
-        self._share_before = replace(self.share)
-        self.share.end_step()
+        self._share_before, self.share = self.share, MixedShare.known(self.share.value, self.share.of)
         metrics = {"rollout/rounds": counts.rounds, "rollout/groups_surplus": surplus}
         if self.max_staleness == 0 and not self.takes_in_turn:
             metrics["rollout/groups_cut"] = len(late) + len(self.under_way)

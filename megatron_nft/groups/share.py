@@ -37,10 +37,6 @@ class MixedShare:
         self.of = graded + earlier
         self.value = max(mixed + self.earlier_value * earlier, 1) / self.of
 
-    def end_step(self) -> None:
-        """What is counted from now on is another step's."""
-        self.earlier_value, self.earlier_of = self.value, self.of
-
 
 def largest_share(mixed: int, graded: int) -> float:
     """Of mixed groups that fits what has been graded; 1 where nothing has."""

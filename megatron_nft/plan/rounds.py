@@ -56,7 +56,7 @@ def sampling_rounds(groups: int, mixed_share: float) -> Rounds:
 
 
 def asked_for(groups: int, mixed_share: float, share_of: int) -> int:
-    """Prompts of a round.
+    """Prompts of a round: the number of mixed groups is binomial, and the share an estimate.
 
     Args:
         share_of: groups that the share was counted on.

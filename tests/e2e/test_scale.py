@@ -10,7 +10,7 @@ import ray
 
 from benchmarks.scale import sampling
 from megatron_nft.cluster import stream
-from megatron_nft.groups import queue
+from megatron_nft.plan import rounds
 
 SMALL = [
     "train.groups_per_step=16",
@@ -43,7 +43,7 @@ def test_a_small_cluster(tmp_path):
 @pytest.mark.e2e
 def test_sampling_as_it_was_before_runs_on_the_stream_of_today():
     """The page's comparison overrides a part of the stream; and leaves no clock of its own behind in this process."""
-    real = stream.ray, stream.time, queue.MARGIN
+    real = stream.ray, stream.time, rounds.MARGIN
     before = next(a for a in sampling.ARRANGEMENTS if a.places == "groups")
     assert sampling.play(before, 3)["rounds"] == 1
-    assert (stream.ray, stream.time, queue.MARGIN) == real == (ray, time, queue.MARGIN)
+    assert (stream.ray, stream.time, rounds.MARGIN) == real == (ray, time, rounds.MARGIN)

@@ -108,7 +108,7 @@ def test_a_size_that_fails_ends_the_simulated_cluster_with_a_line(gpus, begun, s
 @pytest.mark.parametrize(
     ("line", "said"),
     [("rounds --steps -1", "--steps -1; give at least 1"), ("rounds --steps 0", "--steps 0; give at least 1"),
-        ("rounds --groups 0", "--groups 0; give at least 1"),
+     ("rounds --groups 0", "--groups 0; give at least 1"),
      ("steps --steps 0", "--steps 0: the first four"), ("steps --steps 4", "--steps 4: the first four")],
 )  # fmt: skip
 def test_simulated_sampling_refuses_too_few_steps(line, said, capsys):

@@ -45,7 +45,7 @@ def test_a_step_asks_as_the_queue_does(share):
         real.trained()
         real.synced(step, set(), restarts=False)
     assert real.num_missing() == pytest.approx(planned.first, rel=0.003)
-    assert rounds.MARGIN == queue.MARGIN
+    assert rounds.asked_for is queue.asked_for
     assert 10 * rounds.most_prompts(512) == real._num_allowed()
 
 
